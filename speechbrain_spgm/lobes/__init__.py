@@ -1,0 +1,1 @@
+"""Tensors in, tensors out: the parts of SPGM, without files or hyperparameters."""

@@ -1,0 +1,107 @@
+r"""Frames to overlapping chunks and back, utterance by utterance.
+
+Axes: L frames of one utterance, K frames of a chunk, P = K // 2, S chunks of one
+utterance, C chunks of all utterances (packed rows), N filters.
+
+Two streams of K-frame chunks, the second K - P later than the first, cover the padded
+utterance, so that every frame lies in exactly one chunk of each::
+
+    padded   |-- P zeros --|------- L frames -------|-- gap zeros --|-- P zeros --|
+    stream 0 |<---- row 0 ---->|<---- row 2 ---->|<---- row 4 ---->|
+    stream 1               |<---- row 1 ---->|<---- row 3 ---->|<---- row 5 ---->|
+
+    frame t: position P + t of stream 0 and position t of stream 1.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def count_chunks(L: int, K: int) -> int:
+    """Number of chunks S of an utterance of L frames; always even.
+
+    The gap is at least one frame, as in SpeechBrain's ``Dual_Path_Model``.
+
+    Example
+    -------
+    >>> count_chunks(L=7, K=4)  # 2 zeros + 7 frames + 3 of gap = 3 chunks a stream
+    6
+    >>> count_chunks(L=6, K=4)  # 2 + 6 is full, so a whole chunk of gap
+    6
+    """
+    return 2 * ((K // 2 + L) // K + 1)
+
+
+def segment(frames: Sequence[Tensor], K: int) -> tuple[Tensor, list[int]]:
+    """Cut every utterance into chunks and pack all chunks as rows.
+
+    Arguments
+    ---------
+    frames : sequence of torch.Tensor
+        One ``[L, N]`` per utterance.
+    K : int
+        Frames of a chunk, at least 2.
+
+    Returns
+    -------
+    rows : torch.Tensor
+        ``[C, K, N]``, utterance after utterance.
+    chunks : list of int
+        The number of chunks S of every utterance; they sum to C.
+
+    Example
+    -------
+    >>> rows, chunks = segment([torch.rand(30, 4), torch.rand(9, 4)], K=10)
+    >>> rows.shape, chunks
+    (torch.Size([12, 10, 4]), [8, 4])
+    """
+    P = K // 2
+    rows, chunks = [], []
+    for utterance in frames:
+        L, N = utterance.shape
+        S = count_chunks(L, K)
+        stream = S // 2 * K  # frames in a stream: P + L + gap
+        padded = F.pad(utterance, (0, 0, P, stream - L))  # [P + L + gap + P, N]
+        streams = torch.stack([padded[:stream], padded[P:]])  # [2, S/2 * K, N]
+        rows.append(streams.view(2, S // 2, K, N).transpose(0, 1).reshape(S, K, N))
+        chunks.append(S)
+    return (rows[0] if len(rows) == 1 else torch.cat(rows)), chunks
+
+
+def overlap_add(
+    rows: Tensor, chunks: Sequence[int], lengths: Sequence[int]
+) -> list[Tensor]:
+    """Add the two chunks that cover each frame: twice the inverse of segment.
+
+    Arguments
+    ---------
+    rows : torch.Tensor
+        Packed chunks, ``[C, K, N]``.
+    chunks : sequence of int
+        The number of chunks S of every utterance.
+    lengths : sequence of int
+        The number of frames L of every utterance.
+
+    Returns
+    -------
+    frames : list of torch.Tensor
+        One ``[L, N]`` per utterance.
+
+    Example
+    -------
+    >>> x = torch.rand(30, 4)
+    >>> torch.equal(overlap_add(*segment([x], K=10), [30])[0], x + x)
+    True
+    """
+    K, N = rows.shape[1:]
+    P = K // 2
+    frames = []
+    for utterance, L in zip(rows.split(list(chunks)), lengths, strict=True):
+        streams = utterance.view(-1, 2, K, N)  # [S/2, 2, K, N]
+        first = streams[:, 0].reshape(-1, N)[P : P + L]
+        second = streams[:, 1].reshape(-1, N)[:L]
+        frames.append(first + second)
+    return frames

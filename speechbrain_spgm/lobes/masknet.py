@@ -1,0 +1,468 @@
+"""The packed mask network: SepFormer's dual path with SPGM, utterances kept apart.
+
+Axes: B utterances, L encoder frames, N filters, K frames in a chunk, S chunks of one
+utterance, C rows = chunks of all utterances of a batch, packed one after the other,
+spks sources.
+
+A chunk meets the others of its utterance only in two norms and the global vector, so
+the state is a plain ``[C, K, N]`` tensor and those three are sums per row, then per
+utterance. Nothing is spent on padding and nothing leaks between utterances.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from speechbrain.lobes.models.dual_path import (
+    Dual_Computation_Block,
+    Dual_Path_Model,
+    GlobalLayerNorm,
+)
+from speechbrain.lobes.models.transformer.Transformer import PositionalEncoding
+from torch import Tensor, nn
+
+from speechbrain_spgm.lobes import intra
+from speechbrain_spgm.lobes.chunking import overlap_add, segment
+from speechbrain_spgm.lobes.spgm import SPGMBlock
+
+# What the intra transformer may hold at once without gradients: the caches of a few
+# cores on a CPU, a fraction of the memory on a GPU.
+STEP_BYTES = {"cpu": 4 * 2**20, "cuda": 2**30}
+
+
+class SPGMMaskNet(Dual_Path_Model):
+    """SpeechBrain's ``Dual_Path_Model`` with SPGM blocks, computed on packed rows.
+
+    Same arguments, parameters and state names as ``Dual_Path_Model``, same masks as
+    each utterance has there alone; ``inter_model`` must be an
+    :class:`~speechbrain_spgm.lobes.spgm.SPGMBlock` and ``intra_model`` must treat its
+    rows independently, as transformers and RNNs do.
+
+    Arguments
+    ---------
+    in_channels : int
+        Number of encoder filters.
+    out_channels : int
+        Number of filters N of the intra and inter blocks.
+    intra_model : torch.nn.Module
+        Model within chunks, ``[C, K, N]`` to ``[C, K, N]``; copied to every block.
+    inter_model : SPGMBlock
+        Global modulation; copied to every block.
+    num_layers : int
+        Number of blocks.
+    norm : str
+        ``"ln"`` or ``"gln"``: one mean and variance per utterance.
+    K : int
+        Frames in a chunk, at least 2.
+    num_spks : int
+        Number of sources.
+    skip_around_intra : bool
+        Skip connection around the intra model.
+    linear_layer_after_inter_intra : bool
+        Linear layer after the intra and the inter model.
+    use_global_pos_enc : bool
+        Must be False.
+    max_length : int
+        Unused, as ``use_global_pos_enc`` is False.
+    rows_per_step : int, optional
+        Chunks that go through the intra model at a time when no gradient is needed
+        (bounds the memory, changes no result). ``None``: what fits the cache;
+        0: all. Training uses all rows.
+
+    Raises
+    ------
+    ValueError
+        For anything above that the packed network cannot represent.
+
+    Example
+    -------
+    >>> from speechbrain.lobes.models.dual_path import SBTransformerBlock
+    >>> intra_model = SBTransformerBlock(1, 64, 8, norm_before=True, dropout=0.0)
+    >>> net = SPGMMaskNet(64, 64, intra_model, SPGMBlock(64, "att"), K=50)
+    >>> x = torch.rand(2, 64, 300)
+    >>> masks = net(x, frames=torch.tensor([300, 120]))
+    >>> masks.shape
+    torch.Size([2, 2, 64, 300])
+    >>> alone = net(x[1:, :, :120])
+    >>> torch.allclose(masks[:, 1:, :, :120], alone, atol=1e-5)
+    True
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        intra_model: nn.Module,
+        inter_model: nn.Module,
+        num_layers: int = 1,
+        norm: str = "ln",
+        K: int = 200,
+        num_spks: int = 2,
+        skip_around_intra: bool = True,
+        linear_layer_after_inter_intra: bool = True,
+        use_global_pos_enc: bool = False,
+        max_length: int = 20000,
+        rows_per_step: int | None = None,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            intra_model,
+            inter_model,
+            num_layers,
+            norm,
+            K,
+            num_spks,
+            skip_around_intra,
+            linear_layer_after_inter_intra,
+            use_global_pos_enc,
+            max_length,
+        )
+        check_representable(self)
+        self.rows_per_step = rows_per_step
+
+    @classmethod
+    def from_dual_path(
+        cls, model: Dual_Path_Model, rows_per_step: int | None = None
+    ) -> SPGMMaskNet:
+        """The packed network on the parameters of a built ``Dual_Path_Model``.
+
+        Arguments
+        ---------
+        model : Dual_Path_Model
+            A model whose inter models are ``SPGMBlock``; its parameters are shared,
+            not copied.
+        rows_per_step : int, optional
+            See the class.
+
+        Returns
+        -------
+        masknet : SPGMMaskNet
+            In the same mode (training or evaluation) as ``model``.
+
+        Raises
+        ------
+        ValueError
+            If the packed network cannot represent something in ``model``.
+        """
+        if type(model).forward not in (Dual_Path_Model.forward, cls.forward):
+            raise ValueError(
+                f"{type(model).__name__} has a forward of its own; "
+                "SPGMMaskNet can only take over a plain Dual_Path_Model."
+            )
+        check_representable(model)
+        packed = cls.__new__(cls)
+        nn.Module.__init__(packed)
+        packed.K, packed.num_spks = model.K, model.num_spks
+        packed.num_layers, packed.use_global_pos_enc = model.num_layers, False
+        for name, child in model.named_children():
+            packed.add_module(name, child)
+        packed.rows_per_step = rows_per_step
+        packed.training = model.training  # the children keep the mode they are in
+        return packed
+
+    def forward(self, x: Tensor, frames: Tensor | None = None) -> Tensor:
+        """Estimate one mask per source (paper, figure 1).
+
+        Arguments
+        ---------
+        x : torch.Tensor
+            Encoder output, ``[B, N, L]``.
+        frames : torch.Tensor, optional
+            Valid frames of every utterance, ``[B]``; ``None``: all L. What x holds
+            beyond them is never read.
+
+        Returns
+        -------
+        masks : torch.Tensor
+            ``[spks, B, N, L]``, zero beyond the valid frames.
+
+        Raises
+        ------
+        ValueError
+            If ``frames`` is not B counts from 1 to L.
+        """
+        B, _, L = x.shape
+        lengths = _check_frames(frames, B, L)
+
+        embedded = [self._embed(x[b, :, : lengths[b]]) for b in range(B)]
+        rows, chunks = segment(embedded, self.K)  # [C, K, N]
+        for block in self.dual_mdl:
+            rows = self._block(block, rows, chunks)
+        added = overlap_add(self.prelu(rows), chunks, lengths)
+        masks = [self._masks(utterance) for utterance in added]  # [spks, N, L_b]
+
+        padded = [F.pad(mask, (0, L - mask.shape[-1])) for mask in masks]
+        return torch.stack(padded, dim=1)
+
+    def _embed(self, x: Tensor) -> Tensor:
+        """Norm and 1x1 convolution of one utterance, ``[N, L]`` to ``[L, N]``."""
+        return self.conv1d(self.norm(x.unsqueeze(0))).squeeze(0).t()
+
+    def _block(
+        self, block: Dual_Computation_Block, x: Tensor, chunks: Sequence[int]
+    ) -> Tensor:
+        """One dual computation block, ``[C, K, N]`` to ``[C, K, N]``.
+
+        With c the modulation and mu, sigma of c*x over the utterance, modulation, norm
+        and residual are one affine map: x (1 + c gamma / sigma) + beta - mu gamma / sigma
+        """
+        local = self._intra(block, x)
+        scale, shift = norm_affine(block.intra_norm, *row_moments(local), chunks)
+        x = affine(local, scale, shift, chunks) + (x if block.skip_around_intra else 0)
+
+        with torch.autocast(x.device.type, enabled=False):  # statistics in float32
+            pooled = block.inter_mdl.pool(x)  # [C, N]
+            c = block.inter_mdl.modulation(utterance_mean(pooled, chunks))  # [B, N]
+        if block.linear_layer_after_inter_intra:
+            mixed = block.inter_linear(affine(x, c, torch.zeros_like(c), chunks))
+            scale, shift = norm_affine(block.inter_norm, *row_moments(mixed), chunks)
+            return x + affine(mixed, scale, shift, chunks)
+        scale, shift = norm_affine(block.inter_norm, *row_moments(x), chunks, c)
+        return affine(x, 1 + scale, shift, chunks)
+
+    def _intra(self, block: Dual_Computation_Block, x: Tensor) -> Tensor:
+        """The intra model, a few rows at a time where no gradient is needed."""
+
+        def step(rows: Tensor) -> Tensor:
+            if intra.is_standard(block.intra_mdl):
+                rows = intra.transform(block.intra_mdl, rows)
+            else:
+                rows = block.intra_mdl(rows)
+            if block.linear_layer_after_inter_intra:
+                rows = block.intra_linear(rows)
+            return rows.to(x.dtype)
+
+        if torch.is_grad_enabled():
+            return step(x)
+        out = torch.empty_like(x)
+        for rows, slot in zip(
+            x.split(self._step_rows(block, x)),
+            out.split(self._step_rows(block, x)),
+            strict=True,
+        ):
+            slot.copy_(step(rows))
+        return out
+
+    def _step_rows(self, block: Dual_Computation_Block, x: Tensor) -> int:
+        C, K, N = x.shape
+        if self.rows_per_step is not None:
+            return self.rows_per_step or C
+        row_bytes = K * intra.widest(block.intra_mdl, N) * x.element_size()
+        return max(1, STEP_BYTES.get(x.device.type, 2**30) // row_bytes)
+
+    def _masks(self, x: Tensor) -> Tensor:
+        """Masks of one utterance, ``[L, N]`` to ``[spks, N, L]``.
+
+        The 1x1 conv2d comes after the overlap-add, which adds two chunks, so its bias
+        counts twice; the largest tensor of the dual path then never exists.
+        """
+        L, N = x.shape
+        x = F.linear(x, self.conv2d.weight.flatten(1), 2 * self.conv2d.bias)
+        x = x.view(L, self.num_spks, N).permute(1, 2, 0)  # [spks, N, L]
+        x = self.output(x) * self.output_gate(x)
+        return self.activation(self.end_conv1x1(x))
+
+
+def _check_frames(frames: Tensor | None, B: int, L: int) -> list[int]:
+    if frames is None:
+        return [L] * B
+    lengths = frames.tolist()
+    if frames.shape != (B,) or not all(1 <= length <= L for length in lengths):
+        raise ValueError(
+            f"frames is {lengths}, but it must hold {B} counts from 1 to {L}, "
+            "one per utterance."
+        )
+    return [int(length) for length in lengths]
+
+
+def row_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance over the frames of every row.
+
+    Arguments
+    ---------
+    x : torch.Tensor
+        ``[C, K, N]``.
+
+    Returns
+    -------
+    mean, var : torch.Tensor
+        ``[C, N]``, float64: variances are centred, so nothing cancels, and the sums
+        over an utterance's rows lose nothing however long it is.
+
+    Example
+    -------
+    >>> row_moments(torch.tensor([[[1.0], [3.0]]]))
+    (tensor([[2.]], dtype=torch.float64), tensor([[1.]], dtype=torch.float64))
+    """
+    var, mean = torch.var_mean(x, dim=1, correction=0)
+    return mean.double(), var.double()
+
+
+def utterance_mean(x: Tensor, chunks: Sequence[int]) -> Tensor:
+    """Mean over the rows of every utterance.
+
+    Arguments
+    ---------
+    x : torch.Tensor
+        One vector per row, ``[C, N]``.
+    chunks : sequence of int
+        Rows of every utterance.
+
+    Returns
+    -------
+    mean : torch.Tensor
+        ``[B, N]``.
+
+    Example
+    -------
+    >>> utterance_mean(torch.tensor([[1.0], [3.0], [5.0]]), [2, 1])
+    tensor([[2.],
+            [5.]])
+    """
+    return torch.stack([rows.mean(dim=0) for rows in x.split(list(chunks))])
+
+
+def norm_affine(
+    norm: nn.Module,
+    mean: Tensor,
+    var: Tensor,
+    chunks: Sequence[int],
+    c: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The affine map that a global norm of ``c * x`` is for every utterance.
+
+    ``norm(c * x) = scale * x + shift``, where the norm's mean mu and variance are
+    taken over all frames and filters of an utterance.
+
+    Arguments
+    ---------
+    norm : torch.nn.Module
+        ``GroupNorm(1, N)`` or ``GlobalLayerNorm``.
+    mean, var : torch.Tensor
+        Moments of the rows of x, ``[C, N]``, from :func:`row_moments`.
+    chunks : sequence of int
+        Rows of every utterance.
+    c : torch.Tensor, optional
+        Modulation, ``[B, N]``; ``None``: ones.
+
+    Returns
+    -------
+    scale, shift : torch.Tensor
+        ``[B, N]``, in the norm's precision.
+
+    Example
+    -------
+    >>> x = torch.rand(4, 10, 8)  # two utterances of two chunks
+    >>> norm = nn.GroupNorm(1, 8)
+    >>> scale, shift = norm_affine(norm, *row_moments(x), chunks=[2, 2])
+    >>> y = affine(x, scale, shift, [2, 2])
+    >>> first = norm(x[:2].flatten(0, 1).t().unsqueeze(0))  # [1, N, S*K]
+    >>> torch.allclose(first[0].t(), y[:2].flatten(0, 1), atol=1e-5)
+    True
+    """
+    gamma, beta = norm.weight.flatten(), norm.bias.flatten()
+    if c is None:
+        c = gamma.new_ones(len(chunks), gamma.numel())
+    c = c.double()
+    mu = (utterance_mean(mean, chunks) * c).mean(dim=1, keepdim=True)  # [B, 1]
+    within = utterance_mean(var, chunks) * c.square()  # [B, N]
+    between = (mean * _per_row(c, chunks) - _per_row(mu, chunks)).square()  # [C, N]
+    variance = (within + utterance_mean(between, chunks)).mean(dim=1, keepdim=True)
+    gain = gamma / torch.sqrt(variance + norm.eps)  # [B, N]
+    return (c * gain).to(gamma.dtype), (beta - mu * gain).to(gamma.dtype)
+
+
+def affine(x: Tensor, scale: Tensor, shift: Tensor, chunks: Sequence[int]) -> Tensor:
+    """``x * scale + shift`` with one scale and shift per utterance and filter.
+
+    Arguments
+    ---------
+    x : torch.Tensor
+        ``[C, K, N]``.
+    scale, shift : torch.Tensor
+        ``[B, N]``.
+    chunks : sequence of int
+        Rows of every utterance.
+
+    Returns
+    -------
+    y : torch.Tensor
+        ``[C, K, N]``.
+
+    Example
+    -------
+    >>> x, ones = torch.ones(3, 2, 1), torch.ones(2, 1)
+    >>> affine(x, torch.tensor([[2.0], [5.0]]), ones, [2, 1])[:, 0, 0]
+    tensor([3., 3., 6.])
+    """
+    scale, shift = (_per_row(v, chunks).unsqueeze(1) for v in (scale, shift))
+    return torch.addcmul(shift, x, scale)
+
+
+def _per_row(x: Tensor, chunks: Sequence[int]) -> Tensor:
+    """Repeat ``[B, N]`` to ``[C, N]``: each utterance's vector for all its rows."""
+    return torch.cat(
+        [v.expand(S, -1) for v, S in zip(x.unsqueeze(1), chunks, strict=True)]
+    )
+
+
+def check_representable(model: Dual_Path_Model) -> None:
+    """Refuse a dual-path model that :class:`SPGMMaskNet` would compute wrongly.
+
+    Arguments
+    ---------
+    model : Dual_Path_Model
+        A built model.
+
+    Raises
+    ------
+    ValueError
+        With the entry that cannot be represented and what to use instead.
+    """
+    if model.use_global_pos_enc:
+        raise ValueError("SPGMMaskNet needs use_global_pos_enc=False, but it is True.")
+    if model.K < 2:
+        raise ValueError(f"SPGMMaskNet needs chunks of K >= 2 frames, but K={model.K}.")
+    norms = [model.norm]
+    for block in model.dual_mdl:
+        _check_block(block, model.K)
+        norms += [block.intra_norm, block.inter_norm]
+    for norm in norms:
+        one_group = isinstance(norm, nn.GroupNorm) and norm.num_groups == 1
+        if not one_group and not isinstance(norm, GlobalLayerNorm):
+            raise ValueError(
+                'SPGMMaskNet needs norm "ln" or "gln", which have one mean and variance '
+                f"per utterance, but the model has a {type(norm).__name__}."
+            )
+
+
+def _check_block(block: Dual_Computation_Block, K: int) -> None:
+    inter = block.inter_mdl
+    if type(inter) is not SPGMBlock:
+        raise ValueError(
+            "SPGMMaskNet needs an SPGMBlock as inter_model, but the model has a "
+            f"{type(inter).__name__}; use Dual_Path_Model for it."
+        )
+    if inter.chunk_size not in (None, K):
+        raise ValueError(
+            f"SPGMBlock has chunk_size={inter.chunk_size}, but the model has K={K}; "
+            "give both the same value."
+        )
+    if block.norm is None:
+        raise ValueError('SPGMMaskNet needs norm "ln" or "gln", but norm is None.')
+    if not isinstance(block.intra_mdl, nn.Module):
+        return
+    for module in block.intra_mdl.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise ValueError(
+                "SPGMMaskNet needs an intra_model whose rows are independent, but "
+                f"{type(block.intra_mdl).__name__} has a {type(module).__name__}."
+            )
+        if isinstance(module, PositionalEncoding) and K > module.max_len:
+            raise ValueError(
+                f"The intra_model's positional encoding ends at {module.max_len} "
+                f"frames, but K={K}; use a smaller K or no positional encoding."
+            )

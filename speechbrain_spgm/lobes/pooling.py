@@ -1,0 +1,154 @@
+"""Poolings that turn the K frames of a chunk into one vector (paper, section 2.2).
+
+Axes: C chunks (rows), K frames of a chunk, N filters.
+
+A pooling is a function from ``[C, K, N]`` to ``[C, N]`` and a name; only attention
+has parameters. :func:`build_pooling` finds it by its name.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def average_pooling(x: Tensor) -> Tensor:
+    """Mean over the frames, ``[C, K, N]`` to ``[C, N]``."""
+    return x.mean(dim=1)
+
+
+def max_pooling(x: Tensor) -> Tensor:
+    """Largest value over the frames, ``[C, K, N]`` to ``[C, N]``."""
+    return x.amax(dim=1)
+
+
+def last_element_pooling(x: Tensor) -> Tensor:
+    """The last frame, ``[C, K, N]`` to ``[C, N]``."""
+    return x[:, -1]
+
+
+def attend(scores: Tensor, x: Tensor) -> Tensor:
+    """Sum of the frames of ``x``, weighted by the softmax of their scores.
+
+    Arguments
+    ---------
+    scores : torch.Tensor
+        One score per frame, ``[C, K, 1]``.
+    x : torch.Tensor
+        Frames, ``[C, K, N]``.
+
+    Returns
+    -------
+    pooled : torch.Tensor
+        ``[C, N]``.
+
+    Example
+    -------
+    >>> x = torch.tensor([[[1.0, 2.0], [3.0, 6.0]]])
+    >>> attend(torch.zeros(1, 2, 1), x)  # equal scores: the mean
+    tensor([[2., 4.]])
+    """
+    weights = F.softmax(scores, dim=1).transpose(1, 2)  # [C, 1, K]
+    return torch.bmm(weights, x).squeeze(1)  # [C, N]
+
+
+class AttentionPooling(nn.Module):
+    """Attention pooling: a linear score per frame, softmax, weighted sum.
+
+    Arguments
+    ---------
+    n_embd : int
+        Number of filters N.
+
+    Example
+    -------
+    >>> AttentionPooling(32)(torch.rand(7, 24, 32)).shape
+    torch.Size([7, 32])
+    """
+
+    def __init__(self, n_embd: int) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(n_embd, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pool ``[C, K, N]`` to ``[C, N]``."""
+        return attend(self.linear1(x), x)
+
+
+class AttentionFeedForwardPooling(nn.Module):
+    """Attention pooling whose score passes through a hidden layer.
+
+    Arguments
+    ---------
+    n_embd : int
+        Number of filters N.
+    att_h : int
+        Width of the hidden layer.
+    att_dropout : float
+        Dropout rate after the hidden layer.
+
+    Example
+    -------
+    >>> AttentionFeedForwardPooling(32, 16)(torch.rand(7, 24, 32)).shape
+    torch.Size([7, 32])
+    """
+
+    def __init__(self, n_embd: int, att_h: int, att_dropout: float = 0.0) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(n_embd, att_h)
+        self.linear2 = nn.Linear(att_h, 1)
+        self.dropout = nn.Dropout(att_dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pool ``[C, K, N]`` to ``[C, N]``."""
+        hidden = self.dropout(F.relu(self.linear1(x)))
+        return attend(self.linear2(hidden), x)
+
+
+POOLINGS: dict[str, Callable[[Tensor], Tensor]] = {
+    "avg": average_pooling,
+    "max": max_pooling,
+    "lem": last_element_pooling,
+}
+
+
+def build_pooling(
+    pool: str, n_embd: int, att_h: int | None = None, att_dropout: float = 0.0
+) -> Callable[[Tensor], Tensor]:
+    """Find a pooling by its name.
+
+    Arguments
+    ---------
+    pool : str
+        ``"att"`` (attention), ``"avg"``, ``"max"`` or ``"lem"`` (last element).
+    n_embd : int
+        Number of filters N.
+    att_h : int, optional
+        Width of attention's hidden layer; ``None``: no hidden layer.
+    att_dropout : float
+        Dropout rate after attention's hidden layer.
+
+    Returns
+    -------
+    pooling : Callable
+        From ``[C, K, N]`` to ``[C, N]``.
+
+    Raises
+    ------
+    ValueError
+        If no pooling has that name.
+
+    Example
+    -------
+    >>> build_pooling("max", 2)(torch.tensor([[[1.0, 6.0], [3.0, 2.0]]]))
+    tensor([[3., 6.]])
+    """
+    if pool == "att":
+        if att_h is None:
+            return AttentionPooling(n_embd)
+        return AttentionFeedForwardPooling(n_embd, att_h, att_dropout)
+    if pool not in POOLINGS:
+        names = ", ".join(["att", *POOLINGS])
+        raise ValueError(f"pool is {pool!r}, but it must be one of {names}.")
+    return POOLINGS[pool]

@@ -1,0 +1,102 @@
+"""Waveform to waveforms: encoder, masks, decoder. The only copy of these steps.
+
+Axes: B utterances, T samples, L encoder frames, N filters, spks sources.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from speechbrain_spgm.lobes.masknet import SPGMMaskNet
+
+
+def separate(
+    encoder: nn.Module,
+    masknet: nn.Module,
+    decoder: nn.Module,
+    mix: Tensor,
+    lengths: Tensor | None = None,
+) -> Tensor:
+    """Separate a batch of mixtures.
+
+    Arguments
+    ---------
+    encoder : torch.nn.Module
+        SpeechBrain's ``Encoder``, ``[B, T]`` to ``[B, N, L]``; may be wrapped by DDP.
+    masknet : torch.nn.Module
+        :class:`~speechbrain_spgm.lobes.masknet.SPGMMaskNet`, or any network from
+        ``[B, N, L]`` to ``[spks, B, N, L]``; one that takes no frame counts gets one
+        utterance at a time where the lengths differ.
+    decoder : torch.nn.Module
+        SpeechBrain's ``Decoder``, ``[B, N, L]`` to ``[B, T]``.
+    mix : torch.Tensor
+        Mixtures, ``[B, T]`` with T >= 1.
+    lengths : torch.Tensor, optional
+        Valid samples of every mixture, ``[B]``, from 1 to T; ``None``: all T. What mix
+        holds beyond them is never read.
+
+    Returns
+    -------
+    est : torch.Tensor
+        ``[B, T, spks]``, zero beyond the valid samples. Like the published code, it is
+        zero in the last samples that fill no encoder frame.
+
+    Example
+    -------
+    >>> from speechbrain.lobes.models import dual_path
+    >>> from speechbrain_spgm.lobes.spgm import SPGMBlock
+    >>> encoder = dual_path.Encoder(kernel_size=16, out_channels=64)
+    >>> decoder = dual_path.Decoder(64, 1, kernel_size=16, stride=8, bias=False)
+    >>> intra_model = dual_path.SBTransformerBlock(1, 64, 8)
+    >>> masknet = SPGMMaskNet(64, 64, intra_model, SPGMBlock(64, "att"), K=50)
+    >>> mix = torch.rand(2, 800)
+    >>> separate(encoder, masknet, decoder, mix, torch.tensor([800, 3])).shape
+    torch.Size([2, 800, 2])
+    """
+    B, T = mix.shape
+    conv = getattr(encoder, "module", encoder).conv1d
+    kernel, stride = conv.kernel_size[0], conv.stride[0]
+    samples = [T] * B if lengths is None else lengths.tolist()
+    valid = torch.arange(T, device=mix.device) < _column(samples, mix.device)  # [B, T]
+
+    mix = mix.where(valid, 0)
+    mix_w = encoder(F.pad(mix, (0, max(0, kernel - T))))  # [B, N, L]
+    frames = [count_frames(n, kernel, stride) for n in samples]
+    masks = _estimate_masks(masknet, mix_w, frames)  # [spks, B, N, L]
+    est = decoder((masks * mix_w).flatten(0, 1))  # [spks*B, T']
+
+    est = F.pad(est, (0, max(0, T - est.shape[1])))[:, :T]
+    return est.unflatten(0, (-1, B)).permute(1, 2, 0).where(valid.unsqueeze(-1), 0)
+
+
+def count_frames(samples: int, kernel: int, stride: int) -> int:
+    """Number of encoder frames L of an utterance.
+
+    At least one: an utterance shorter than the kernel is padded with zeros::
+
+        samples   |-------------------------|
+        frame 0   |<-- kernel -->|
+        frame 1   |stride|<-- kernel -->|
+                                        |---| rest, in no frame
+
+    Example
+    -------
+    >>> [count_frames(n, kernel=16, stride=8) for n in (1, 16, 23, 24, 160)]
+    [1, 1, 1, 2, 19]
+    """
+    return max(0, samples - kernel) // stride + 1
+
+
+def _column(samples: list[int], device: torch.device) -> Tensor:
+    return torch.tensor(samples, device=device).unsqueeze(1)
+
+
+def _estimate_masks(masknet: nn.Module, mix_w: Tensor, frames: list[int]) -> Tensor:
+    L = mix_w.shape[-1]
+    if isinstance(getattr(masknet, "module", masknet), SPGMMaskNet):
+        return masknet(mix_w, torch.tensor(frames))
+    if all(count == L for count in frames):
+        return masknet(mix_w)
+    alone = [masknet(mix_w[b : b + 1, :, :n]) for b, n in enumerate(frames)]
+    padded = [F.pad(mask, (0, L - mask.shape[-1])) for mask in alone]
+    return torch.cat(padded, dim=1)
