@@ -90,10 +90,12 @@ def _layer(layer: TransformerEncoderLayer, x: Tensor) -> Tensor:
 def _attention(att: nn.MultiheadAttention, x: Tensor) -> Tensor:
     C, K, N = x.shape
     qkv = F.linear(x, att.in_proj_weight, att.in_proj_bias)  # [C, K, 3N]
-    q, k, v = qkv.view(C, K, 3, att.num_heads, -1).permute(2, 0, 3, 1, 4)  # [C, H, K, D]
-    heads = F.scaled_dot_product_attention(
-        q, k, v, dropout_p=att.dropout if att.training else 0.0
+    q, k, v = (
+        part.unflatten(-1, (att.num_heads, -1)).transpose(1, 2)  # [C, H, K, D]
+        for part in qkv.chunk(3, dim=-1)
     )
+    dropout = att.dropout if att.training else 0.0
+    heads = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
     return att.out_proj(heads.transpose(1, 2).reshape(C, K, N))
 
 

@@ -261,9 +261,16 @@ class SPGMMaskNet(Dual_Path_Model):
         """
         L, N = x.shape
         x = F.linear(x, self.conv2d.weight.flatten(1), 2 * self.conv2d.bias)
-        x = x.view(L, self.num_spks, N).permute(1, 2, 0)  # [spks, N, L]
-        x = self.output(x) * self.output_gate(x)
-        return self.activation(self.end_conv1x1(x))
+        x = x.view(L, self.num_spks, N)
+        x = _pointwise(self.output, x) * _pointwise(self.output_gate, x)
+        x = F.linear(x, self.end_conv1x1.weight.squeeze(-1))
+        return self.activation(x).permute(1, 2, 0)  # [spks, N, L]
+
+
+def _pointwise(layers: nn.Sequential, x: Tensor) -> Tensor:
+    """A 1x1 ``Conv1d`` and its activation on the last axis: a matrix product."""
+    conv, activation = layers
+    return activation(F.linear(x, conv.weight.squeeze(-1), conv.bias))
 
 
 def _check_frames(frames: Tensor | None, B: int, L: int) -> list[int]:
