@@ -1,0 +1,150 @@
+"""Audio files: what they hold, a part of one, and at another rate or speed.
+
+Axes: T samples.
+"""
+
+from __future__ import annotations
+
+from math import ceil, gcd
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import soundfile
+import torch
+from torchaudio.functional import resample
+
+from speechbrain_spgm.data.errors import UserError
+
+
+class AudioFile(NamedTuple):
+    """A readable mono file: where it is, its frames and its rate in Hz."""
+
+    path: Path
+    frames: int
+    rate: int
+
+    @property
+    def seconds(self) -> float:
+        """The duration in seconds."""
+        return self.frames / self.rate
+
+
+def open_audio(path: str | Path) -> AudioFile:
+    """Looks into a file and makes sure that it can be read to its end.
+
+    Arguments
+    ---------
+    path : str or Path
+        Any mono file that libsndfile reads (WAV, FLAC, OGG, MP3).
+
+    Returns
+    -------
+    AudioFile
+        Its path, frames and rate.
+
+    Raises
+    ------
+    UserError
+        If the file is missing, not audio, empty, truncated or not mono.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"The audio file {path} does not exist.")
+    try:
+        with soundfile.SoundFile(path) as file:
+            frames, rate, channels = file.frames, file.samplerate, file.channels
+            # A cut file keeps the frame count of its header: ask for the last frame.
+            file.seek(max(0, frames - 1))
+            whole = len(file.read(1)) == min(1, frames)
+    except (soundfile.LibsndfileError, RuntimeError):
+        raise UserError(
+            f"The audio file {path} is truncated or not audio: replace it."
+        ) from None
+    if not whole:
+        raise UserError(f"The audio file {path} is truncated: replace it.")
+    if frames == 0:
+        raise UserError(f"The audio file {path} is empty: remove or replace it.")
+    if channels != 1:
+        raise UserError(
+            f"The audio file {path} has {channels} channels, but a source has one: "
+            "convert it to mono."
+        )
+    return AudioFile(path, frames, rate)
+
+
+def read_audio(file: AudioFile, start: int = 0, frames: int = -1) -> np.ndarray:
+    """Reads a part of a file without decoding the rest.
+
+    Arguments
+    ---------
+    file : AudioFile
+        What ``open_audio`` returned.
+    start : int
+        First frame.
+    frames : int
+        How many frames; -1 reads to the end.
+
+    Returns
+    -------
+    np.ndarray
+        Samples [T], float32, full scale is 1.
+
+    Raises
+    ------
+    UserError
+        If the file cannot be read any more.
+    """
+    try:
+        samples, _ = soundfile.read(
+            file.path, start=start, frames=frames, dtype="float32"
+        )
+    except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
+        raise UserError(f"The audio file {file.path} cannot be read: {error}") from None
+    return samples
+
+
+def frames_needed(samples: int, rate: int, target_rate: int, speed: int = 100) -> int:
+    """How many frames of a file give ``samples`` samples after ``change_rate``.
+
+    Example
+    -------
+    >>> frames_needed(8000, rate=16000, target_rate=8000)
+    16000
+    >>> frames_needed(8000, rate=8000, target_rate=8000, speed=105)
+    8400
+    """
+    return ceil(samples * rate * speed / (target_rate * 100))
+
+
+def change_rate(
+    samples: torch.Tensor, rate: int, target_rate: int, speed: int = 100
+) -> torch.Tensor:
+    """Resamples, and plays faster or slower on the way, in one step.
+
+    Speed changes tempo and pitch together, as SpeechBrain's SpeedPerturb does.
+
+    Arguments
+    ---------
+    samples : torch.Tensor
+        Samples [T].
+    rate, target_rate : int
+        Rates in Hz, before and after.
+    speed : int
+        Per cent; 105 makes the audio 5% shorter.
+
+    Returns
+    -------
+    torch.Tensor
+        Samples [ceil(T * target_rate / rate * 100 / speed)].
+
+    Example
+    -------
+    >>> change_rate(torch.zeros(16000), 16000, 8000).shape
+    torch.Size([8000])
+    >>> change_rate(torch.zeros(8400), 8000, 8000, speed=105).shape
+    torch.Size([8000])
+    """
+    old, new = rate * speed, target_rate * 100
+    divisor = gcd(old, new)
+    return resample(samples, old // divisor, new // divisor)

@@ -1,0 +1,1 @@
+"""Training and testing: the Brain, its loss, learning rate, checkpoints and scores."""

@@ -1,0 +1,212 @@
+"""Scale-invariant SDR with lengths, and the best assignment of estimates to sources.
+
+Axes: B utterances, T samples, spks sources.
+"""
+
+from __future__ import annotations
+
+from itertools import permutations
+from typing import NamedTuple
+
+import torch
+from scipy.optimize import linear_sum_assignment
+
+SILENCE = 1e-10  # mean square (-100 dB) up to which a reference counts as silent
+TRIED_UP_TO = 4  # speakers for which all permutations are tried: 4! = 24
+EPS = torch.finfo(torch.float32).eps
+
+
+class PitResult(NamedTuple):
+    """What ``pit_si_sdr_loss`` returns.
+
+    Arguments
+    ---------
+    loss : torch.Tensor
+        Negative SI-SDR in dB [B], the mean over the active references.
+    permutation : torch.Tensor
+        [B, spks]; estimate ``permutation[b, j]`` belongs to reference j.
+    active : torch.Tensor
+        [B, spks], bool; False where reference j is silent.
+    """
+
+    loss: torch.Tensor
+    permutation: torch.Tensor
+    active: torch.Tensor
+
+
+def pit_si_sdr_loss(
+    estimates: torch.Tensor,
+    references: torch.Tensor,
+    lengths: torch.Tensor | None = None,
+) -> PitResult:
+    """Permutation-invariant negative SI-SDR of each utterance.
+
+    Samples beyond an utterance's length never count, so an utterance in a batch has the
+    loss it has alone. Silent references take part in no pair: any estimate may stand
+    for one, and the loss is the mean over the others (zero, with zero gradient, if
+    there is no other). Computed in float32 whatever autocast says; the inputs stay as
+    they are.
+
+    Arguments
+    ---------
+    estimates, references : torch.Tensor
+        [B, T, spks].
+    lengths : torch.Tensor, optional
+        Samples of each utterance [B]; default: all T.
+
+    Returns
+    -------
+    PitResult
+        loss [B], permutation [B, spks] and active [B, spks].
+
+    Example
+    -------
+    >>> references = torch.randn(3, 8000, 2)
+    >>> result = pit_si_sdr_loss(references.flip(-1), references)
+    >>> result.permutation.tolist()
+    [[1, 0], [1, 0], [1, 0]]
+    >>> bool((result.loss < -60).all())
+    True
+    """
+    with torch.autocast(estimates.device.type, enabled=False):
+        estimates = centre(estimates.float(), lengths)
+        references = centre(references.float(), lengths)
+        active = is_active(references, lengths)
+        scores = pairwise_si_sdr(estimates, references) * active.unsqueeze(1)
+        permutation = best_permutation(scores.detach().nan_to_num())
+        # Row j of the matrix's transpose holds reference j's scores. [B, spks]
+        best = scores.transpose(1, 2).gather(2, permutation.unsqueeze(2)).squeeze(2)
+        loss = -best.sum(-1) / active.sum(-1).clamp(min=1)
+    return PitResult(loss, permutation, active)
+
+
+def si_sdr(
+    estimates: torch.Tensor,
+    references: torch.Tensor,
+    lengths: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """SI-SDR in dB of estimate j against reference j.
+
+    Arguments
+    ---------
+    estimates, references : torch.Tensor
+        [B, T, spks].
+    lengths : torch.Tensor, optional
+        Samples of each utterance [B]; default: all T.
+
+    Returns
+    -------
+    torch.Tensor
+        [B, spks]; without meaning where the reference is silent.
+
+    Example
+    -------
+    >>> reference = torch.tensor([1.0, -1, 1, -1]).view(1, 4, 1)
+    >>> noise = torch.tensor([0.1, 0.1, -0.1, -0.1]).view(1, 4, 1)
+    >>> si_sdr(reference + noise, reference).round(decimals=2)
+    tensor([[20.]])
+    """
+    with torch.autocast(estimates.device.type, enabled=False):
+        estimates = centre(estimates.float(), lengths)
+        references = centre(references.float(), lengths)
+        return ratio_db(estimates, references)
+
+
+def training_loss(losses: torch.Tensor, threshold: float | None = None) -> torch.Tensor:
+    """The mean loss of a batch, without the utterances that are good enough.
+
+    The published recipes drop what is better than -30 dB, so that easy mixtures do not
+    rule the gradient. If all are, the loss is zero and so is its gradient.
+
+    Arguments
+    ---------
+    losses : torch.Tensor
+        Loss of each utterance [B].
+    threshold : float, optional
+        Losses below it are dropped; default: none.
+
+    Returns
+    -------
+    torch.Tensor
+        A scalar.
+
+    Example
+    -------
+    >>> training_loss(torch.tensor([-40.0, -10.0, -20.0]), threshold=-30)
+    tensor(-15.)
+    """
+    if threshold is None:
+        return losses.mean()
+    kept = losses > threshold
+    return (losses * kept).sum() / kept.sum().clamp(min=1)
+
+
+def reorder(estimates: torch.Tensor, permutation: torch.Tensor) -> torch.Tensor:
+    """Puts estimates [B, T, spks] into the order of their references.
+
+    Example
+    -------
+    >>> estimates = torch.tensor([[[1.0, 2.0]]])
+    >>> reorder(estimates, torch.tensor([[1, 0]]))
+    tensor([[[2., 1.]]])
+    """
+    return estimates.gather(2, permutation.unsqueeze(1).expand_as(estimates))
+
+
+def centre(signals: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
+    """Subtracts each signal's mean over its length and zeroes what lies beyond."""
+    if lengths is None:
+        return signals - signals.mean(1, keepdim=True)
+    samples = torch.arange(signals.shape[1], device=signals.device)
+    valid = (samples < lengths.unsqueeze(1)).unsqueeze(-1)  # [B, T, 1]
+    # Not a product: NaN in the padding must not get through.
+    signals = signals.masked_fill(~valid, 0.0)
+    means = signals.sum(1, keepdim=True) / lengths.clamp(min=1).view(-1, 1, 1)
+    return (signals - means).masked_fill(~valid, 0.0)
+
+
+def is_active(references: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
+    """Whether each of the centred references [B, T, spks] is not silent: [B, spks]."""
+    if lengths is None:
+        return references.square().mean(1) > SILENCE
+    return references.square().sum(1) > SILENCE * lengths.unsqueeze(1)
+
+
+def pairwise_si_sdr(estimates: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
+    """SI-SDR of every estimate i with every reference j: [B, spks (i), spks (j)]."""
+    # [B, T, spks, 1] against [B, T, 1, spks]
+    return ratio_db(estimates.unsqueeze(3), references.unsqueeze(2))
+
+
+def ratio_db(estimates: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
+    """SI-SDR in dB of centred signals along dimension 1, broadcast over the others."""
+    dot = (estimates * references).sum(1, keepdim=True)
+    energy = references.square().sum(1, keepdim=True)
+    target = (dot + EPS) / (energy + EPS) * references
+    # The residual itself, not a difference of energies, which cancels at high SI-SDR.
+    noise = estimates - target
+    ratio = (target.square().sum(1) + EPS) / (noise.square().sum(1) + EPS)
+    return 10 * torch.log10(ratio)
+
+
+def best_permutation(scores: torch.Tensor) -> torch.Tensor:
+    """The assignment of estimates (rows) to references (columns) with the highest sum.
+
+    Arguments
+    ---------
+    scores : torch.Tensor
+        [B, spks, spks].
+
+    Returns
+    -------
+    torch.Tensor
+        [B, spks], int64; entry j is the estimate of reference j.
+    """
+    spks = scores.shape[-1]
+    if spks > TRIED_UP_TO:
+        rows = [linear_sum_assignment(s.T, maximize=True)[1] for s in scores.cpu()]
+        return torch.stack([torch.from_numpy(r) for r in rows]).to(scores.device)
+    tried = torch.tensor(list(permutations(range(spks))), device=scores.device)
+    # Sum over j of scores[b, tried[p, j], j]: [B, permutations]
+    sums = scores[:, tried, torch.arange(spks, device=scores.device)].sum(-1)
+    return tried[sums.argmax(-1)]

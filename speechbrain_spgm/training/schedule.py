@@ -1,0 +1,85 @@
+"""The learning rate: a linear warm-up, then a SpeechBrain scheduler per epoch.
+
+The rate without warm-up is kept in the optimizer itself, as ``peak_lr`` of each
+parameter group, so that it is saved and recovered with it.
+"""
+
+from __future__ import annotations
+
+from speechbrain.nnet.schedulers import (
+    LinearScheduler,
+    NewBobScheduler,
+    ReduceLROnPlateau,
+    StepScheduler,
+    update_learning_rate,
+)
+from torch.optim import Optimizer
+
+from speechbrain_spgm.data.errors import UserError
+
+Scheduler = LinearScheduler | NewBobScheduler | ReduceLROnPlateau | StepScheduler
+
+
+def remember_peak(optimizer: Optimizer) -> None:
+    """Takes the optimizer's present rate as the one to warm up to."""
+    for group in optimizer.param_groups:
+        group["peak_lr"] = group["lr"]
+
+
+def warm_up(optimizer: Optimizer, step: int, warmup_steps: int) -> None:
+    """Sets the rate of optimizer step ``step`` (the first is 0).
+
+    Example
+    -------
+    >>> import torch
+    >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.4)
+    >>> remember_peak(optimizer)
+    >>> for step in (0, 1, 2, 3, 4):
+    ...     warm_up(optimizer, step, warmup_steps=4)
+    ...     print(optimizer.param_groups[0]["lr"])
+    0.1
+    0.2
+    0.30000000000000004
+    0.4
+    0.4
+    """
+    share = min(1.0, (step + 1) / max(1, warmup_steps))
+    for group in optimizer.param_groups:
+        group["lr"] = share * group["peak_lr"]
+
+
+def anneal(scheduler: Scheduler, optimizer: Optimizer, epoch: int, loss: float) -> None:
+    """Lets a SpeechBrain scheduler choose the next epoch's rate.
+
+    Arguments
+    ---------
+    scheduler : Scheduler
+        LinearScheduler or StepScheduler (called with the epoch), NewBobScheduler (with
+        the loss) or ReduceLROnPlateau (with both).
+    optimizer : torch.optim.Optimizer
+        Its ``peak_lr`` is changed.
+    epoch : int
+        The epoch that ended; the first is 1.
+    loss : float
+        Its validation loss.
+
+    Raises
+    ------
+    UserError
+        If the scheduler is of another kind, for example one called per step.
+    """
+    # The scheduler must see the rate without warm-up.
+    warm_up(optimizer, step=0, warmup_steps=0)
+    if isinstance(scheduler, ReduceLROnPlateau):
+        _, new = scheduler([optimizer], epoch, loss)
+    elif isinstance(scheduler, NewBobScheduler):
+        _, new = scheduler(loss)
+    elif isinstance(scheduler, (LinearScheduler, StepScheduler)):
+        _, new = scheduler(epoch)
+    else:
+        raise UserError(
+            f"lr_annealing is a {type(scheduler).__name__}, but must be a "
+            "LinearScheduler, StepScheduler, NewBobScheduler or ReduceLROnPlateau."
+        )
+    update_learning_rate(optimizer, new)
+    remember_peak(optimizer)
