@@ -1,0 +1,344 @@
+"""The command ``spgm``: separate recordings, show what a model is.
+
+Results go to stdout, everything else to stderr. Exit codes: 0 all is well, 2 wrong
+input (arguments, model, or at least one of the files), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from speechbrain_spgm import __version__
+
+if TYPE_CHECKING:
+    from speechbrain_spgm.inference import SPGMSeparation
+
+WRONG_INPUT, INTERRUPTED = 2, 130
+
+
+class Job(NamedTuple):
+    """A recording to separate and what its outputs' names begin with."""
+
+    source: Path
+    target: Path
+
+    def outputs(self, speakers: int) -> list[Path]:
+        """``<name>_spk1.wav``, ``<name>_spk2.wav`` and so on."""
+        name = self.target.name
+        return [
+            self.target.with_name(f"{name}_spk{i}.wav") for i in range(1, speakers + 1)
+        ]
+
+
+class Problem(Exception):
+    """Wrong input; the message is one sentence for the user."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command.
+
+    Arguments
+    ---------
+    argv : sequence of str, optional
+        Arguments; by default those of the process.
+
+    Returns
+    -------
+    code : int
+        The exit code.
+    """
+    arguments = make_parser().parse_args(argv)
+    silence_libraries()
+    try:
+        return arguments.run(arguments)
+    except Problem as problem:
+        say(f"spgm: {problem}")
+        return WRONG_INPUT
+    except KeyboardInterrupt:
+        say("spgm: interrupted; every file written so far is whole.")
+        return INTERRUPTED
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The arguments of the command; imports nothing heavy, so that help is instant."""
+    parser = argparse.ArgumentParser(
+        prog="spgm", description="Separate the voices of people who talk at once."
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"speechbrain_spgm {__version__}"
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    command = commands.add_parser(
+        "separate",
+        help="write one file per voice",
+        description="Write DIR/<name>_spk1.wav, DIR/<name>_spk2.wav, ... for every "
+        "recording, at its own sample rate, as 32-bit float WAV. Folders are searched "
+        "with all their subfolders, which are kept under DIR; in a folder, files whose "
+        "names do not end like those of audio files are passed over. Recordings that "
+        "share a name but for the ending keep it: a.mp3_spk1.wav. Existing outputs are "
+        "replaced. A file that cannot be separated is reported, the others go on, and "
+        "the exit code is 2.",
+    )
+    command.add_argument(
+        "inputs",
+        nargs="+",
+        type=Path,
+        metavar="FILE_OR_FOLDER",
+        help="what to separate",
+    )
+    command.add_argument(
+        "--output", required=True, type=Path, metavar="DIR", help="where to write"
+    )
+    add_model_options(command, "--model")
+    command.add_argument(
+        "--normalize",
+        choices=["peak"],
+        help="peak: every voice gets peak 1; by default the voices keep the level that "
+        "they have in the mixture",
+    )
+    command.set_defaults(run=separate)
+
+    command = commands.add_parser(
+        "info",
+        help="show what a model is",
+        description="Show a model's size, sample rate, licence, training data and "
+        "measured quality.",
+    )
+    add_model_options(command, "model")
+    command.set_defaults(run=info)
+    return parser
+
+
+def add_model_options(command: argparse.ArgumentParser, name: str) -> None:
+    """Which model, and where it runs."""
+    extra = {} if name.startswith("-") else {"nargs": "?"}
+    command.add_argument(
+        name,
+        metavar="SOURCE",
+        help="a model folder, the name of a shipped model, or a Hub repository "
+        "USER/NAME; by default the shipped model",
+        **extra,
+    )
+    command.add_argument(
+        "--device",
+        metavar="NAME",
+        help="cpu, cuda, ...; by default a GPU if there is one",
+    )
+
+
+def separate(arguments: argparse.Namespace) -> int:
+    """``spgm separate``."""
+    from tqdm import tqdm
+
+    from speechbrain_spgm.data.errors import UserError
+
+    jobs, failures = find_jobs(arguments.inputs, arguments.output)
+    for failure in failures:
+        say(f"spgm: {failure}")
+    if not jobs:
+        raise Problem("there is nothing to separate: give audio files or their folder.")
+    model = load_model(arguments.model, arguments.device)
+    check_outputs(jobs, model.mods.masknet.num_spks)
+    make_folder(arguments.output)
+
+    failed, lowered = len(failures), 0
+    with tqdm(jobs, desc="separating", unit="file", disable=None) as bar:
+        for job in bar:
+            try:
+                rate = separate_one(model, job, arguments.normalize)
+                lowered += rate > model.sample_rate
+            except (UserError, Problem) as error:
+                failed += 1
+                bar.write(f"spgm: {error}", file=sys.stderr)
+            except Exception as error:  # the other files must go on
+                failed += 1
+                reason = (str(error).splitlines() or [""])[0]
+                bar.write(
+                    f"spgm: {job.source} failed ({type(error).__name__}: {reason}).",
+                    file=sys.stderr,
+                )
+    if lowered:
+        say(
+            f"spgm: {count(lowered, 'file')} had a higher rate than the model: content "
+            f"above {model.sample_rate // 2} Hz is lost."
+        )
+    done = count(len(jobs) + len(failures) - failed, "file")
+    print(f"Separated {done} into {arguments.output}; {failed} failed.")
+    return WRONG_INPUT if failed else 0
+
+
+def separate_one(model: SPGMSeparation, job: Job, normalize: str | None) -> int:
+    """Separates one file, writes all its voices or none; returns its sample rate."""
+    from speechbrain_spgm.inference.audio import cut_off, read_audio, write_voices
+
+    with quiet_stderr():
+        recording = read_audio(job.source)
+    if recording.missing:
+        say(f"spgm: {cut_off(recording)}")
+    est = model.separate_recording(recording, normalize)[0]  # [T, spks]
+    make_folder(job.target.parent)
+    write_voices(job.outputs(est.shape[1]), est, recording.sample_rate)
+    return recording.sample_rate
+
+
+def info(arguments: argparse.Namespace) -> int:
+    """``spgm info``."""
+    model = load_model(arguments.model, arguments.device)
+
+    from speechbrain_spgm.data.errors import UserError
+    from speechbrain_spgm.inference.info import describe
+
+    try:
+        facts = describe(model)
+    except UserError as error:
+        raise Problem(error) from None
+    width = max(map(len, facts))
+    for label, value in facts.items():
+        print(f"{label:<{width}}  {value}")
+    return 0
+
+
+def load_model(source: str | None, device: str | None) -> SPGMSeparation:
+    """Loads a model; code from a source is only run for a local SpeechBrain folder."""
+    from speechbrain_spgm.data.errors import UserError
+    from speechbrain_spgm.inference import SPGMSeparation
+    from speechbrain_spgm.inference.separation import has_speechbrain_layout
+
+    try:
+        if source is None or not has_speechbrain_layout(source):
+            return SPGMSeparation.from_pretrained(source, device=device)
+        say(f"spgm: {source} is in SpeechBrain's layout: running its hyperparams.yaml.")
+        run_opts = {"device": device} if device else None
+        return SPGMSeparation.from_hparams(source, run_opts=run_opts)
+    except UserError as error:
+        raise Problem(error) from None
+    except Exception as error:  # the yaml may raise anything
+        reason = (str(error).splitlines() or [""])[0]
+        raise Problem(
+            f"the model {source} cannot be loaded ({type(error).__name__}: {reason})."
+        ) from None
+
+
+def find_jobs(inputs: Sequence[Path], output: Path) -> tuple[list[Job], list[str]]:
+    """The recordings to separate, each once, and a sentence for each input without any.
+
+    What lies under the output folder counts as output of an earlier run, not as input,
+    unless that folder is given as an input itself.
+    """
+    names: dict[Path, tuple[Path, Path]] = {}  # resolved -> (source, relative name)
+    failures = []
+    for given in inputs:
+        if not given.exists():
+            failures.append(f"{given} does not exist: check its name.")
+            continue
+        found = [(given, Path(given.name))]
+        if given.is_dir():
+            paths = search(given, output)
+            found = [(path, path.relative_to(given)) for path in paths]
+            if not found:
+                failures.append(f"the folder {given} holds no audio files: check it.")
+        for source, name in found:
+            names.setdefault(source.resolve(), (source, name))
+
+    users = Counter(name.with_suffix("") for _, name in names.values())
+    jobs = []
+    for source, name in names.values():
+        stem = name.with_suffix("")
+        jobs.append(Job(source, output / (name if users[stem] > 1 else stem)))
+    return jobs, failures
+
+
+def search(folder: Path, output: Path) -> list[Path]:
+    """All audio files in a folder and its subfolders, but hidden ones and outputs."""
+    from speechbrain_spgm.inference.audio import EXTENSIONS
+
+    skip = output.resolve()
+    if folder.resolve().is_relative_to(skip):
+        skip = None
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in EXTENSIONS
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and not (skip and path.resolve().is_relative_to(skip))
+    )
+
+
+def check_outputs(jobs: Sequence[Job], speakers: int) -> None:
+    """Refuses to write two voices to one file, or a voice over an input."""
+    inputs = {job.source.resolve() for job in jobs}
+    writers: dict[Path, Path] = {}
+    for job in jobs:
+        for path in job.outputs(speakers):
+            if path.resolve() in inputs:
+                raise Problem(
+                    f"{job.source} would be separated into {path}, which is an input "
+                    "itself: take another output folder."
+                )
+            if path in writers:
+                raise Problem(
+                    f"{writers[path]} and {job.source} would both be separated into "
+                    f"{path}: give their common folder, or separate them one by one."
+                )
+            writers[path] = job.source
+
+
+def make_folder(folder: Path) -> None:
+    """Makes an output folder."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Problem(
+            f"the output folder {folder} cannot be made ({error.strerror}): "
+            "take another one."
+        ) from None
+
+
+def count(number: int, noun: str) -> str:
+    """A number of things.
+
+    Example
+    -------
+    >>> count(1, "file"), count(2, "file")
+    ('1 file', '2 files')
+    """
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def say(line: str) -> None:
+    """Tells the user something that is not a result."""
+    print(line, file=sys.stderr)
+
+
+def silence_libraries() -> None:
+    """Keeps the warnings of other libraries from the user."""
+    warnings.filterwarnings("ignore")
+    logging.getLogger("speechbrain").setLevel(logging.ERROR)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # file names may hold any bytes
+
+
+@contextmanager
+def quiet_stderr() -> Iterator[None]:
+    """Mutes what C libraries print: the MP3 decoder comments on every odd file."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

@@ -1,0 +1,17 @@
+"""From a trained model and a recording to separated voices."""
+
+from speechbrain_spgm.inference.audio import AudioFileError
+from speechbrain_spgm.inference.published import (
+    ModelError,
+    load_published,
+    save_published,
+)
+from speechbrain_spgm.inference.separation import SPGMSeparation
+
+__all__ = [
+    "AudioFileError",
+    "ModelError",
+    "SPGMSeparation",
+    "load_published",
+    "save_published",
+]

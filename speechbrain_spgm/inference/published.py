@@ -1,0 +1,412 @@
+"""Models in the published layout: config.json and model.safetensors, no code.
+
+Of a folder only these two files are read. The sizes in config.json must be sane and the
+names and shapes in model.safetensors must be those of the network that it describes,
+before any memory is taken.
+
+Axes: N filters, K frames of a chunk, spks sources.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from speechbrain.lobes.models.dual_path import Decoder, Encoder, SBTransformerBlock
+from torch import Tensor, nn
+
+from speechbrain_spgm.data.errors import UserError
+from speechbrain_spgm.inference.atomic import replacing
+from speechbrain_spgm.lobes.masknet import SPGMMaskNet
+from speechbrain_spgm.lobes.spgm import SPGMBlock
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+CARD = "speechbrain_spgm"  # key of our own card (licence, data, quality) in config.json
+LONGEST_POSITION = 2500  # where SpeechBrain's positional encoding ends
+TENSORS_PER_LAYER = 12  # of one layer of the intra transformer
+
+
+class ModelError(UserError):
+    """A model that cannot be loaded or saved; the message is one sentence."""
+
+
+class Rule(NamedTuple):
+    """What a field of config.json may hold, in words and as a test."""
+
+    words: str
+    holds: Callable[[Any], bool]
+
+
+def whole(lowest: int, highest: int) -> Rule:
+    """A whole number within bounds."""
+    return Rule(
+        f"a whole number from {lowest} to {highest}",
+        lambda value: type(value) is int and lowest <= value <= highest,
+    )
+
+
+def one_of(*choices: object) -> Rule:
+    """One of a few values, of the same type."""
+    return Rule(
+        " or ".join(json.dumps(choice) for choice in choices),
+        lambda value: any(type(value) is type(c) and value == c for c in choices),
+    )
+
+
+def either(first: Rule, second: Rule) -> Rule:
+    """What one of two rules allows."""
+    return Rule(
+        f"{first.words} or {second.words}",
+        lambda value: first.holds(value) or second.holds(value),
+    )
+
+
+RATE = Rule(
+    "a number from 0 to below 1",
+    lambda value: type(value) in (int, float) and 0 <= value < 1,
+)
+FLAG = one_of(True, False)
+
+FIELDS = {
+    "sample_rate": whole(1, 1_000_000),
+    "encoder_kernel_size": whole(2, 2**16),
+    "encoder_in_nchannels": one_of(1),
+    "encoder_out_nchannels": whole(1, 2**16),
+    "masknet_chunksize": whole(2, 2**20),
+    "masknet_numlayers": whole(1, 1024),
+    "masknet_norm": one_of("ln", "gln"),
+    "masknet_useextralinearlayer": FLAG,
+    "masknet_extraskipconnection": FLAG,
+    "masknet_numspks": whole(1, 100),
+    "intra_numlayers": whole(1, 1024),
+    "intra_nhead": whole(1, 2**10),
+    "intra_dffn": whole(1, 2**20),
+    "intra_dropout": RATE,
+    "intra_use_positional": FLAG,
+    "intra_norm_before": FLAG,
+    "spgm_block_pool": one_of("att", "avg", "max", "lem"),
+    "spgm_block_att_h": either(one_of(None), whole(1, 2**20)),
+    "spgm_block_att_dropout": RATE,
+}
+
+
+class PublishedModel(NamedTuple):
+    """The parts of a loaded model, in evaluation mode, and its checked config."""
+
+    encoder: Encoder
+    masknet: SPGMMaskNet
+    decoder: Decoder
+    config: dict[str, Any]
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """Reads and checks config.json.
+
+    Arguments
+    ---------
+    path : str or Path
+        The file.
+
+    Returns
+    -------
+    config : dict
+        All its fields. Those that describe the network are valid; others, as libraries
+        leave them there, are not looked at.
+
+    Raises
+    ------
+    ModelError
+        If it is missing or no JSON object, or a field is missing, of the wrong type,
+        out of range or in conflict with another; all such fields are named.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelError(
+            f"The folder {path.parent} has no {path.name}: "
+            "it is not a model in the published layout."
+        )
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}.") from None
+    except (ValueError, RecursionError):
+        raise ModelError(f"{path} is not valid JSON: download it again.") from None
+    if not isinstance(config, dict):
+        raise ModelError(f"{path} must hold a JSON object of fields, but does not.")
+    check_config(config, path)
+    return config
+
+
+def check_config(config: Mapping[str, Any], path: str | Path = CONFIG_FILE) -> None:
+    """Refuses a config that describes no SPGM separator.
+
+    Arguments
+    ---------
+    config : mapping
+        The fields of config.json.
+    path : str or Path
+        For the message.
+
+    Raises
+    ------
+    ModelError
+        Naming every wrong field, its value and what it must be.
+    """
+    problems = list(_problems(config))
+    if problems:
+        raise ModelError(f"{path} describes no SPGM separator: {'; '.join(problems)}.")
+
+
+def _problems(config: Mapping[str, Any]) -> Iterator[str]:
+    if config.get("model_type", "spgm") != "spgm":
+        yield f'model_type is {_show(config["model_type"])}, but must be "spgm"'
+    wrong = False
+    for name, rule in FIELDS.items():
+        if name not in config:
+            wrong = True
+            yield f"{name} is missing"
+        elif not rule.holds(config[name]):
+            wrong = True
+            yield f"{name} is {_show(config[name])}, but must be {rule.words}"
+    if not wrong:
+        yield from _conflicts(config)
+
+
+def _conflicts(config: Mapping[str, Any]) -> Iterator[str]:
+    N, K = config["encoder_out_nchannels"], config["masknet_chunksize"]
+    if N % config["intra_nhead"]:
+        yield f"intra_nhead is {config['intra_nhead']}, but must divide the {N} filters"
+    if config["intra_use_positional"] and N % 2:
+        yield f"encoder_out_nchannels is {N}, but must be even for positional encoding"
+    if config["intra_use_positional"] and K > LONGEST_POSITION:
+        yield (
+            f"masknet_chunksize is {K}, but positional encoding "
+            f"ends at {LONGEST_POSITION} frames"
+        )
+
+
+def _show(value: object) -> str:
+    text = json.dumps(value, default=repr)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def build(config: Mapping[str, Any]) -> tuple[Encoder, SPGMMaskNet, Decoder]:
+    """Builds the network that a checked config describes, with fresh parameters.
+
+    Arguments
+    ---------
+    config : mapping
+        What ``read_config`` returned.
+
+    Returns
+    -------
+    encoder, masknet, decoder : torch.nn.Module
+        In training mode.
+    """
+    N, kernel = config["encoder_out_nchannels"], config["encoder_kernel_size"]
+    encoder = Encoder(kernel_size=kernel, out_channels=N)
+    intra = SBTransformerBlock(
+        num_layers=config["intra_numlayers"],
+        d_model=N,
+        nhead=config["intra_nhead"],
+        d_ffn=config["intra_dffn"],
+        dropout=config["intra_dropout"],
+        use_positional_encoding=config["intra_use_positional"],
+        norm_before=config["intra_norm_before"],
+    )
+    spgm = SPGMBlock(
+        N,
+        config["spgm_block_pool"],
+        att_h=config["spgm_block_att_h"],
+        att_dropout=config["spgm_block_att_dropout"],
+    )
+    masknet = SPGMMaskNet(
+        N,
+        N,
+        intra,
+        spgm,
+        num_layers=config["masknet_numlayers"],
+        norm=config["masknet_norm"],
+        K=config["masknet_chunksize"],
+        num_spks=config["masknet_numspks"],
+        skip_around_intra=config["masknet_extraskipconnection"],
+        linear_layer_after_inter_intra=config["masknet_useextralinearlayer"],
+    )
+    decoder = Decoder(N, 1, kernel_size=kernel, stride=kernel // 2, bias=False)
+    return encoder, masknet, decoder
+
+
+def load_published(folder: str | Path) -> PublishedModel:
+    """Loads a model without running anything from its folder.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Holds config.json and model.safetensors; nothing else in it is opened.
+
+    Returns
+    -------
+    model : PublishedModel
+        Encoder, mask network and decoder on the CPU in float32 and evaluation mode, and
+        the config.
+
+    Raises
+    ------
+    ModelError
+        If a file is missing or damaged, the config is wrong, or the weights are not
+        exactly those of the network that the config describes.
+    """
+    folder = Path(folder)
+    config = read_config(folder / CONFIG_FILE)
+    weights = folder / WEIGHTS_FILE
+    if not weights.is_file():
+        raise ModelError(
+            f"The folder {folder} has no {WEIGHTS_FILE}: "
+            "it is not a model in the published layout."
+        )
+    try:
+        with safe_open(weights, framework="pt") as file:
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}
+            model = _blueprint(config, len(shapes), weights)
+            _check_shapes(shapes, model.state_dict(), weights)
+            state = {name: file.get_tensor(name) for name in shapes}
+    except (SafetensorError, OSError):
+        raise ModelError(
+            f"{weights} is truncated or no safetensors file: download it again."
+        ) from None
+    _check_values(state, weights)
+    # A clone does not depend on the file any more, which may be replaced under it.
+    state = {name: value.clone().float() for name, value in state.items()}
+    model.load_state_dict(state, assign=True)
+    model.eval()
+    return PublishedModel(model["encoder"], model["masknet"], model["decoder"], config)
+
+
+def save_published(
+    folder: str | Path,
+    encoder: nn.Module,
+    masknet: nn.Module,
+    decoder: nn.Module,
+    config: Mapping[str, Any],
+    card: Mapping[str, Any] | None = None,
+) -> None:
+    """Saves a model in the published layout, each file whole or not at all.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Made if need be; its config.json and model.safetensors are replaced.
+    encoder, masknet, decoder : torch.nn.Module
+        The parts; ``masknet`` may be an SPGMMaskNet or a Dual_Path_Model.
+    config : mapping
+        The fields of config.json.
+    card : mapping, optional
+        What ``spgm info`` shows: ``licence``, ``training_data``, ``quality`` (a text or
+        a mapping) and anything else that JSON can hold.
+
+    Raises
+    ------
+    ModelError
+        If the config does not describe these parts or a weight is not finite.
+
+    Example
+    -------
+    >>> from speechbrain_spgm.inference.published import build, load_published
+    >>> config = {
+    ...     "model_type": "spgm", "sample_rate": 8000, "encoder_kernel_size": 16,
+    ...     "encoder_in_nchannels": 1, "encoder_out_nchannels": 8,
+    ...     "masknet_chunksize": 20, "masknet_numlayers": 1, "masknet_norm": "ln",
+    ...     "masknet_useextralinearlayer": False, "masknet_extraskipconnection": True,
+    ...     "masknet_numspks": 2, "intra_numlayers": 1, "intra_nhead": 2,
+    ...     "intra_dffn": 16, "intra_dropout": 0, "intra_use_positional": True,
+    ...     "intra_norm_before": True, "spgm_block_pool": "att",
+    ...     "spgm_block_att_h": None, "spgm_block_att_dropout": 0,
+    ... }
+    >>> folder = getfixture("tmp_path") / "model"
+    >>> save_published(folder, *build(config), config, card={"licence": "CC0"})
+    >>> load_published(folder).config["speechbrain_spgm"]
+    {'licence': 'CC0'}
+    """
+    folder = Path(folder)
+    weights = folder / WEIGHTS_FILE
+    check_config(config)
+    parts = {"encoder": encoder, "masknet": masknet, "decoder": decoder}
+    state = {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in nn.ModuleDict(parts).state_dict().items()
+    }
+    shapes = {name: list(value.shape) for name, value in state.items()}
+    model = _blueprint(config, len(shapes), weights)
+    _check_shapes(shapes, model.state_dict(), weights)
+    _check_values(state, weights)
+    if card is not None:
+        config = {**config, CARD: card}
+    try:
+        text = json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"The card of {folder} is no JSON: {error}.") from None
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(weights) as temporary:
+        save_file(state, temporary, metadata={"format": "pt"})
+    with replacing(folder / CONFIG_FILE) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def _blueprint(config: Mapping[str, Any], tensors: int, path: Path) -> nn.ModuleDict:
+    """The network without memory for its parameters."""
+    layers = config["masknet_numlayers"] * config["intra_numlayers"]
+    if layers * TENSORS_PER_LAYER > tensors:
+        raise ModelError(
+            f"{path} holds {tensors} tensors, too few for the {layers} transformer "
+            f"layers of {CONFIG_FILE}: the two files do not belong together."
+        )
+    with torch.device("meta"):
+        encoder, masknet, decoder = build(config)
+    return nn.ModuleDict({"encoder": encoder, "masknet": masknet, "decoder": decoder})
+
+
+def _check_shapes(
+    found: Mapping[str, list[int]], wanted: Mapping[str, Tensor], path: Path
+) -> None:
+    """The names and shapes in a file must be those of the network."""
+    problems = [
+        *_count_names("lacks", wanted.keys() - found.keys()),
+        *_count_names("has the unknown", found.keys() - wanted.keys()),
+    ]
+    for name in sorted(wanted.keys() & found.keys()):
+        shape = list(wanted[name].shape)
+        if list(found[name]) != shape:
+            problems.append(f"has {name} of shape {list(found[name])}, not {shape}")
+            break
+    if problems:
+        raise ModelError(
+            f"{path} does not fit the network of {CONFIG_FILE}: "
+            f"it {' and '.join(problems)}; the two files do not belong together."
+        )
+
+
+def _count_names(verb: str, names: set[str]) -> Iterator[str]:
+    if names:
+        others = f" and {len(names) - 1} others" if len(names) > 1 else ""
+        yield f"{verb} {min(names)}{others}"
+
+
+def _check_values(state: Mapping[str, Tensor], path: Path) -> None:
+    """Weights must be finite floating-point numbers."""
+    for name, value in state.items():
+        if not value.is_floating_point():
+            raise ModelError(
+                f"{path} holds {name} as {value.dtype}, but weights are floating-point."
+            )
+        if not value.float().isfinite().all():
+            raise ModelError(
+                f"{path} holds NaN or infinity in {name}: the training went wrong, "
+                "take an earlier checkpoint."
+            )

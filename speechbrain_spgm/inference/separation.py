@@ -1,0 +1,557 @@
+"""A trained separator, ready to use.
+
+Axes: B utterances, T samples, spks sources.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from speechbrain.dataio.preprocess import AudioNormalizer
+from speechbrain.inference.separation import SepformerSeparation
+from speechbrain.utils.distributed import infer_device
+from speechbrain.utils.fetching import FetchSource
+from speechbrain.utils.run_opts import RunOptions
+from torch import Tensor, nn
+
+from speechbrain_spgm.data.errors import UserError
+from speechbrain_spgm.inference.audio import (
+    AudioFileError,
+    Recording,
+    cut_off,
+    read_audio,
+    resample,
+)
+from speechbrain_spgm.inference.level import fit_mixture, scale_to_peak
+from speechbrain_spgm.inference.published import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    ModelError,
+    load_published,
+)
+from speechbrain_spgm.inference.remote import (
+    fetch_published,
+    hub_errors,
+    is_repo_id,
+    is_url,
+    local_audio,
+)
+from speechbrain_spgm.lobes.masknet import SPGMMaskNet
+from speechbrain_spgm.lobes.separator import separate
+from speechbrain_spgm.lobes.spgm import SPGMBlock
+
+logger = logging.getLogger(__name__)
+
+SHIPPED_MODELS = Path(__file__).resolve().parents[1] / "pretrained"
+DEFAULT_MODEL = "spgm-tiny-8k"
+
+
+class SPGMSeparation(SepformerSeparation):
+    """Separates the voices of a recording with a trained SPGM model.
+
+    A SpeechBrain ``SepformerSeparation`` that also loads the published layout without
+    running code, keeps the utterances of a batch apart, and reads any audio file. Build
+    it by ``from_pretrained`` or ``from_hparams``. It has no state that a call changes:
+    several threads may share one.
+
+    Arguments
+    ---------
+    modules : dict of str to torch.nn.Module
+        ``encoder``, ``masknet`` and ``decoder``. A ``Dual_Path_Model`` with SPGM blocks
+        is run as an ``SPGMMaskNet`` on the same parameters: same results, but no
+        utterance depends on the others in its batch.
+    hparams : dict
+        ``sample_rate`` is needed for files.
+    run_opts : dict or RunOptions, optional
+        SpeechBrain's, for example ``{"device": "cuda"}``; by default a GPU if there is
+        one.
+    freeze_params : bool
+        Freezes the parameters and sets evaluation mode.
+
+    Raises
+    ------
+    ModelError
+        If a module is missing or the device cannot be used.
+
+    Example
+    -------
+    >>> from speechbrain_spgm.inference.published import build
+    >>> config = {
+    ...     "encoder_kernel_size": 16, "encoder_out_nchannels": 8,
+    ...     "masknet_chunksize": 20, "masknet_numlayers": 1, "masknet_norm": "ln",
+    ...     "masknet_useextralinearlayer": False, "masknet_extraskipconnection": True,
+    ...     "masknet_numspks": 2, "intra_numlayers": 1, "intra_nhead": 2,
+    ...     "intra_dffn": 16, "intra_dropout": 0, "intra_use_positional": True,
+    ...     "intra_norm_before": True, "spgm_block_pool": "att",
+    ...     "spgm_block_att_h": None, "spgm_block_att_dropout": 0,
+    ... }
+    >>> modules = dict(zip(("encoder", "masknet", "decoder"), build(config)))
+    >>> model = SPGMSeparation(modules, {"sample_rate": 8000}, {"device": "cpu"})
+    >>> model.separate_batch(torch.rand(2, 800), lengths=[800, 350]).shape
+    torch.Size([2, 800, 2])
+    """
+
+    def __init__(
+        self,
+        modules: Mapping[str, nn.Module],
+        hparams: Mapping[str, Any],
+        run_opts: Mapping[str, Any] | RunOptions | None = None,
+        freeze_params: bool = True,
+    ) -> None:
+        missing = [name for name in self.MODULES_NEEDED if name not in modules]
+        if missing:
+            raise ModelError(
+                f"The model has no {' and no '.join(missing)}: its yaml must name "
+                "modules encoder, masknet and decoder."
+            )
+        if not isinstance(run_opts, RunOptions):
+            run_opts = dict(run_opts or {})
+            device = run_opts.get("device") or hparams.get("device") or infer_device()
+            run_opts["device"] = usable_device(device)
+        super().__init__(
+            {**modules, "masknet": packed(modules["masknet"])},
+            dict(hparams),
+            run_opts,
+            freeze_params,
+        )
+
+    @classmethod
+    def from_hparams(
+        cls,
+        source: str | Path | FetchSource,
+        hparams_file: str = "hyperparams.yaml",
+        savedir: str | Path | None = None,
+        **kwargs: Any,
+    ) -> SPGMSeparation | None:
+        """Loads a SpeechBrain-style folder: hyperparams.yaml and a .ckpt per module.
+
+        .. warning::
+            This runs whatever the yaml names: use it only for sources that you trust.
+            ``from_pretrained`` runs nothing.
+
+        Arguments
+        ---------
+        source : str or Path or FetchSource
+            A folder, a Hub repository or a web address.
+        hparams_file : str
+            The name of the yaml.
+        savedir : str or Path, optional
+            Where SpeechBrain links or stores the files. By default a folder is read
+            where it is and leaves nothing anywhere; Hub files stay in the Hub's cache.
+        **kwargs
+            As in SpeechBrain: ``overrides``, ``run_opts``, ``freeze_params``, ...
+
+        Returns
+        -------
+        model : SPGMSeparation
+            None if ``download_only=True`` is passed.
+
+        Raises
+        ------
+        ModelError
+            If there is no such folder or repository, or it has no such yaml.
+        """
+        if not isinstance(source, FetchSource):
+            source = _checked_source(source, hparams_file)
+        if is_url(source) and savedir is None:
+            with TemporaryDirectory() as temporary:
+                return super().from_hparams(
+                    source, hparams_file, savedir=temporary, **kwargs
+                )
+        lack = (
+            f"has no {hparams_file} or lacks a file that it names: if it has a "
+            f"{CONFIG_FILE} and {WEIGHTS_FILE}, load it by from_pretrained"
+        )
+        with hub_errors(str(source), lack):
+            return super().from_hparams(source, hparams_file, savedir=savedir, **kwargs)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path | None = None,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        device: str | torch.device | None = None,
+        run_opts: Mapping[str, Any] | None = None,
+        freeze_params: bool = True,
+    ) -> SPGMSeparation:
+        """Loads a model in the published layout: config.json and model.safetensors.
+
+        No code from the source is run, and none of its other files is opened.
+
+        Arguments
+        ---------
+        source : str or Path, optional
+            A folder, the name of a model that is shipped with this package, or a Hub
+            repository USER/NAME, in this order. By default the shipped
+            ``DEFAULT_MODEL``.
+        revision : str, optional
+            Branch, tag or commit of a Hub repository.
+        token : str or bool, optional
+            For private Hub repositories.
+        cache_dir : str or Path, optional
+            In place of the Hub's own cache.
+        device : str or torch.device, optional
+            By default a GPU if there is one.
+        run_opts : dict, optional
+            SpeechBrain's other run options.
+        freeze_params : bool
+            Freezes the parameters and sets evaluation mode.
+
+        Returns
+        -------
+        model : SPGMSeparation
+            ``model.hparams.config`` holds config.json.
+
+        Raises
+        ------
+        ModelError
+            If the source cannot be found or downloaded, or is not such a model.
+        """
+        folder = find_published(source, revision, token, cache_dir)
+        encoder, masknet, decoder, config = load_published(folder)
+        return cls(
+            modules={"encoder": encoder, "masknet": masknet, "decoder": decoder},
+            hparams={
+                "sample_rate": config["sample_rate"],
+                "num_spks": config["masknet_numspks"],
+                "config": config,
+                "audio_normalizer": AudioNormalizer(config["sample_rate"]),
+            },
+            run_opts={"device": device, **(run_opts or {})},
+            freeze_params=freeze_params,
+        )
+
+    @property
+    def sample_rate(self) -> int:
+        """The rate in Hz that the model works at."""
+        if not hasattr(self.hparams, "sample_rate"):
+            raise ModelError("The model's yaml names no sample_rate: add it.")
+        return int(self.hparams.sample_rate)
+
+    @torch.no_grad()
+    def separate_batch(
+        self, mix: Tensor, lengths: Tensor | Sequence[float] | None = None
+    ) -> Tensor:
+        """Separates a batch of mixtures; each gets what it would get alone.
+
+        Arguments
+        ---------
+        mix : torch.Tensor
+            ``[B, T]`` at the model's sample rate, T >= 1.
+        lengths : torch.Tensor or sequence, optional
+            Valid part of each mixture, ``[B]``: in samples if whole numbers, as a share
+            of T if floats (SpeechBrain's relative lengths). By default all T. What mix
+            holds beyond is never read.
+
+        Returns
+        -------
+        est : torch.Tensor
+            ``[B, T, spks]`` on the model's device, in the model's precision, without
+            gradient; zero beyond the lengths.
+
+        Raises
+        ------
+        ValueError
+            If a shape or a length is wrong or the valid part holds NaN or infinity.
+        """
+        mix = torch.as_tensor(mix)
+        if mix.ndim != 2 or mix.numel() == 0 or mix.is_complex():
+            raise UserError(
+                f"mix has shape {list(mix.shape)} and type {mix.dtype}, but must be "
+                "real [B, T] with at least one utterance and one sample."
+            )
+        weight = next(self.mods.encoder.parameters())
+        mix = mix.to(weight.device, weight.dtype)
+        B, T = mix.shape
+        samples = None if lengths is None else samples_of(lengths, B, T)
+        check_finite(mix, samples)
+        return separate(
+            self.mods.encoder, self.mods.masknet, self.mods.decoder, mix, samples
+        )
+
+    def separate_file(
+        self,
+        path: str | Path,
+        savedir: str | Path | None = None,
+        normalize: str | None = None,
+    ) -> Tensor:
+        """Separates an audio file.
+
+        Arguments
+        ---------
+        path : str or Path
+            Any file that libsndfile reads, at any rate, with any number of channels
+            (their mean is taken); or a web address, or USER/NAME/FILE on the Hub.
+        savedir : str or Path, optional
+            Where a download is kept. Nothing is ever stored for local files.
+        normalize : str, optional
+            ``None`` keeps the level of the mixture: every output has the gain by which
+            the sum of all fits the mixture best. ``"peak"``: every output has peak 1,
+            as in SpeechBrain. Silence stays silence in both.
+
+        Returns
+        -------
+        est : torch.Tensor
+            ``[1, T, spks]`` at the file's own rate and length, on the CPU.
+
+        Raises
+        ------
+        AudioFileError
+            If the file cannot be read or holds NaN or infinity.
+        """
+        with local_audio(path, savedir) as local:
+            recording = read_audio(local)._replace(name=str(path))
+        if recording.missing:
+            logger.warning("%s", cut_off(recording))
+        if recording.sample_rate > self.sample_rate:
+            logger.warning(
+                "%s has %d Hz, the model %d Hz: content above %d Hz is lost.",
+                path,
+                recording.sample_rate,
+                self.sample_rate,
+                self.sample_rate // 2,
+            )
+        return self.separate_recording(recording, normalize)
+
+    def separate_recording(
+        self, recording: Recording, normalize: str | None = None
+    ) -> Tensor:
+        """Separates a recording that is in memory; see ``separate_file``.
+
+        Arguments
+        ---------
+        recording : Recording
+            Samples ``[T]`` and their rate.
+        normalize : str, optional
+            ``None`` or ``"peak"``.
+
+        Returns
+        -------
+        est : torch.Tensor
+            ``[1, T, spks]`` at the recording's rate, on the CPU.
+        """
+        if normalize not in (None, "peak"):
+            raise UserError(f'normalize is {normalize!r}, but must be None or "peak".')
+        samples, rate, name = recording[:3]
+        mix = resample(samples, rate, self.sample_rate)
+        est = self.separate_batch(mix.unsqueeze(0))[0]  # [T', spks]
+        est = est.float().cpu().t().contiguous()  # [spks, T']
+        # Resampling rounds up twice, so there are T samples or some more.
+        est = resample(est, self.sample_rate, rate)[:, : len(samples)].t()
+        if not est.isfinite().all():
+            raise AudioFileError(
+                f"{name} is too loud for the model (peak {samples.abs().max():.3g}, "
+                "full scale is 1): scale it down."
+            )
+        est = scale_to_peak(est) if normalize else fit_mixture(est, samples)
+        return est.unsqueeze(0)
+
+
+def find_published(
+    source: str | Path | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+) -> Path:
+    """The folder of a model in the published layout.
+
+    Arguments
+    ---------
+    source, revision, token, cache_dir
+        See ``SPGMSeparation.from_pretrained``.
+
+    Returns
+    -------
+    folder : Path
+        Existing folder, downloaded if need be.
+
+    Raises
+    ------
+    ModelError
+        If there is none or it is a SpeechBrain-style folder.
+    """
+    source = DEFAULT_MODEL if source is None else source
+    folder = Path(source)
+    if has_speechbrain_layout(folder):
+        raise ModelError(
+            f"The folder {folder} is in SpeechBrain's layout (hyperparams.yaml): "
+            "if you trust it, load it by from_hparams."
+        )
+    if folder.is_dir():
+        return folder
+    if source in shipped_models():
+        return SHIPPED_MODELS / source
+    if is_repo_id(source):
+        return fetch_published(source, revision, token, cache_dir)
+    raise ModelError(
+        f"{source} is no folder, no shipped model ({', '.join(shipped_models())}) and "
+        "no Hub repository USER/NAME: check its name."
+    )
+
+
+def shipped_models() -> list[str]:
+    """The names of the models that are part of this package."""
+    return sorted(config.parent.name for config in SHIPPED_MODELS.glob("*/config.json"))
+
+
+def has_speechbrain_layout(folder: str | Path) -> bool:
+    """Whether a folder can only be loaded by running its hyperparams.yaml."""
+    folder = Path(folder)
+    return (folder / "hyperparams.yaml").is_file() and not (
+        folder / WEIGHTS_FILE
+    ).is_file()
+
+
+def _checked_source(source: str | Path, hparams_file: str) -> str:
+    """A source that from_hparams may look into."""
+    folder = Path(source)
+    if folder.is_dir() and not (folder / hparams_file).is_file():
+        published = (folder / WEIGHTS_FILE).is_file()
+        remedy = "load it by from_pretrained" if published else "check its name"
+        raise ModelError(f"The folder {folder} has no {hparams_file}: {remedy}.")
+    if not (folder.is_dir() or is_url(source) or is_repo_id(source)):
+        raise ModelError(
+            f"{source} is no folder, no web address and no Hub repository USER/NAME: "
+            "check its name."
+        )
+    return str(source)
+
+
+def packed(masknet: nn.Module) -> nn.Module:
+    """Runs a Dual_Path_Model with SPGM blocks as an SPGMMaskNet.
+
+    Arguments
+    ---------
+    masknet : torch.nn.Module
+        Any mask network.
+
+    Returns
+    -------
+    masknet : torch.nn.Module
+        An SPGMMaskNet on the same parameters, or the network itself if it has no SPGM
+        blocks or cannot be packed; then its blocks are told to keep utterances apart.
+
+    Example
+    -------
+    >>> from speechbrain.lobes.models.dual_path import Dual_Path_Model
+    >>> from speechbrain.lobes.models.dual_path import SBTransformerBlock
+    >>> intra = SBTransformerBlock(1, 8, 2)
+    >>> type(packed(Dual_Path_Model(8, 8, intra, SPGMBlock(8, "att"), K=20))).__name__
+    'SPGMMaskNet'
+    >>> type(packed(Dual_Path_Model(8, 8, intra, intra, K=20))).__name__
+    'Dual_Path_Model'
+    """
+    blocks = [part for part in masknet.modules() if isinstance(part, SPGMBlock)]
+    if isinstance(masknet, SPGMMaskNet) or not blocks:
+        return masknet
+    try:
+        return SPGMMaskNet.from_dual_path(masknet)
+    except ValueError as reason:
+        logger.warning("%s The model runs unpacked, which is slower.", reason)
+    for block in blocks:
+        block.chunk_size = block.chunk_size or masknet.K
+    return masknet
+
+
+def usable_device(device: str | torch.device) -> str:
+    """The full name of a device, if this machine has it.
+
+    Arguments
+    ---------
+    device : str or torch.device
+        For example ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
+
+    Returns
+    -------
+    device : str
+        As SpeechBrain wants it, with an index for CUDA.
+
+    Raises
+    ------
+    ModelError
+        If there is no such device.
+
+    Example
+    -------
+    >>> usable_device(torch.device("cpu"))
+    'cpu'
+    """
+    try:
+        found = torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise ModelError(
+            f"The device {device} cannot be used on this machine: take cpu."
+        ) from None
+    return str(found)
+
+
+def samples_of(lengths: Tensor | Sequence[float], B: int, T: int) -> Tensor:
+    """Lengths in samples, from samples or from shares of T.
+
+    Arguments
+    ---------
+    lengths : torch.Tensor or sequence
+        ``[B]``: whole numbers from 1 to T, or floats above 0 and up to 1.
+    B, T : int
+        Shape of the batch.
+
+    Returns
+    -------
+    samples : torch.Tensor
+        ``[B]``, int64.
+
+    Raises
+    ------
+    UserError
+        If a shape or value is wrong.
+
+    Example
+    -------
+    >>> samples_of([1.0, 0.299], B=2, T=100), samples_of([100, 30], B=2, T=100)
+    (tensor([100,  30]), tensor([100,  30]))
+    """
+    lengths = torch.as_tensor(lengths).cpu()
+    samples = lengths
+    if lengths.is_floating_point():
+        # As SpeechBrain rounds, but in float64: a share of an hour is exact enough.
+        samples = torch.round(lengths.double() * T)
+    fits = lengths.shape == (B,) and lengths.dtype != torch.bool
+    if not fits or not ((samples >= 1) & (samples <= T)).all():
+        raise UserError(
+            f"lengths is {lengths.tolist()}, but must hold {B} values, one per "
+            f"utterance: whole numbers of samples from 1 to {T}, or floats, which are "
+            f"shares of {T} samples, up to 1.0."
+        )
+    return samples.long()
+
+
+def check_finite(mix: Tensor, samples: Tensor | None) -> None:
+    """Refuses NaN and infinity in the valid part of a batch.
+
+    Arguments
+    ---------
+    mix : torch.Tensor
+        ``[B, T]``.
+    samples : torch.Tensor, optional
+        Valid samples, ``[B]``; by default all.
+
+    Raises
+    ------
+    UserError
+        Naming the first such utterance.
+    """
+    bad = ~mix.isfinite()
+    if samples is not None:
+        beyond = torch.arange(mix.shape[1]) >= samples.unsqueeze(1)  # [B, T]
+        bad &= ~beyond.to(bad.device)
+    if bad.any():
+        first = int(bad.any(dim=1).nonzero()[0])
+        raise UserError(f"Utterance {first} of mix holds NaN or infinity: clean it.")
