@@ -22,6 +22,7 @@ from torchmetrics.functional.audio import (
     scale_invariant_signal_distortion_ratio,
 )
 
+from speechbrain_spgm.data.errors import UserError
 from speechbrain_spgm.inference import SPGMSeparation
 
 matplotlib.use("Agg")
@@ -53,12 +54,11 @@ def main(argv: list[str] | None = None) -> None:
     write(output / "mixture.wav", mixture, sample_rate)
 
     model = SPGMSeparation.from_pretrained(arguments.model)
-    estimates = model.separate_file(str(output / "mixture.wav"))  # [1, T, spks]
-    estimates = estimates[0].T.cpu()  # [spks, T]
+    estimates = model.separate_file(output / "mixture.wav")[0].T  # [spks, T]
     if len(estimates) != len(references):
-        sys.exit(
-            f"the demo mixes {len(references)} people, but this model separates "
-            f"{len(estimates)}: pass --model a model for {len(references)}."
+        raise UserError(
+            f"The demo mixes {len(references)} people, but this model separates "
+            f"{len(estimates)}: give a model for {len(references)} by --model."
         )
 
     before = si_sdr(mixture.expand_as(references), references)  # [spks]
@@ -241,4 +241,8 @@ def draw_scores(axes: plt.Axes, before: torch.Tensor, after: torch.Tensor) -> No
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,148 @@
+"""What gets installed: modules, data, command, versions, licence."""
+
+import ast
+import importlib
+import pkgutil
+from configparser import ConfigParser
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from setuptools import Distribution
+
+import speechbrain_spgm
+
+ROOT = Path(__file__).resolve().parents[1]
+PYTHONS = ["3.10", "3.11", "3.12"]
+MAY_IMPORT = {  # besides itself
+    "lobes": set(),
+    "data": {"lobes"},
+    "training": {"data", "lobes"},
+    "inference": {"data", "lobes"},
+}
+
+
+@pytest.fixture(scope="module")
+def config() -> ConfigParser:
+    parser = ConfigParser()
+    parser.read(ROOT / "setup.cfg", encoding="utf-8")
+    return parser
+
+
+def requirements(text: str) -> list[Requirement]:
+    lines = (line.split("#")[0].strip() for line in text.splitlines())
+    return [Requirement(line) for line in lines if line]
+
+
+def pins(python: str) -> dict[str, str]:
+    """The version that constraints.txt names for each package on one Python."""
+    versions: dict[str, str] = {}
+    for pin in requirements((ROOT / "constraints.txt").read_text()):
+        if pin.marker is None or pin.marker.evaluate({"python_version": python}):
+            assert normal(pin.name) not in versions, f"{pin.name} is pinned twice"
+            versions[normal(pin.name)] = str(pin.specifier).removeprefix("==")
+    return versions
+
+
+def normal(name: str) -> str:
+    return name.lower().replace("_", "-")
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_the_tested_versions_are_in_the_declared_ranges(
+    config: ConfigParser, python: str
+) -> None:
+    assert SpecifierSet(config["options"]["python_requires"]).contains(python)
+    pinned = pins(python)
+    declared = config["options"]["install_requires"]
+    for extra in config["options.extras_require"].values():
+        declared += extra
+    wrong = [
+        f"{need}: pinned {pinned.get(normal(need.name))}"
+        for need in requirements(declared)
+        if not need.specifier.contains(pinned.get(normal(need.name), "0"))
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_torch_and_torchaudio_belong_together(python: str) -> None:
+    pinned = pins(python)
+    assert pinned["torch"] == pinned["torchaudio"] == "2.11.0"
+
+
+def test_a_wheel_holds_every_module_and_every_shipped_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(ROOT)
+    distribution = Distribution({"script_name": "setup.py"})
+    distribution.parse_config_files(["setup.cfg"])
+    build = distribution.get_command_obj("build_py")
+    build.ensure_finalized()
+    packed = {Path(file).resolve() for _, _, file in build.find_all_modules()}
+    for _, folder, _, names in build.data_files:
+        packed |= {Path(folder, name).resolve() for name in names}
+
+    package = ROOT / "speechbrain_spgm"
+    needed = set(package.rglob("*.py"))
+    for config in (package / "pretrained").glob("*/config.json"):
+        needed |= {config, config.with_name("model.safetensors")}
+        needed.add(config.with_name("README.md"))
+    assert needed <= packed
+    assert distribution.metadata.version == speechbrain_spgm.__version__
+
+
+def test_the_command_is_there(config: ConfigParser) -> None:
+    command, _, place = config["options.entry_points"]["console_scripts"].partition("=")
+    module, _, function = place.strip().partition(":")
+    assert command.strip() == "spgm"
+    assert callable(getattr(importlib.import_module(module), function))
+
+
+def test_every_module_imports() -> None:
+    names = [
+        module.name
+        for module in pkgutil.walk_packages(
+            speechbrain_spgm.__path__, prefix="speechbrain_spgm."
+        )
+    ]
+    assert {f"speechbrain_spgm.{room}" for room in MAY_IMPORT} <= set(names)
+    for name in names:
+        importlib.import_module(name)
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_arrows_between_the_rooms_point_one_way(room: str) -> None:
+    wrong = []
+    for file in (ROOT / "speechbrain_spgm" / room).rglob("*.py"):
+        for name in imported(file):
+            parts = name.split(".")
+            if parts[0] in ("recipes", "tests", "benchmarks", "demo"):
+                wrong.append(f"{file.name} imports {name}")
+            if parts[0] != "speechbrain_spgm" or len(parts) == 1:
+                continue
+            if parts[1] not in MAY_IMPORT[room] | {room, "__version__"}:
+                wrong.append(f"{file.name} imports {name}")
+    assert not wrong
+
+
+def imported(file: Path) -> list[str]:
+    """The full names that a module imports."""
+    names = []
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file} has a relative import"
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return names
+
+
+def test_the_licence_is_the_whole_apache_licence(config: ConfigParser) -> None:
+    text = (ROOT / "LICENSE").read_text(encoding="utf-8")
+    assert config["metadata"]["license"] == "Apache-2.0"
+    assert "Version 2.0, January 2004" in text
+    for number, title in [(1, "Definitions"), (9, "Accepting Warranty")]:
+        assert f"   {number}. {title}" in text
+    assert "END OF TERMS AND CONDITIONS" in text

@@ -1,0 +1,250 @@
+"""Every command, program and yaml entry that a README shows, tried out.
+
+What the READMEs keep to, so that this file can try them:
+
+- ``python`` blocks are complete programs, run in a folder that holds ``mixture.wav``
+  (8 kHz, two people) and ``recordings/`` (a folder of such files).
+- ``bash`` blocks start in the README's own folder; ``cd`` counts, and so does the
+  folder that ``git clone`` makes. ``spgm`` commands are run in the same sample folder.
+  Paths that start with ``/path/to/`` stand for the reader's own, a model ``USER/NAME``
+  for one on the Hub: such commands are parsed, not run.
+- ``yaml`` blocks hold top-level entries that replace those of SpeechBrain's SepFormer,
+  each block on top of those before it; an entry of one line replaces only the class and
+  keeps the arguments.
+- Other blocks (``bibtex``, ``text``) are not looked at.
+"""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import soundfile
+import speechbrain as sb
+import torch
+from hyperpyyaml import load_hyperpyyaml
+
+from speechbrain_spgm.cli import main, make_parser
+from speechbrain_spgm.inference.separation import DEFAULT_MODEL, SHIPPED_MODELS
+from speechbrain_spgm.training.experiment import load_hparams
+
+ROOT = Path(__file__).resolve().parents[1]
+READMES = [ROOT / "README.md", *sorted(ROOT.glob("recipes/**/README.md"))]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
+ENTRY = re.compile(r"^(\w+):.*\n(?:(?:[ \t].*)?\n)*", re.MULTILINE)
+ONLY_READ = {"git", "export"}  # commands that change nothing a test could look at
+
+# The entries of SpeechBrain's recipes/WSJ0Mix/separation/hparams/sepformer.yaml that
+# make its network, with smaller sizes.
+SEPFORMER = """
+num_spks: 2
+N_encoder_out: 64
+out_channels: 64
+kernel_size: 16
+kernel_stride: 8
+d_ffn: 128
+Encoder: !new:speechbrain.lobes.models.dual_path.Encoder
+    kernel_size: !ref <kernel_size>
+    out_channels: !ref <N_encoder_out>
+SBtfintra: !new:speechbrain.lobes.models.dual_path.SBTransformerBlock
+    num_layers: 1
+    d_model: !ref <out_channels>
+    nhead: 8
+    d_ffn: !ref <d_ffn>
+    dropout: 0
+    use_positional_encoding: True
+    norm_before: True
+SBtfinter: !new:speechbrain.lobes.models.dual_path.SBTransformerBlock
+    num_layers: 1
+    d_model: !ref <out_channels>
+    nhead: 8
+    d_ffn: !ref <d_ffn>
+    dropout: 0
+    use_positional_encoding: True
+    norm_before: True
+MaskNet: !new:speechbrain.lobes.models.dual_path.Dual_Path_Model
+    num_spks: !ref <num_spks>
+    in_channels: !ref <N_encoder_out>
+    out_channels: !ref <out_channels>
+    num_layers: 2
+    K: 250
+    intra_model: !ref <SBtfintra>
+    inter_model: !ref <SBtfinter>
+    norm: ln
+    linear_layer_after_inter_intra: False
+    skip_around_intra: True
+Decoder: !new:speechbrain.lobes.models.dual_path.Decoder
+    in_channels: !ref <N_encoder_out>
+    out_channels: 1
+    kernel_size: !ref <kernel_size>
+    stride: !ref <kernel_stride>
+    bias: False
+"""
+
+
+class Command(NamedTuple):
+    """One command of a ``bash`` block and the folder that it is given in."""
+
+    words: list[str]
+    folder: Path
+
+
+def blocks(language: str) -> list:
+    """All blocks of one language as pytest parameters (README, text)."""
+    return [
+        pytest.param(readme, text, id=f"{readme.relative_to(ROOT)}-{number}")
+        for readme in READMES
+        if readme.is_file()
+        for number, (kind, text) in enumerate(BLOCK.findall(readme.read_text()), 1)
+        if kind == language
+    ]
+
+
+def commands(readme: Path, text: str) -> Iterator[Command]:
+    """The commands of a ``bash`` block, one by one."""
+    folder = readme.parent
+    for line in text.replace("\\\n", " ").splitlines():
+        for part in re.split(r"\s&&\s", line):
+            words = shlex.split(part, comments=True)
+            while words and re.fullmatch(r"\w+=.*", words[0]):
+                words = words[1:]  # a variable for this command
+            if words[:1] == ["cd"]:
+                cloned = words[1] == "speechbrain_spgm"
+                folder = ROOT if cloned else (folder / words[1]).resolve()
+                assert folder.is_dir(), f"{readme}: {line}"
+            elif words:
+                yield Command(words, folder)
+
+
+@pytest.fixture
+def samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that programs and ``spgm`` commands run in."""
+    files = [ROOT / "demo" / name for name in ("reading-en.flac", "prompt-ru.flac")]
+    mixture = sum(soundfile.read(file, frames=8000)[0] for file in files)
+    (tmp_path / "recordings").mkdir()
+    for name in ("mixture.wav", "recordings/one.wav", "recordings/two.wav"):
+        soundfile.write(tmp_path / name, mixture, 8000)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def shipped_model() -> Path:
+    folder = SHIPPED_MODELS / DEFAULT_MODEL
+    if not folder.is_dir():
+        pytest.skip(f"the model {DEFAULT_MODEL} is not trained yet")
+    return folder
+
+
+@pytest.mark.parametrize("language", ["bash", "python", "yaml"])
+def test_the_readme_shows_each_way_of_use(language: str) -> None:
+    assert blocks(language)
+
+
+@pytest.mark.parametrize(
+    "readme", READMES, ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_links_and_pictures_exist(readme: Path) -> None:
+    links = LINK.findall(readme.read_text())
+    assert not [link for link in links if not (readme.parent / link).exists()]
+
+
+@pytest.mark.parametrize("readme, text", blocks("python"))
+def test_program_runs(
+    readme: Path, text: str, samples: Path, shipped_model: Path
+) -> None:
+    exec(compile(text, str(readme), "exec"), {"__name__": "__main__"})
+
+
+@pytest.mark.parametrize("readme, text", blocks("bash"))
+def test_commands_work(readme: Path, text: str, request: pytest.FixtureRequest) -> None:
+    for command in commands(readme, text):
+        name = command.words[0]
+        if name == "spgm":
+            try_spgm(command, request)
+        elif name == "make":
+            try_make(command)
+        elif name in ("python", "python3", "torchrun"):
+            try_script(command, request)
+        elif name == "pip":
+            try_pip(command)
+        else:
+            assert name in ONLY_READ, f"{readme}: no test knows {name}"
+
+
+def try_spgm(command: Command, request: pytest.FixtureRequest) -> None:
+    """Runs a ``spgm`` command, or parses it if it names what only the reader has."""
+    arguments = command.words[1:]
+    parsed = make_parser().parse_args(arguments)
+    theirs = any("/path/to/" in word or "USER/" in word for word in arguments)
+    if theirs or (parsed.device == "cuda" and not torch.cuda.is_available()):
+        return
+    samples = request.getfixturevalue("samples")
+    request.getfixturevalue("shipped_model")
+    assert main(arguments) == 0
+    if "output" in parsed:
+        outputs = [*(samples / parsed.output).rglob("*_spk*.wav")]
+        assert len(outputs) >= 2
+
+
+def try_make(command: Command) -> None:
+    """The targets are there."""
+    makefile = (command.folder / "Makefile").read_text()
+    targets = [word for word in command.words[1:] if "=" not in word]
+    assert targets
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def try_pip(command: Command) -> None:
+    """The files and the extras are there."""
+    assert command.words[1] == "install"
+    for flag, word in zip(command.words, command.words[1:], strict=False):
+        if flag in ("-c", "-r", "--constraint", "--requirement"):
+            assert (command.folder / word).is_file(), word
+        for extra in re.findall(r"\[(.*)\]", word):
+            setup = (ROOT / "setup.cfg").read_text()
+            section = setup.partition("[options.extras_require]")[2]
+            for name in extra.split(","):
+                assert re.search(rf"^{name} =", section, re.MULTILINE), word
+
+
+def try_script(command: Command, request: pytest.FixtureRequest) -> None:
+    """The script is there; a recipe's yaml builds, and knows every key given."""
+    words = command.words[1:]
+    place = next(i for i, word in enumerate(words) if word.endswith(".py"))
+    assert (command.folder / words[place]).is_file(), words[place]
+    arguments = words[place + 1 :]
+    if not arguments or not arguments[0].endswith(".yaml"):
+        return
+    yaml = str(command.folder / arguments[0])
+    _, _, overrides = sb.parse_arguments([yaml, *arguments[1:]])
+    request.getfixturevalue("samples")  # the output folder goes there
+    assert load_hparams(yaml, overrides)["modules"].keys() >= {"encoder", "masknet"}
+
+
+@pytest.mark.parametrize(
+    "readme", READMES, ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_yaml_entries_fit_into_sepformer(readme: Path) -> None:
+    stock = load_hyperpyyaml(SEPFORMER)["MaskNet"]
+    entries = {match[1]: match[0] for match in ENTRY.finditer(SEPFORMER)}
+    x = torch.randn(1, 64, 260)
+    for parameters in blocks("yaml"):
+        where, text = parameters.values
+        if where != readme:
+            continue
+        for match in ENTRY.finditer(text):
+            key, entry = match[1], match[0]
+            assert key in entries, f"{key} is no entry of SpeechBrain's sepformer.yaml"
+            if "\n" in entry.strip():
+                entries[key] = entry
+            else:  # only the class is new
+                entries[key] = entry + entries[key].partition("\n")[2]
+        hparams = load_hyperpyyaml("".join(entries.values()))
+        with torch.no_grad():
+            assert hparams["MaskNet"](x).shape == stock(x).shape
+        assert "speechbrain_spgm" in text
