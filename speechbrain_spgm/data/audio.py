@@ -114,13 +114,13 @@ def frames_needed(samples: int, rate: int, target_rate: int, speed: int = 100) -
     >>> frames_needed(8000, rate=8000, target_rate=8000, speed=105)
     8400
     """
-    return ceil(samples * rate * speed / (target_rate * 100))
+    return ceil(ceil(samples * speed / 100) * rate / target_rate)
 
 
 def change_rate(
     samples: torch.Tensor, rate: int, target_rate: int, speed: int = 100
 ) -> torch.Tensor:
-    """Resamples, and plays faster or slower on the way, in one step.
+    """Resamples, and plays faster or slower on the way.
 
     Speed changes tempo and pitch together, as SpeechBrain's SpeedPerturb does.
 
@@ -136,7 +136,8 @@ def change_rate(
     Returns
     -------
     torch.Tensor
-        Samples [ceil(T * target_rate / rate * 100 / speed)].
+        Samples [about T * target_rate / rate * 100 / speed]; ``frames_needed`` says
+        how many frames to pass for a certain number.
 
     Example
     -------
@@ -145,6 +146,8 @@ def change_rate(
     >>> change_rate(torch.zeros(8400), 8000, 8000, speed=105).shape
     torch.Size([8000])
     """
-    old, new = rate * speed, target_rate * 100
-    divisor = gcd(old, new)
-    return resample(samples, old // divisor, new // divisor)
+    # Two steps: the filters of a common ratio like 44.1 kHz to 8.4 kHz would be huge.
+    divisor = gcd(rate, target_rate)
+    samples = resample(samples, rate // divisor, target_rate // divisor)
+    divisor = gcd(speed, 100)
+    return resample(samples, speed // divisor, 100 // divisor)

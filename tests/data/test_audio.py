@@ -1,0 +1,70 @@
+"""Reading recordings: bad files are named, rates and speeds are right."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from speechbrain_spgm.data import UserError
+from speechbrain_spgm.data.audio import (
+    change_rate,
+    frames_needed,
+    open_audio,
+    read_audio,
+)
+
+
+def tone(frequency: float, rate: int, seconds: float = 1.0) -> torch.Tensor:
+    """A sine [T]."""
+    times = torch.arange(round(rate * seconds), dtype=torch.float64) / rate
+    return torch.sin(2 * torch.pi * frequency * times).float()
+
+
+def make_bad_file(kind: str, path: Path) -> None:
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 20000)
+    if kind == "text":
+        path.write_text("this is no audio")
+    elif kind == "empty":
+        soundfile.write(path, noise[:0], 8000)
+    elif kind == "stereo":
+        soundfile.write(path, noise.reshape(-1, 2), 8000)
+    elif kind == "truncated":
+        soundfile.write(path, noise, 8000)
+        path.write_bytes(path.read_bytes()[:20000])
+
+
+@pytest.mark.parametrize("kind", ["missing", "text", "empty", "stereo", "truncated"])
+def test_bad_files_are_named(kind, tmp_path):
+    path = tmp_path / "bad.flac"
+    make_bad_file(kind, path)
+    with pytest.raises(UserError, match="bad.flac") as error:
+        open_audio(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_part_is_what_the_whole_has_there(tmp_path):
+    samples = np.arange(-500, 500) / 1024
+    soundfile.write(tmp_path / "a.flac", samples, 16000)
+    file = open_audio(tmp_path / "a.flac")
+    assert (file.frames, file.rate) == (1000, 16000)
+    part = read_audio(file, start=300, frames=50)
+    np.testing.assert_array_equal(part, samples[300:350].astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("rate", "speed", "heard"), [(16000, 100, 440.0), (8000, 105, 462.0)]
+)
+def test_rate_keeps_the_pitch_and_speed_raises_it(rate, speed, heard):
+    changed = change_rate(tone(440.0, rate), rate, 8000, speed)
+    expected = tone(heard, 8000)[: len(changed)]
+    inside = slice(200, -200)  # the resampling filter needs neighbours
+    torch.testing.assert_close(changed[inside], expected[inside], atol=5e-3, rtol=0)
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 16000, 44100])
+@pytest.mark.parametrize("speed", [95, 100, 105])
+def test_frames_needed_are_enough(rate, speed):
+    frames = frames_needed(12345, rate, 8000, speed)
+    assert len(change_rate(torch.zeros(frames), rate, 8000, speed)) >= 12345
