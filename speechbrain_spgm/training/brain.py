@@ -168,9 +168,11 @@ class SeparationBrain(sb.Brain):
         self, max_key: str | None = None, min_key: str | None = None
     ) -> None:
         """Loads the best checkpoint, and refuses to test random weights."""
-        if self.checkpointer is not None and not self.checkpointer.list_checkpoints():
-            raise UserError(
-                f"There is no checkpoint in {self.checkpointer.checkpoints_dir}: "
-                "train first, or give the output_folder of a finished run."
-            )
+        trained = self.optimizer_step > 0  # in this process
+        if self.checkpointer is not None and not trained:
+            if not self.checkpointer.list_checkpoints():
+                raise UserError(
+                    f"There is no checkpoint in {self.checkpointer.checkpoints_dir}: "
+                    "train first, or give the output_folder of a finished run."
+                )
         super().on_evaluate_start(max_key, min_key)
