@@ -1,6 +1,7 @@
 """Scale-invariant SDR with lengths, and the best assignment of estimates to sources.
 
-Axes: B utterances, T samples, spks sources.
+Axes: B utterances, T samples, spks sources. Signals come in as [B, T, spks]; inside
+they are [B, spks, T], because all sums run over T.
 """
 
 from __future__ import annotations
@@ -69,8 +70,8 @@ def pit_si_sdr_loss(
     True
     """
     with torch.autocast(estimates.device.type, enabled=False):
-        estimates = centre(estimates.float(), lengths)
-        references = centre(references.float(), lengths)
+        estimates = centre(estimates, lengths)
+        references = centre(references, lengths)
         active = is_active(references, lengths)
         scores = pairwise_si_sdr(estimates, references) * active.unsqueeze(1)
         permutation = best_permutation(scores.detach().nan_to_num())
@@ -107,8 +108,8 @@ def si_sdr(
     tensor([[20.]])
     """
     with torch.autocast(estimates.device.type, enabled=False):
-        estimates = centre(estimates.float(), lengths)
-        references = centre(references.float(), lengths)
+        estimates = centre(estimates, lengths)
+        references = centre(references, lengths)
         return ratio_db(estimates, references)
 
 
@@ -154,39 +155,39 @@ def reorder(estimates: torch.Tensor, permutation: torch.Tensor) -> torch.Tensor:
 
 
 def centre(signals: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
-    """Subtracts each signal's mean over its length and zeroes what lies beyond."""
+    """From [B, T, spks] to float32 [B, spks, T], zero mean, zero beyond the lengths."""
+    signals = signals.float().transpose(1, 2).contiguous()
     if lengths is None:
-        return signals - signals.mean(1, keepdim=True)
-    samples = torch.arange(signals.shape[1], device=signals.device)
-    valid = (samples < lengths.unsqueeze(1)).unsqueeze(-1)  # [B, T, 1]
+        return signals - signals.mean(-1, keepdim=True)
+    samples = torch.arange(signals.shape[-1], device=signals.device)
+    beyond = (samples >= lengths.unsqueeze(1)).unsqueeze(1)  # [B, 1, T]
     # Not a product: NaN in the padding must not get through.
-    signals = signals.masked_fill(~valid, 0.0)
-    means = signals.sum(1, keepdim=True) / lengths.clamp(min=1).view(-1, 1, 1)
-    return (signals - means).masked_fill(~valid, 0.0)
+    signals = signals.masked_fill(beyond, 0.0)
+    means = signals.sum(-1, keepdim=True) / lengths.clamp(min=1).view(-1, 1, 1)
+    return (signals - means).masked_fill(beyond, 0.0)
 
 
 def is_active(references: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
-    """Whether each of the centred references [B, T, spks] is not silent: [B, spks]."""
+    """Whether each of the centred references [B, spks, T] is not silent: [B, spks]."""
     if lengths is None:
-        return references.square().mean(1) > SILENCE
-    return references.square().sum(1) > SILENCE * lengths.unsqueeze(1)
+        return references.square().mean(-1) > SILENCE
+    return references.square().sum(-1) > SILENCE * lengths.unsqueeze(1)
 
 
 def pairwise_si_sdr(estimates: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
     """SI-SDR of every estimate i with every reference j: [B, spks (i), spks (j)]."""
-    # [B, T, spks, 1] against [B, T, 1, spks]
-    return ratio_db(estimates.unsqueeze(3), references.unsqueeze(2))
+    # [B, spks, 1, T] against [B, 1, spks, T]
+    return ratio_db(estimates.unsqueeze(2), references.unsqueeze(1))
 
 
 def ratio_db(estimates: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
-    """SI-SDR in dB of centred signals along dimension 1, broadcast over the others."""
-    dot = (estimates * references).sum(1, keepdim=True)
-    energy = references.square().sum(1, keepdim=True)
-    target = (dot + EPS) / (energy + EPS) * references
+    """SI-SDR in dB of centred signals along T, broadcast over the other axes."""
+    dot = (estimates * references).sum(-1)
+    energy = references.square().sum(-1)
+    scale = (dot + EPS) / (energy + EPS)
     # The residual itself, not a difference of energies, which cancels at high SI-SDR.
-    noise = estimates - target
-    ratio = (target.square().sum(1) + EPS) / (noise.square().sum(1) + EPS)
-    return 10 * torch.log10(ratio)
+    noise = (estimates - scale.unsqueeze(-1) * references).square().sum(-1)
+    return 10 * torch.log10((scale.square() * energy + EPS) / (noise + EPS))
 
 
 def best_permutation(scores: torch.Tensor) -> torch.Tensor:
