@@ -114,7 +114,8 @@ def test_a_folder_of_good_and_bad_files(run, model, tmp_path):
     record(folder / "deep" / "er" / "good.OGG", 44100)
     record(folder / ".hidden" / "good.wav")
     (folder / "empty.wav").touch()
-    (folder / "text.mp3").write_bytes(b"no sound" * 500)
+    (folder / "text.mp3").write_bytes(b"no sound\n" * 50)
+    (folder / "junk.mp3").write_bytes(np.random.default_rng(0).bytes(5000))
     (folder / "notes.txt").write_text("no audio, passed over")
     soundfile.write(folder / "nan.wav", np.full(9, np.nan), 8000, subtype="FLOAT")
     missing = tmp_path / "missing.wav"
@@ -123,13 +124,22 @@ def test_a_folder_of_good_and_bad_files(run, model, tmp_path):
         "separate", folder, missing, "--output", out, "--model", model
     )
     assert code == 2
-    assert stdout == [f"Separated 2 files into {out}; 4 failed."]
+    assert stdout == [f"Separated 2 files into {out}; 5 failed."]
     assert names(out) == voices("good", "deep/er/good")
-    bad = ("empty.wav", "nan.wav", "text.mp3")
-    for line, name in zip(stderr[1:4], bad, strict=True):
+    bad = ("empty.wav", "junk.mp3", "nan.wav", "text.mp3")
+    for line, name in zip(stderr[1:5], bad, strict=True):
         assert line.startswith(f"spgm: {folder / name} ")
     assert stderr[0] == f"spgm: {missing} does not exist: check its name."
-    assert len(stderr) == 5  # and the rate
+    assert len(stderr) == 6  # and the rate
+
+
+def test_a_cut_off_file_is_mentioned_once(run, model, tmp_path):
+    """By us alone, although the MP3 decoder would comment on it too."""
+    source = record(tmp_path / "a.mp3", seconds=5)
+    whole = source.read_bytes()
+    source.write_bytes(whole[: len(whole) // 2])
+    code, _, (line,) = run("separate", source, "--output", tmp_path, "--model", model)
+    assert code == 0 and line.startswith(f"spgm: {source} is cut off: it holds ")
 
 
 def test_names_that_differ_in_the_ending_only(run, model, tmp_path):

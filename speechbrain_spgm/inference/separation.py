@@ -378,7 +378,8 @@ def find_published(
     ModelError
         If there is none or it is a SpeechBrain-style folder.
     """
-    source = DEFAULT_MODEL if source is None else source
+    if source is None:
+        return SHIPPED_MODELS / DEFAULT_MODEL
     folder = Path(source)
     if has_speechbrain_layout(folder):
         raise ModelError(
