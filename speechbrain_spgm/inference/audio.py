@@ -144,7 +144,7 @@ def write_audio(path: str | Path, samples: Tensor, sample_rate: int) -> None:
 
 
 def write_voices(paths: Sequence[str | Path], voices: Tensor, sample_rate: int) -> None:
-    """Writes one WAV file per voice, all of them or none.
+    """Writes one WAV file per voice; they appear only when all are written.
 
     Samples are 32-bit floats: a voice that is louder than its mixture does not clip and
     a quiet one is not rounded away.
