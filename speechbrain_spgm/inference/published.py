@@ -22,7 +22,9 @@ from torch import Tensor, nn
 
 from speechbrain_spgm.data.errors import UserError
 from speechbrain_spgm.inference.atomic import replacing
+from speechbrain_spgm.lobes.intra import is_standard
 from speechbrain_spgm.lobes.masknet import SPGMMaskNet
+from speechbrain_spgm.lobes.pooling import AttentionFeedForwardPooling
 from speechbrain_spgm.lobes.spgm import SPGMBlock
 
 CONFIG_FILE = "config.json"
@@ -240,6 +242,81 @@ def build(config: Mapping[str, Any]) -> tuple[Encoder, SPGMMaskNet, Decoder]:
     )
     decoder = Decoder(N, 1, kernel_size=kernel, stride=kernel // 2, bias=False)
     return encoder, masknet, decoder
+
+
+def config_of(
+    encoder: Encoder,
+    masknet: nn.Module,
+    decoder: Decoder,
+    sample_rate: int,
+    name: str,
+) -> dict[str, Any]:
+    """The config that describes built parts: the inverse of :func:`build`.
+
+    Arguments
+    ---------
+    encoder, masknet, decoder : torch.nn.Module
+        The parts; ``masknet`` may be an SPGMMaskNet or a Dual_Path_Model.
+    sample_rate : int
+        In Hz.
+    name : str
+        The model's name, ``config_name``.
+
+    Returns
+    -------
+    config : dict
+        The fields of config.json.
+
+    Raises
+    ------
+    ModelError
+        If the published layout cannot express these parts.
+    """
+    block = masknet.dual_mdl[0]
+    intra, spgm = block.intra_mdl, block.inter_mdl
+    if not is_standard(intra) or not isinstance(spgm, SPGMBlock):
+        raise ModelError(
+            "The published layout holds blocks of SBTransformerBlock and SPGMBlock, "
+            f"not of {type(intra).__name__} and {type(spgm).__name__}."
+        )
+    layer, pooling = intra.mdl.layers[0], spgm.pool.model
+    activation = layer.pos_ffn.ffn[1]
+    if not isinstance(activation, nn.ReLU):
+        raise ModelError(
+            "The published layout holds transformers with ReLU, not with "
+            f"{type(activation).__name__}."
+        )
+    if decoder.stride != encoder.conv1d.stride:
+        raise ModelError(
+            "The published layout holds decoders with the encoder's stride "
+            f"{encoder.conv1d.stride[0]}, not with {decoder.stride[0]}."
+        )
+    hidden = isinstance(pooling, AttentionFeedForwardPooling)
+    config = {
+        "model_type": "spgm",
+        "sample_rate": sample_rate,
+        "config_name": name,
+        "encoder_kernel_size": encoder.conv1d.kernel_size[0],
+        "encoder_in_nchannels": encoder.in_channels,
+        "encoder_out_nchannels": encoder.conv1d.out_channels,
+        "masknet_chunksize": masknet.K,
+        "masknet_numlayers": masknet.num_layers,
+        "masknet_norm": block.norm,
+        "masknet_useextralinearlayer": block.linear_layer_after_inter_intra,
+        "masknet_extraskipconnection": block.skip_around_intra,
+        "masknet_numspks": masknet.num_spks,
+        "intra_numlayers": len(intra.mdl.layers),
+        "intra_nhead": layer.self_att.att.num_heads,
+        "intra_dffn": layer.pos_ffn.ffn[0].out_features,
+        "intra_dropout": layer.dropout1.p,
+        "intra_use_positional": intra.use_positional_encoding,
+        "intra_norm_before": layer.normalize_before,
+        "spgm_block_pool": spgm.pool.name,
+        "spgm_block_att_h": pooling.linear1.out_features if hidden else None,
+        "spgm_block_att_dropout": pooling.dropout.p if hidden else 0,
+    }
+    check_config(config)
+    return config
 
 
 def load_published(folder: str | Path) -> PublishedModel:

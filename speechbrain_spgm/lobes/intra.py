@@ -3,7 +3,6 @@
 Axes: C rows (chunks), K frames of a chunk, N filters, H heads, D = N / H.
 """
 
-import torch
 import torch.nn.functional as F
 from speechbrain.lobes.models.dual_path import SBTransformerBlock
 from speechbrain.lobes.models.transformer.Transformer import TransformerEncoderLayer

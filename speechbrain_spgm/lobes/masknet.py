@@ -207,7 +207,8 @@ class SPGMMaskNet(Dual_Path_Model):
         """One dual computation block, ``[C, K, N]`` to ``[C, K, N]``.
 
         With c the modulation and mu, sigma of c*x over the utterance, modulation, norm
-        and residual are one affine map: x (1 + c gamma / sigma) + beta - mu gamma / sigma
+        and residual are one affine map:
+        ``x * (1 + c * gamma / sigma) + beta - mu * gamma / sigma``.
         """
         local = self._intra(block, x)
         scale, shift = norm_affine(block.intra_norm, *row_moments(local), chunks)
@@ -441,8 +442,8 @@ def check_representable(model: Dual_Path_Model) -> None:
         one_group = isinstance(norm, nn.GroupNorm) and norm.num_groups == 1
         if not one_group and not isinstance(norm, GlobalLayerNorm):
             raise ValueError(
-                'SPGMMaskNet needs norm "ln" or "gln", which have one mean and variance '
-                f"per utterance, but the model has a {type(norm).__name__}."
+                'SPGMMaskNet needs norm "ln" or "gln", one mean and variance per '
+                f"utterance, but the model has a {type(norm).__name__}."
             )
 
 

@@ -32,6 +32,7 @@ class Pooling(nn.Module):
         att_dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        self.name = pool
         self.model = build_pooling(pool, n_embd, att_h, att_dropout)
 
     def forward(self, x: Tensor) -> Tensor:

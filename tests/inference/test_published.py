@@ -21,7 +21,7 @@ from speechbrain_spgm.inference import (
     load_published,
     save_published,
 )
-from speechbrain_spgm.inference.published import build
+from speechbrain_spgm.inference.published import build, config_of
 from speechbrain_spgm.lobes.separator import separate
 from speechbrain_spgm.lobes.spgm import SPGMBlock
 
@@ -76,6 +76,7 @@ def test_config_means_what_it_means_to_speechbrain(config, tmp_path, change):
     config |= change
     save_published(tmp_path, *build(config), config)
     encoder, masknet, decoder, _ = load_published(tmp_path)
+    assert config_of(encoder, masknet, decoder, 8000, "random") == config
 
     N, kernel = config["encoder_out_nchannels"], config["encoder_kernel_size"]
     theirs = [
@@ -113,6 +114,22 @@ def test_config_means_what_it_means_to_speechbrain(config, tmp_path, change):
             expected = separate(*theirs, mix)
             found = separate(encoder, masknet, decoder, mix)
             assert relative_error(found, expected) <= 2e-6
+
+
+@pytest.mark.parametrize("change", ["activation", "stride", "inter"])
+def test_parts_that_the_layout_cannot_express(config, change):
+    encoder, masknet, decoder = build(config)
+    if change == "activation":
+        masknet.dual_mdl[0].intra_mdl.mdl.layers[0].pos_ffn.ffn[1] = torch.nn.GELU()
+        words = "not with GELU"
+    elif change == "stride":
+        decoder.stride = (7,)
+        words = "stride 8, not with 7"
+    else:
+        masknet.dual_mdl[0].inter_mdl = torch.nn.Identity()
+        words = "not of SBTransformerBlock and Identity"
+    with pytest.raises(ModelError, match=words):
+        config_of(encoder, masknet, decoder, 8000, "random")
 
 
 @pytest.mark.parametrize("pool", ["att", "attff", "avg", "max", "lem"])

@@ -64,4 +64,8 @@ def test_count_frames_is_the_encoders(kernel: int) -> None:
 
 @torch.no_grad()
 def test_three_speakers() -> None:
-    assert separate(*parts(16, True, num_spks=3), torch.randn(2, 99)).shape == (2, 99, 3)
+    assert separate(*parts(16, True, num_spks=3), torch.randn(2, 99)).shape == (
+        2,
+        99,
+        3,
+    )

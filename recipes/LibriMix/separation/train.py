@@ -11,7 +11,9 @@ from pathlib import Path
 
 import speechbrain as sb
 
+from speechbrain_spgm.inference.run import save_model
 from speechbrain_spgm.training.brain import SeparationBrain
+from speechbrain_spgm.training.evaluation import summarise
 from speechbrain_spgm.training.experiment import load_hparams, user_errors
 from speechbrain_spgm.training.initialise import initialise
 
@@ -56,6 +58,9 @@ def main() -> None:
     )
     brain.evaluate(
         test_set, max_key="si_sdri", test_loader_kwargs=hparams["eval_loader"]
+    )
+    sb.utils.distributed.run_on_main(
+        save_model, args=[hparams, summarise(brain.scores)]
     )
 
 
