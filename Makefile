@@ -28,5 +28,5 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 		"is not one of them: name one with make PYTHON=/path/to/python3.12." >&2; exit 1; }
 	@echo "Installing into .venv; the first time this takes some minutes (PyTorch)."
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[demo,test]'
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[demo,test]'
 	@touch $@

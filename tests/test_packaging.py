@@ -3,12 +3,15 @@
 import ast
 import importlib
 import pkgutil
+import sys
 from configparser import ConfigParser
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 from setuptools import Distribution
 
 import speechbrain_spgm
@@ -40,13 +43,13 @@ def pins(python: str) -> dict[str, str]:
     versions: dict[str, str] = {}
     for pin in requirements((ROOT / "constraints.txt").read_text()):
         if pin.marker is None or pin.marker.evaluate({"python_version": python}):
-            assert normal(pin.name) not in versions, f"{pin.name} is pinned twice"
-            versions[normal(pin.name)] = str(pin.specifier).removeprefix("==")
+            assert canonicalize_name(pin.name) not in versions, (
+                f"{pin.name} is pinned twice"
+            )
+            versions[canonicalize_name(pin.name)] = str(pin.specifier).removeprefix(
+                "=="
+            )
     return versions
-
-
-def normal(name: str) -> str:
-    return name.lower().replace("_", "-")
 
 
 @pytest.mark.parametrize("python", PYTHONS)
@@ -59,9 +62,9 @@ def test_the_tested_versions_are_in_the_declared_ranges(
     for extra in config["options.extras_require"].values():
         declared += extra
     wrong = [
-        f"{need}: pinned {pinned.get(normal(need.name))}"
+        f"{need}: pinned {pinned.get(canonicalize_name(need.name))}"
         for need in requirements(declared)
-        if not need.specifier.contains(pinned.get(normal(need.name), "0"))
+        if not need.specifier.contains(pinned.get(canonicalize_name(need.name), "0"))
     ]
     assert not wrong
 
@@ -110,6 +113,22 @@ def test_every_module_imports() -> None:
     assert {f"speechbrain_spgm.{room}" for room in MAY_IMPORT} <= set(names)
     for name in names:
         importlib.import_module(name)
+
+
+def test_every_library_that_is_imported_is_declared(config: ConfigParser) -> None:
+    declared = {
+        canonicalize_name(need.name)
+        for need in requirements(config["options"]["install_requires"])
+    }
+    providers = packages_distributions()
+    missing = {
+        top
+        for file in (ROOT / "speechbrain_spgm").rglob("*.py")
+        for top in {name.split(".")[0] for name in imported(file)}
+        if top not in sys.stdlib_module_names | {"speechbrain_spgm"}
+        and declared.isdisjoint(map(canonicalize_name, providers[top]))
+    }
+    assert not missing
 
 
 @pytest.mark.parametrize("room", MAY_IMPORT)
