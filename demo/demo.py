@@ -12,10 +12,11 @@ import argparse
 import sys
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import soundfile
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from torchmetrics.functional.audio import (
     permutation_invariant_training,
     pit_permutate,
@@ -24,10 +25,6 @@ from torchmetrics.functional.audio import (
 
 from speechbrain_spgm.data.errors import UserError
 from speechbrain_spgm.inference import SPGMSeparation
-
-matplotlib.use("Agg")
-
-from matplotlib import pyplot as plt  # noqa: E402  (the backend is chosen first)
 
 HERE = Path(__file__).resolve().parent
 VOICES = {"reading-en.flac": "man, English", "prompt-ru.flac": "woman, Russian"}
@@ -156,16 +153,15 @@ def draw(
     sample_rate : int
         In Hz.
     """
-    figure, axes = plt.subplot_mosaic(
+    figure = Figure(figsize=(13, 7.6), layout="constrained")
+    axes = figure.subplot_mosaic(
         [
             ["wave mix", "wave est 0", "wave est 1"],
             ["spec mix", "spec est 0", "spec est 1"],
             ["scores", "wave ref 0", "wave ref 1"],
             ["scores", "spec ref 0", "spec ref 1"],
         ],
-        figsize=(13, 7.6),
         height_ratios=[1, 2, 1, 2],
-        layout="constrained",
     )
     panels = [("mix", "Mixture", mixture, MIXTURE_COLOR)]
     for k, (voice, color) in enumerate(zip(VOICES.values(), VOICE_COLORS, strict=True)):
@@ -200,7 +196,6 @@ def draw(
         pad=0.01,
     )
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def decibels(wave: torch.Tensor) -> np.ndarray:
@@ -215,7 +210,7 @@ def decibels(wave: torch.Tensor) -> np.ndarray:
     return 20 * spectrum.abs().clamp_min(1e-8).log10().numpy()
 
 
-def draw_scores(axes: plt.Axes, before: torch.Tensor, after: torch.Tensor) -> None:
+def draw_scores(axes: Axes, before: torch.Tensor, after: torch.Tensor) -> None:
     """Draws the SI-SDR [spks] of each voice, in the mixture and separated, as bars."""
     for k, voice in enumerate(VOICES.values()):
         for offset, value, color, label in (

@@ -43,12 +43,9 @@ def pins(python: str) -> dict[str, str]:
     versions: dict[str, str] = {}
     for pin in requirements((ROOT / "constraints.txt").read_text()):
         if pin.marker is None or pin.marker.evaluate({"python_version": python}):
-            assert canonicalize_name(pin.name) not in versions, (
-                f"{pin.name} is pinned twice"
-            )
-            versions[canonicalize_name(pin.name)] = str(pin.specifier).removeprefix(
-                "=="
-            )
+            name = canonicalize_name(pin.name)
+            assert name not in versions, f"{name} is pinned twice"
+            versions[name] = str(pin.specifier).removeprefix("==")
     return versions
 
 
