@@ -37,52 +37,7 @@ LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
 ENTRY = re.compile(r"^(\w+):.*\n(?:(?:[ \t].*)?\n)*", re.MULTILINE)
 ONLY_READ = {"git", "export"}  # commands that change nothing a test could look at
 
-# The entries of SpeechBrain's recipes/WSJ0Mix/separation/hparams/sepformer.yaml that
-# make its network, with smaller sizes.
-SEPFORMER = """
-num_spks: 2
-N_encoder_out: 64
-out_channels: 64
-kernel_size: 16
-kernel_stride: 8
-d_ffn: 128
-Encoder: !new:speechbrain.lobes.models.dual_path.Encoder
-    kernel_size: !ref <kernel_size>
-    out_channels: !ref <N_encoder_out>
-SBtfintra: !new:speechbrain.lobes.models.dual_path.SBTransformerBlock
-    num_layers: 1
-    d_model: !ref <out_channels>
-    nhead: 8
-    d_ffn: !ref <d_ffn>
-    dropout: 0
-    use_positional_encoding: True
-    norm_before: True
-SBtfinter: !new:speechbrain.lobes.models.dual_path.SBTransformerBlock
-    num_layers: 1
-    d_model: !ref <out_channels>
-    nhead: 8
-    d_ffn: !ref <d_ffn>
-    dropout: 0
-    use_positional_encoding: True
-    norm_before: True
-MaskNet: !new:speechbrain.lobes.models.dual_path.Dual_Path_Model
-    num_spks: !ref <num_spks>
-    in_channels: !ref <N_encoder_out>
-    out_channels: !ref <out_channels>
-    num_layers: 2
-    K: 250
-    intra_model: !ref <SBtfintra>
-    inter_model: !ref <SBtfinter>
-    norm: ln
-    linear_layer_after_inter_intra: False
-    skip_around_intra: True
-Decoder: !new:speechbrain.lobes.models.dual_path.Decoder
-    in_channels: !ref <N_encoder_out>
-    out_channels: 1
-    kernel_size: !ref <kernel_size>
-    stride: !ref <kernel_stride>
-    bias: False
-"""
+SEPFORMER = (ROOT / "tests" / "sepformer.yaml").read_text()
 
 
 class Command(NamedTuple):
