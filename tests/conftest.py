@@ -4,6 +4,37 @@ from pathlib import Path
 
 import pytest
 
+# A small network, as config.json of the published layout describes it.
+CONFIG = {
+    "model_type": "spgm",
+    "config_name": "random",
+    "sample_rate": 8000,
+    "encoder_kernel_size": 16,
+    "encoder_in_nchannels": 1,
+    "encoder_out_nchannels": 16,
+    "masknet_chunksize": 24,
+    "masknet_numlayers": 2,
+    "masknet_norm": "ln",
+    "masknet_useextralinearlayer": False,
+    "masknet_extraskipconnection": True,
+    "masknet_numspks": 2,
+    "intra_numlayers": 1,
+    "intra_nhead": 2,
+    "intra_dffn": 32,
+    "intra_dropout": 0.1,
+    "intra_use_positional": True,
+    "intra_norm_before": True,
+    "spgm_block_pool": "att",
+    "spgm_block_att_h": None,
+    "spgm_block_att_dropout": 0,
+}
+
+
+@pytest.fixture
+def config() -> dict:
+    """The fields of config.json; a test may change its copy."""
+    return dict(CONFIG)
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:

@@ -15,28 +15,15 @@ from speechbrain_spgm import __version__, cli
 from speechbrain_spgm.inference import SPGMSeparation, save_published
 from speechbrain_spgm.inference import separation as module
 from speechbrain_spgm.inference.published import build
+from tests.conftest import CONFIG
 
-CONFIG = {
-    "config_name": "random",
-    "sample_rate": 8000,
-    "encoder_kernel_size": 16,
-    "encoder_in_nchannels": 1,
+THREE = {
+    **CONFIG,
     "encoder_out_nchannels": 8,
     "masknet_chunksize": 50,
-    "masknet_numlayers": 2,
-    "masknet_norm": "ln",
-    "masknet_useextralinearlayer": False,
-    "masknet_extraskipconnection": True,
     "masknet_numspks": 3,
-    "intra_numlayers": 1,
-    "intra_nhead": 2,
-    "intra_dffn": 16,
-    "intra_dropout": 0,
     "intra_use_positional": False,
-    "intra_norm_before": True,
     "spgm_block_pool": "avg",
-    "spgm_block_att_h": None,
-    "spgm_block_att_dropout": 0,
 }
 CARD = {
     "licence": "CC0-1.0",
@@ -51,7 +38,7 @@ def model(tmp_path_factory) -> str:
     """A folder with a model of three speakers and random weights."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("model") / "random"
-    save_published(folder, *build(CONFIG), CONFIG, CARD)
+    save_published(folder, *build(THREE), THREE, CARD)
     return str(folder)
 
 
@@ -263,7 +250,7 @@ def test_info(run, model):
     assert (code, stderr) == (0, [])
     facts = dict(line.split("  ", 1) for line in stdout)
     facts = {label.strip(): value.strip() for label, value in facts.items()}
-    total = sum(p.numel() for part in build(CONFIG) for p in part.parameters())
+    total = sum(p.numel() for part in build(THREE) for p in part.parameters())
     spgm = 2 * 2 * (8 * 8 + 8)  # two blocks, s_lin and g_lin of 8 filters each
     assert facts == {
         "name": "random",

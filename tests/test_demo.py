@@ -57,28 +57,10 @@ def test_best_order_undoes_a_swap(demo: ModuleType) -> None:
     assert torch.allclose(scores, torch.tensor([20.0, 20.0]), atol=1.5)
 
 
-def test_model_for_three_people_is_refused(demo: ModuleType, tmp_path: Path) -> None:
-    config = {
-        "sample_rate": 8000,
-        "encoder_kernel_size": 16,
-        "encoder_in_nchannels": 1,
-        "encoder_out_nchannels": 8,
-        "masknet_chunksize": 20,
-        "masknet_numlayers": 1,
-        "masknet_norm": "ln",
-        "masknet_useextralinearlayer": False,
-        "masknet_extraskipconnection": True,
-        "masknet_numspks": 3,
-        "intra_numlayers": 1,
-        "intra_nhead": 2,
-        "intra_dffn": 16,
-        "intra_dropout": 0,
-        "intra_use_positional": True,
-        "intra_norm_before": True,
-        "spgm_block_pool": "att",
-        "spgm_block_att_h": None,
-        "spgm_block_att_dropout": 0,
-    }
+def test_model_for_three_people_is_refused(
+    demo: ModuleType, tmp_path: Path, config: dict
+) -> None:
+    config["masknet_numspks"] = 3
     save_published(tmp_path / "model", *build(config), config)
     with pytest.raises(UserError, match="mixes 2 people, but this model separates 3"):
         demo.main(["--model", str(tmp_path / "model"), "--output", str(tmp_path)])

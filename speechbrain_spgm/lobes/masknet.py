@@ -121,7 +121,7 @@ class SPGMMaskNet(Dual_Path_Model):
             max_length,
         )
         check_representable(self)
-        self.rows_per_step = rows_per_step
+        self.rows_per_step = _check_rows(rows_per_step)
 
     @classmethod
     def from_dual_path(
@@ -159,7 +159,7 @@ class SPGMMaskNet(Dual_Path_Model):
         packed.num_layers, packed.use_global_pos_enc = model.num_layers, False
         for name, child in model.named_children():
             packed.add_module(name, child)
-        packed.rows_per_step = rows_per_step
+        packed.rows_per_step = _check_rows(rows_per_step)
         packed.training = model.training  # the children keep the mode they are in
         return packed
 
@@ -199,7 +199,9 @@ class SPGMMaskNet(Dual_Path_Model):
 
     def _embed(self, x: Tensor) -> Tensor:
         """Norm and 1x1 convolution of one utterance, ``[N, L]`` to ``[L, N]``."""
-        return self.conv1d(self.norm(x.unsqueeze(0))).squeeze(0).t()
+        x = self.conv1d(self.norm(x.unsqueeze(0))).squeeze(0).t()
+        # Under autocast only matrix products are short: the residual stream is float32.
+        return x.float() if torch.is_autocast_enabled(x.device.type) else x
 
     def _block(
         self, block: Dual_Computation_Block, x: Tensor, chunks: Sequence[int]
@@ -268,6 +270,14 @@ class SPGMMaskNet(Dual_Path_Model):
         return self.activation(x).permute(1, 2, 0)  # [spks, N, L]
 
 
+def _check_rows(rows_per_step: int | None) -> int | None:
+    if rows_per_step is not None and rows_per_step < 0:
+        raise ValueError(
+            f"rows_per_step is {rows_per_step}, but it must be None, 0 (all) or more."
+        )
+    return rows_per_step
+
+
 def _pointwise(layers: nn.Sequential, x: Tensor) -> Tensor:
     """A 1x1 ``Conv1d`` and its activation on the last axis: a matrix product."""
     conv, activation = layers
@@ -305,6 +315,8 @@ def row_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     >>> row_moments(torch.tensor([[[1.0], [3.0]]]))
     (tensor([[2.]], dtype=torch.float64), tensor([[1.]], dtype=torch.float64))
     """
+    if x.dtype.itemsize < 4:
+        x = x.float()
     var, mean = torch.var_mean(x, dim=1, correction=0)
     return mean.double(), var.double()
 

@@ -7,37 +7,9 @@ import torch
 
 from speechbrain_spgm.inference import SPGMSeparation, save_published
 from speechbrain_spgm.inference.published import build
+from tests.conftest import CONFIG
 
-CONFIG = {
-    "model_type": "spgm",
-    "config_name": "random",
-    "sample_rate": 8000,
-    "encoder_kernel_size": 16,
-    "encoder_in_nchannels": 1,
-    "encoder_out_nchannels": 16,
-    "masknet_chunksize": 24,
-    "masknet_numlayers": 2,
-    "masknet_norm": "ln",
-    "masknet_useextralinearlayer": False,
-    "masknet_extraskipconnection": True,
-    "masknet_numspks": 2,
-    "intra_numlayers": 1,
-    "intra_nhead": 2,
-    "intra_dffn": 32,
-    "intra_dropout": 0.1,
-    "intra_use_positional": True,
-    "intra_norm_before": True,
-    "spgm_block_pool": "att",
-    "spgm_block_att_h": None,
-    "spgm_block_att_dropout": 0,
-}
 CARD = {"licence": "CC0-1.0", "training_data": "none", "quality": {"SI-SDRi": "0 dB"}}
-
-
-@pytest.fixture
-def config() -> dict:
-    """The fields of config.json; a test may change its copy."""
-    return dict(CONFIG)
 
 
 @pytest.fixture(scope="session")

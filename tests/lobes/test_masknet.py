@@ -127,12 +127,18 @@ def test_same_seed_builds_the_same_network() -> None:
         assert torch.equal(a, b), name
 
 
-def test_autocast_keeps_the_statistics_in_float32() -> None:
+def test_autocast_keeps_statistics_and_residuals_in_float32() -> None:
     packed = SPGMMaskNet.from_dual_path(dual_path())
-    x = 1000 * torch.randn(1, N, 50)  # squares of such values overflow half precision
+    seen = []
+    for block in packed.dual_mdl:
+        block.inter_mdl.pool.register_forward_hook(
+            lambda _, inputs, pooled: seen.append((inputs[0].dtype, pooled.dtype))
+        )
+    x = torch.randn(1, N, 50)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert relative_error(packed(x).float(), packed(x.float())) < 0.1
-        assert packed(x).isfinite().all()
+        masks = packed(x.bfloat16())
+    assert seen == [(torch.float32, torch.float32)] * 2
+    assert relative_error(masks.float(), packed(x)) < 0.05
 
 
 class _Custom(Dual_Path_Model):
@@ -166,6 +172,11 @@ def _custom() -> Dual_Path_Model:
 def test_what_cannot_be_represented_is_refused(build, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         SPGMMaskNet.from_dual_path(build())
+
+
+def test_negative_rows_are_refused() -> None:
+    with pytest.raises(ValueError, match="rows_per_step is -1"):
+        SPGMMaskNet.from_dual_path(dual_path(), rows_per_step=-1)
 
 
 @pytest.mark.parametrize("frames", [[3], [0, 5], [5, 51]])
