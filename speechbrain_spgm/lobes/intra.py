@@ -66,6 +66,7 @@ def transform(block: SBTransformerBlock, x: Tensor) -> Tensor:
 
     Example
     -------
+    >>> import torch
     >>> block = SBTransformerBlock(2, 64, 8, dropout=0.0, norm_before=True)
     >>> x = torch.rand(3, 10, 64)
     >>> torch.allclose(transform(block, x), block(x), atol=1e-5)
