@@ -12,7 +12,6 @@ import torch
 from speechbrain_spgm.data.errors import UserError
 from speechbrain_spgm.inference import save_published
 from speechbrain_spgm.inference.published import build
-from speechbrain_spgm.inference.separation import DEFAULT_MODEL, SHIPPED_MODELS
 
 DEMO = Path(__file__).resolve().parents[1] / "demo" / "demo.py"
 
@@ -28,8 +27,6 @@ def demo() -> ModuleType:
 def test_demo_improves_both_voices(
     demo: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    if not (SHIPPED_MODELS / DEFAULT_MODEL).is_dir():
-        pytest.skip(f"the model {DEFAULT_MODEL} is not trained yet")
     demo.main(["--output", str(tmp_path)])
     table = capsys.readouterr().out
     gains = [float(line.split()[-1]) for line in table.splitlines()[1:4]]

@@ -27,7 +27,6 @@ import torch
 from hyperpyyaml import load_hyperpyyaml
 
 from speechbrain_spgm.cli import main, make_parser
-from speechbrain_spgm.inference.separation import DEFAULT_MODEL, SHIPPED_MODELS
 from speechbrain_spgm.training.experiment import load_hparams
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -86,14 +85,6 @@ def samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.fixture
-def shipped_model() -> Path:
-    folder = SHIPPED_MODELS / DEFAULT_MODEL
-    if not folder.is_dir():
-        pytest.skip(f"the model {DEFAULT_MODEL} is not trained yet")
-    return folder
-
-
 @pytest.mark.parametrize("language", ["bash", "python", "yaml"])
 def test_the_readme_shows_each_way_of_use(language: str) -> None:
     assert blocks(language)
@@ -108,9 +99,7 @@ def test_links_and_pictures_exist(readme: Path) -> None:
 
 
 @pytest.mark.parametrize("readme, text", blocks("python"))
-def test_program_runs(
-    readme: Path, text: str, samples: Path, shipped_model: Path
-) -> None:
+def test_program_runs(readme: Path, text: str, samples: Path) -> None:
     exec(compile(text, str(readme), "exec"), {"__name__": "__main__"})
 
 
@@ -138,7 +127,6 @@ def try_spgm(command: Command, request: pytest.FixtureRequest) -> None:
     if theirs or (parsed.device == "cuda" and not torch.cuda.is_available()):
         return
     samples = request.getfixturevalue("samples")
-    request.getfixturevalue("shipped_model")
     assert main(arguments) == 0
     if "output" in parsed:
         outputs = [*(samples / parsed.output).rglob("*_spk*.wav")]

@@ -35,7 +35,10 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{uuid4().hex}.part")
     try:
+        temporary.touch()  # with the rights that the user gives to new files,
+        mode = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(mode)  # which safetensors would narrow to the owner
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -56,8 +56,9 @@ def test_what_is_saved_is_loaded(config, tmp_path):
         state = loaded.state_dict()
         assert all(torch.equal(v, state[k]) for k, v in saved.state_dict().items())
         assert not loaded.training
-    written = {file.name for file in (tmp_path / "model").iterdir()}
-    assert written == {"config.json", "model.safetensors"}
+    written = {file.name: file.stat() for file in (tmp_path / "model").iterdir()}
+    assert written.keys() == {"config.json", "model.safetensors"}
+    assert len({stat.st_mode for stat in written.values()}) == 1
 
 
 @pytest.mark.parametrize(
