@@ -394,19 +394,10 @@ def save_published(
 
     Example
     -------
-    >>> from speechbrain_spgm.inference.published import build, load_published
-    >>> config = {
-    ...     "model_type": "spgm", "sample_rate": 8000, "encoder_kernel_size": 16,
-    ...     "encoder_in_nchannels": 1, "encoder_out_nchannels": 8,
-    ...     "masknet_chunksize": 20, "masknet_numlayers": 1, "masknet_norm": "ln",
-    ...     "masknet_useextralinearlayer": False, "masknet_extraskipconnection": True,
-    ...     "masknet_numspks": 2, "intra_numlayers": 1, "intra_nhead": 2,
-    ...     "intra_dffn": 16, "intra_dropout": 0, "intra_use_positional": True,
-    ...     "intra_norm_before": True, "spgm_block_pool": "att",
-    ...     "spgm_block_att_h": None, "spgm_block_att_dropout": 0,
-    ... }
+    >>> from speechbrain_spgm.inference.separation import find_published
+    >>> *parts, config = load_published(find_published())
     >>> folder = getfixture("tmp_path") / "model"
-    >>> save_published(folder, *build(config), config, card={"licence": "CC0"})
+    >>> save_published(folder, *parts, config, card={"licence": "CC0"})
     >>> load_published(folder).config["speechbrain_spgm"]
     {'licence': 'CC0'}
     """

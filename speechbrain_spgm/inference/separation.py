@@ -80,18 +80,7 @@ class SPGMSeparation(SepformerSeparation):
 
     Example
     -------
-    >>> from speechbrain_spgm.inference.published import build
-    >>> config = {
-    ...     "encoder_kernel_size": 16, "encoder_out_nchannels": 8,
-    ...     "masknet_chunksize": 20, "masknet_numlayers": 1, "masknet_norm": "ln",
-    ...     "masknet_useextralinearlayer": False, "masknet_extraskipconnection": True,
-    ...     "masknet_numspks": 2, "intra_numlayers": 1, "intra_nhead": 2,
-    ...     "intra_dffn": 16, "intra_dropout": 0, "intra_use_positional": True,
-    ...     "intra_norm_before": True, "spgm_block_pool": "att",
-    ...     "spgm_block_att_h": None, "spgm_block_att_dropout": 0,
-    ... }
-    >>> modules = dict(zip(("encoder", "masknet", "decoder"), build(config)))
-    >>> model = SPGMSeparation(modules, {"sample_rate": 8000}, {"device": "cpu"})
+    >>> model = SPGMSeparation.from_pretrained(device="cpu")
     >>> model.separate_batch(torch.rand(2, 800), lengths=[800, 350]).shape
     torch.Size([2, 800, 2])
     """
