@@ -99,12 +99,12 @@ def _attention(att: nn.MultiheadAttention, x: Tensor) -> Tensor:
     return att.out_proj(heads.transpose(1, 2).reshape(C, K, N))
 
 
-def widest(block: nn.Module, N: int) -> int:
+def widest(block: object, N: int) -> int:
     """Largest number of values per frame that the intra model holds at once.
 
     Arguments
     ---------
-    block : torch.nn.Module
+    block : torch.nn.Module or callable
         An intra model.
     N : int
         Number of filters.
@@ -119,5 +119,6 @@ def widest(block: nn.Module, N: int) -> int:
     >>> widest(SBTransformerBlock(1, 64, 8, d_ffn=1024), 64)
     1024
     """
-    linears = (m for m in block.modules() if isinstance(m, nn.Linear))
-    return max([3 * N, *(linear.out_features for linear in linears)])
+    modules = block.modules() if isinstance(block, nn.Module) else ()
+    widths = [m.out_features for m in modules if isinstance(m, nn.Linear)]
+    return max([3 * N, *widths])

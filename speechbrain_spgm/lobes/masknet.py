@@ -460,6 +460,11 @@ def check_representable(model: Dual_Path_Model) -> None:
 
 
 def _check_block(block: Dual_Computation_Block, K: int) -> None:
+    if type(block).forward is not Dual_Computation_Block.forward:
+        raise ValueError(
+            f"{type(block).__name__} has a forward of its own; "
+            "SPGMMaskNet can only take over a plain Dual_Computation_Block."
+        )
     inter = block.inter_mdl
     if type(inter) is not SPGMBlock:
         raise ValueError(

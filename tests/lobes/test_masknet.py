@@ -3,7 +3,9 @@
 import pytest
 import torch
 from speechbrain.lobes.models.dual_path import (
+    Dual_Computation_Block,
     Dual_Path_Model,
+    IdentityBlock,
     SBRNNBlock,
     SBTransformerBlock,
 )
@@ -51,6 +53,7 @@ VARIANTS = {
     "linear layers": {"linear_layer_after_inter_intra": True},
     "no skip": {"skip_around_intra": False},
     "norm after": {"intra_model": SBTransformerBlock(1, N, 2, 32, dropout=0.0)},
+    "no intra": {"intra_model": IdentityBlock()},
     "rnn": {"intra_model": SBRNNBlock(N, N // 2, 1)},
 }
 
@@ -152,6 +155,17 @@ def _with_inter(inter: nn.Module) -> Dual_Path_Model:
     return model
 
 
+class _CustomBlock(Dual_Computation_Block):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x)
+
+
+def _custom_block() -> Dual_Path_Model:
+    model = dual_path()
+    model.dual_mdl[1].__class__ = _CustomBlock
+    return model
+
+
 def _custom() -> Dual_Path_Model:
     return _Custom(N, N, nn.Identity(), SPGMBlock(N, "avg"))
 
@@ -166,6 +180,7 @@ def _custom() -> Dual_Path_Model:
         (lambda: dual_path(K=1), "K >= 2"),
         (lambda: dual_path(use_global_pos_enc=True, max_length=N), "global_pos_enc"),
         (lambda: dual_path(nn.BatchNorm1d(12)), "rows are independent.*BatchNorm1d"),
+        (_custom_block, "_CustomBlock has a forward of its own"),
         (_custom, "_Custom has a forward of its own"),
     ],
 )
