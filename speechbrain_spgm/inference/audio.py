@@ -17,9 +17,9 @@ import torch
 from scipy.signal import resample_poly
 from torch import Tensor
 
+from speechbrain_spgm.data.atomic import replacing
 from speechbrain_spgm.data.audio import change_rate
 from speechbrain_spgm.data.errors import UserError
-from speechbrain_spgm.inference.atomic import replacing
 
 # What a folder is searched for.
 EXTENSIONS = frozenset(

@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 from speechbrain.lobes.models.dual_path import Decoder, Encoder, SBTransformerBlock
 from torch import Tensor, nn
 
+from speechbrain_spgm.data.atomic import replacing
 from speechbrain_spgm.data.errors import UserError
-from speechbrain_spgm.inference.atomic import replacing
 from speechbrain_spgm.lobes.intra import is_standard
 from speechbrain_spgm.lobes.masknet import SPGMMaskNet
 from speechbrain_spgm.lobes.pooling import AttentionFeedForwardPooling

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import NamedTuple, TextIO
+from typing import NamedTuple
 
 import torch
 from torchmetrics.functional.audio import scale_invariant_signal_distortion_ratio
 
 from speechbrain_spgm.data import MixtureBatch
+from speechbrain_spgm.data.atomic import replacing
 from speechbrain_spgm.training.losses import PitResult, reorder
 
 METRICS = ("si_sdr_mix", "si_sdr", "si_sdri")
@@ -122,24 +122,17 @@ def write_results(scores: Sequence[Score], folder: str | Path) -> None:
     """
     folder = Path(folder)
 
-    def write_csv(file: TextIO) -> None:
+    with (
+        replacing(folder / "test_results.csv") as unfinished,
+        unfinished.open("w", newline="", encoding="utf-8") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(Score._fields)
         for id, *values in scores:
             writer.writerow([id, *(f"{value:.4f}" for value in values)])
-
-    def write_json(file: TextIO) -> None:
-        json.dump(summarise(scores), file, indent=2)
-        file.write("\n")
-
-    for name, write in (
-        ("test_results.csv", write_csv),
-        ("test_summary.json", write_json),
-    ):
-        unfinished = folder / (name + ".partial")
-        with unfinished.open("w", newline="", encoding="utf-8") as file:
-            write(file)
-        os.replace(unfinished, folder / name)
+    with replacing(folder / "test_summary.json") as unfinished:
+        text = json.dumps(summarise(scores), indent=2)
+        unfinished.write_text(text + "\n", encoding="utf-8")
 
 
 def format_table(scores: Sequence[Score]) -> str:
