@@ -109,12 +109,14 @@ def test_config_means_what_it_means_to_speechbrain(config, tmp_path, change):
             {k[len(name) + 1 :]: v for k, v in weights.items() if k.startswith(name)}
         )
         part.eval()
+    mixes = torch.randn(1, 700), torch.randn(1, 1)
     with torch.no_grad():
-        for T in (1, 700):
-            mix = torch.randn(1, T)
-            expected = separate(*theirs, mix)
-            found = separate(encoder, masknet, decoder, mix)
-            assert relative_error(found, expected) <= 2e-6
+        expected = [separate(*theirs, mix) for mix in mixes]
+        found = [separate(encoder, masknet, decoder, mix) for mix in mixes]
+    # The single sample is a sum that may cancel, so the long voices are its scale too.
+    scale = expected[0].abs().max()
+    for ours, other in zip(found, expected, strict=True):
+        assert (ours - other).abs().max() <= 2e-6 * scale
 
 
 @pytest.mark.parametrize("change", ["activation", "stride", "inter"])
