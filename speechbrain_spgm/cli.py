@@ -18,11 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from speechbrain_spgm import __version__
+from speechbrain_spgm.commands import Problem
 
 if TYPE_CHECKING:
     from speechbrain_spgm.inference import SPGMSeparation
 
 WRONG_INPUT, INTERRUPTED = 2, 130
+# Modules of speechbrain_spgm.commands, each with add_parser(commands).
+COMMANDS = ()
 
 
 class Job(NamedTuple):
@@ -37,10 +40,6 @@ class Job(NamedTuple):
         return [
             self.target.with_name(f"{name}_spk{i}.wav") for i in range(1, speakers + 1)
         ]
-
-
-class Problem(Exception):
-    """Wrong input; the message is one sentence for the user."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,6 +61,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return arguments.run(arguments)
     except Problem as problem:
         say(f"spgm: {problem}")
+        return WRONG_INPUT
+    except ValueError as error:
+        from speechbrain_spgm.data.errors import UserError
+
+        if not isinstance(error, UserError):
+            raise
+        say(f"spgm: {error}")
         return WRONG_INPUT
     except KeyboardInterrupt:
         say("spgm: interrupted; every file written so far is whole.")
@@ -116,6 +122,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add_model_options(command, "model")
     command.set_defaults(run=info)
+    for module in COMMANDS:
+        module.add_parser(commands)
     return parser
 
 
