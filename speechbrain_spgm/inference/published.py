@@ -92,7 +92,7 @@ FIELDS = {
     "intra_dropout": RATE,
     "intra_use_positional": FLAG,
     "intra_norm_before": FLAG,
-    "spgm_block_pool": one_of("att", "avg", "max", "lem"),
+    "spgm_block_pool": one_of("att", "avg", "max", "lem", "none"),
     "spgm_block_att_h": either(one_of(None), whole(1, 2**20)),
     "spgm_block_att_dropout": RATE,
 }

@@ -28,6 +28,11 @@ def last_element_pooling(x: Tensor) -> Tensor:
     return x[:, -1]
 
 
+def no_pooling(x: Tensor) -> Tensor:
+    """Nothing of the frames, ``[C, K, N]`` to zeros ``[C, N]``: the control."""
+    return x.new_zeros(x.shape[0], x.shape[2])
+
+
 def attend(scores: Tensor, x: Tensor) -> Tensor:
     """Sum of the frames of ``x``, weighted by the softmax of their scores.
 
@@ -110,6 +115,7 @@ POOLINGS: dict[str, Callable[[Tensor], Tensor]] = {
     "avg": average_pooling,
     "max": max_pooling,
     "lem": last_element_pooling,
+    "none": no_pooling,
 }
 
 
@@ -121,7 +127,8 @@ def build_pooling(
     Arguments
     ---------
     pool : str
-        ``"att"`` (attention), ``"avg"``, ``"max"`` or ``"lem"`` (last element).
+        ``"att"`` (attention), ``"avg"``, ``"max"``, ``"lem"`` (last element) or
+        ``"none"``.
     n_embd : int
         Number of filters N.
     att_h : int, optional

@@ -56,7 +56,8 @@ class SPGMBlock(nn.Module):
     n_embd : int
         Number of filters N.
     pool : str
-        ``"att"``, ``"avg"``, ``"max"`` or ``"lem"`` (last element).
+        ``"att"``, ``"avg"``, ``"max"``, ``"lem"`` (last element), or ``"none"``: no
+        modulation (c = 1) and no parameters, the control that shows what SPGM adds.
     att_h : int, optional
         Width of attention's hidden layer; ``None``: no hidden layer.
     att_dropout : float
@@ -87,8 +88,9 @@ class SPGMBlock(nn.Module):
             raise ValueError(f"chunk_size is {chunk_size}, but it must be at least 1.")
         self.chunk_size = chunk_size
         self.pool = Pooling(pool, n_embd, att_h, att_dropout)
-        self.s_lin = nn.Linear(n_embd, n_embd)
-        self.g_lin = nn.Linear(n_embd, n_embd)
+        modulates = pool != "none"
+        self.s_lin = nn.Linear(n_embd, n_embd) if modulates else None
+        self.g_lin = nn.Linear(n_embd, n_embd) if modulates else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Modulate a dual-path tensor.
@@ -108,6 +110,8 @@ class SPGMBlock(nn.Module):
         ValueError
             If the first axis is no multiple of ``chunk_size``.
         """
+        if self.s_lin is None:
+            return x
         K = self.chunk_size or x.shape[0]
         if x.shape[0] % K:
             raise ValueError(
@@ -132,6 +136,8 @@ class SPGMBlock(nn.Module):
         Returns
         -------
         c : torch.Tensor
-            One factor per utterance and filter, ``[B, N]``.
+            One factor per utterance and filter, ``[B, N]``; ones without modulation.
         """
+        if self.s_lin is None:
+            return torch.ones_like(p)
         return torch.sigmoid(self.s_lin(p)) + self.g_lin(p)

@@ -70,6 +70,7 @@ def test_what_is_saved_is_loaded(config, tmp_path):
         {"spgm_block_att_h": 6, "intra_use_positional": False},
         {"masknet_useextralinearlayer": True, "masknet_extraskipconnection": False},
         {"masknet_norm": "gln", "intra_norm_before": False, "spgm_block_pool": "max"},
+        {"spgm_block_pool": "none"},
     ],
 )
 def test_config_means_what_it_means_to_speechbrain(config, tmp_path, change):

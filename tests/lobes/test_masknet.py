@@ -47,6 +47,7 @@ VARIANTS = {
     "avg": {"pool": "avg"},
     "max": {"pool": "max"},
     "lem": {"pool": "lem"},
+    "no modulation": {"pool": "none"},
     "odd chunk": {"K": 7},
     "three speakers": {"num_spks": 3},
     "gln": {"norm": "gln"},
@@ -70,7 +71,9 @@ def test_equals_dual_path_model(variant: str, L: int) -> None:
         assert relative_error(packed(x), expected) <= 2e-6
 
 
-@pytest.mark.parametrize("variant", ["att", "attff", "avg", "max", "lem"])
+@pytest.mark.parametrize(
+    "variant", ["att", "attff", "avg", "max", "lem", "no modulation"]
+)
 def test_gradients_equal_dual_path_models(variant: str) -> None:
     reference = dual_path(**VARIANTS[variant]).double()
     packed = SPGMMaskNet.from_dual_path(reference)

@@ -35,5 +35,5 @@ def test_attention_weighs_frames_by_their_softmax(att_h: int | None) -> None:
 
 
 def test_unknown_name_is_refused() -> None:
-    with pytest.raises(ValueError, match="'median'.*att, avg, max, lem"):
+    with pytest.raises(ValueError, match="'median'.*att, avg, max, lem, none"):
         build_pooling("median", 2)

@@ -42,3 +42,11 @@ def test_chunk_size_keeps_utterances_apart(pool: str) -> None:
 def test_wrong_chunk_size_is_refused() -> None:
     with pytest.raises(ValueError, match="30 rows.*chunk_size 7"):
         SPGMBlock(8, "avg", chunk_size=7)(torch.randn(30, 4, 8))
+
+
+def test_without_modulation_nothing_is_left_of_the_block() -> None:
+    block = SPGMBlock(8, "none", chunk_size=10)
+    x = torch.randn(20, 4, 8)
+    assert block(x) is x
+    assert not block.state_dict()
+    assert torch.equal(block.modulation(torch.randn(2, 8)), torch.ones(2, 8))
