@@ -4,12 +4,13 @@ from speechbrain_spgm.data.batch import Mixture, MixtureBatch
 from speechbrain_spgm.data.batching import BucketBatchSampler
 from speechbrain_spgm.data.dynamic import DynamicMixing
 from speechbrain_spgm.data.errors import UserError
-from speechbrain_spgm.data.mixtures import MixtureList
+from speechbrain_spgm.data.mixtures import ManifestDataset, MixtureList
 from speechbrain_spgm.data.voices import Voice, find_voices, read_voices
 
 __all__ = [
     "BucketBatchSampler",
     "DynamicMixing",
+    "ManifestDataset",
     "Mixture",
     "MixtureBatch",
     "MixtureList",

@@ -1,4 +1,4 @@
-"""Mixtures that a list in LibriMix's CSV format describes.
+"""Mixtures on disk, and mixtures of a LibriMix list mixed on the fly.
 
 Axes: T samples, spks sources.
 """
@@ -8,19 +8,116 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.nn.functional import pad
 
 from speechbrain_spgm.data.audio import (
     AudioFile,
     change_rate,
+    open_all,
     open_audio,
     read_audio,
 )
 from speechbrain_spgm.data.batch import Mixture
 from speechbrain_spgm.data.errors import UserError
+from speechbrain_spgm.data.manifest import ManifestRow, read_manifest
 from speechbrain_spgm.data.seeded import SeededDataset
 from speechbrain_spgm.data.voices import read_table
+
+DURATION_TOLERANCE = 0.1  # seconds, for manifests that round
+
+
+class ManifestDataset(SeededDataset):
+    """Mixtures and sources that lie on disk and that a manifest lists.
+
+    Every mixture and source is opened once at the start (headers only), so that
+    training does not fail on one hours later. Noise, if the manifest has it, is part of
+    the mixture and no source: it is not read.
+
+    Arguments
+    ---------
+    path : str or Path
+        The manifest; see ``speechbrain_spgm.data.manifest``.
+    num_spks : int
+        How many sources each mixture must have.
+    sample_rate : int
+        The rate in Hz that all files must have.
+    segment_seconds : float, optional
+        If given, item i is a random crop of that many seconds (or all of a shorter
+        mixture), drawn from (seed, epoch, i).
+    seed : int
+        Seed of the crops.
+    limit : int, optional
+        Use only the first ``limit`` mixtures of the manifest.
+
+    Raises
+    ------
+    UserError
+        If the manifest is missing or wrong or has another number of sources; if a file
+        is missing, truncated, at another rate, or of another length than its mixture.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        num_spks: int,
+        sample_rate: int,
+        segment_seconds: float | None = None,
+        seed: int = 0,
+        limit: int | None = None,
+    ) -> None:
+        super().__init__(seed)
+        self.path = Path(path)
+        self.sample_rate = sample_rate
+        self.segment = samples_of(segment_seconds, sample_rate)
+        rows = read_manifest(self.path, num_spks)[:limit]
+        files = iter(open_all(p for row in rows for p in (row.mix, *row.sources)))
+        self.entries = [
+            (row.id, next(files), [next(files) for _ in row.sources]) for row in rows
+        ]
+        for row, (_, mix, sources) in zip(rows, self.entries, strict=True):
+            self._check(row, mix, sources)
+
+    def _check(
+        self, row: ManifestRow, mix: AudioFile, sources: list[AudioFile]
+    ) -> None:
+        for file in (mix, *sources):
+            if file.rate != self.sample_rate:
+                raise UserError(
+                    f"The audio file {file.path} is at {file.rate} Hz, but sample_rate "
+                    f"is {self.sample_rate}: change sample_rate or prepare the data at "
+                    "that rate."
+                )
+        if abs(mix.seconds - row.duration) > DURATION_TOLERANCE:
+            raise UserError(
+                f"The audio file {mix.path} lasts {mix.seconds:.2f} s, but "
+                f"{row.duration:.2f} s in the manifest {self.path}: prepare the data "
+                "again."
+            )
+        for file in sources:
+            if file.frames != mix.frames:
+                raise UserError(
+                    f"The source {file.path} has {file.frames} samples, but its "
+                    f"mixture {mix.path} has {mix.frames}: prepare the data again."
+                )
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> Mixture:
+        id, mix, sources = self.entries[index]
+        start, frames = draw_crop(mix.frames, self.segment, self.generator(index))
+        waves = [torch.from_numpy(read_audio(file, start, frames)) for file in sources]
+        mix = torch.from_numpy(read_audio(mix, start, frames))
+        return Mixture(id, mix, torch.stack(waves, dim=-1))
+
+    @property
+    def seconds(self) -> list[float]:
+        """How long each item is."""
+        return [
+            cropped(mix.frames, self.segment) / mix.rate for _, mix, _ in self.entries
+        ]
 
 
 class MixtureList(SeededDataset):
@@ -75,7 +172,7 @@ class MixtureList(SeededDataset):
         self.path = Path(path)
         self.sample_rate = sample_rate
         self.mode = mode
-        self.segment = round(segment_seconds * sample_rate) if segment_seconds else None
+        self.segment = samples_of(segment_seconds, sample_rate)
         self.entries = read_mixture_list(self.path, Path(folder), num_spks)[:limit]
 
     def __len__(self) -> int:
@@ -91,16 +188,20 @@ class MixtureList(SeededDataset):
         length = fit(len(wave) for wave in waves)
         # A negative padding cuts. [T, spks]
         stack = torch.stack([pad(w, (0, length - len(w))) for w in waves], dim=-1)
-        stack = self._crop(stack, index)
+        start, frames = draw_crop(length, self.segment, self.generator(index))
+        stack = stack[start : start + frames]
         return Mixture(id, stack.sum(-1), stack)
 
-    def _crop(self, sources: torch.Tensor, index: int) -> torch.Tensor:
-        """A random segment of [T, spks], or all of it."""
-        spare = len(sources) - (self.segment or len(sources))
-        if spare <= 0:
-            return sources
-        start = int(self.generator(index).integers(spare + 1))
-        return sources[start : start + self.segment]
+    @property
+    def seconds(self) -> list[float]:
+        """How long each item is, to a sample."""
+        fit = min if self.mode == "min" else max
+        rate = self.sample_rate
+        frames = (
+            round(fit(file.seconds for file, _ in sources) * rate)
+            for _, sources in self.entries
+        )
+        return [cropped(number, self.segment) / rate for number in frames]
 
     @property
     def speakers(self) -> set[str]:
@@ -108,6 +209,37 @@ class MixtureList(SeededDataset):
         return {
             file.path.parts[-3] for _, sources in self.entries for file, _ in sources
         }
+
+
+def samples_of(segment_seconds: float | None, sample_rate: int) -> int | None:
+    """The length of a crop in samples, or None for whole mixtures.
+
+    Example
+    -------
+    >>> samples_of(0.5, 8000)
+    4000
+    """
+    if segment_seconds is None:
+        return None
+    samples = round(segment_seconds * sample_rate)
+    if samples < 1:
+        raise UserError(
+            f"The segment_seconds is {segment_seconds}: it must be above 0."
+        )
+    return samples
+
+
+def cropped(frames: int, segment: int | None) -> int:
+    """What a crop leaves of ``frames`` frames: a shorter mixture stays whole."""
+    return frames if segment is None else min(frames, segment)
+
+
+def draw_crop(
+    frames: int, segment: int | None, rng: np.random.Generator
+) -> tuple[int, int]:
+    """First frame and number of frames of a random crop."""
+    kept = cropped(frames, segment)
+    return int(rng.integers(frames - kept + 1)), kept
 
 
 def load(file: AudioFile) -> torch.Tensor:

@@ -23,6 +23,7 @@ def tone(frequency: float, rate: int, seconds: float = 1.0) -> torch.Tensor:
 
 
 def make_bad_file(kind: str, path: Path) -> None:
+    """Writes a file that is no whole mono recording."""
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, 20000)
     if kind == "text":
         path.write_text("this is no audio")
@@ -35,11 +36,12 @@ def make_bad_file(kind: str, path: Path) -> None:
         path.write_bytes(path.read_bytes()[:20000])
 
 
+@pytest.mark.parametrize("suffix", ["flac", "wav"])
 @pytest.mark.parametrize("kind", ["missing", "text", "empty", "stereo", "truncated"])
-def test_bad_files_are_named(kind, tmp_path):
-    path = tmp_path / "bad.flac"
+def test_bad_files_are_named(kind, suffix, tmp_path):
+    path = tmp_path / f"bad.{suffix}"
     make_bad_file(kind, path)
-    with pytest.raises(UserError, match="bad.flac") as error:
+    with pytest.raises(UserError, match=f"bad.{suffix}") as error:
         open_audio(path)
     assert "\n" not in str(error.value)
 

@@ -1,11 +1,17 @@
-"""Mixture lists: sums and lengths are right, mistakes in a list are named."""
+"""Mixtures from disk and from lists: right samples, and every mistake is named."""
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 
-from speechbrain_spgm.data import MixtureBatch, MixtureList, UserError
+from speechbrain_spgm.data import (
+    ManifestDataset,
+    MixtureBatch,
+    MixtureList,
+    UserError,
+)
+from speechbrain_spgm.data.manifest import ManifestRow, write_manifest
 
 HEADER = "mixture_ID,source_1_path,source_1_gain,source_2_path,source_2_gain\n"
 
@@ -25,11 +31,126 @@ def read_list(folder, **options) -> MixtureList:
     return MixtureList(folder / "mix.csv", folder, **settings)
 
 
+@pytest.fixture
+def prepared(tmp_path):
+    """Two mixtures at 8 kHz on disk, 1.0 s and 1.5 s, with noise, and a manifest."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for id, frames in (("x", 8000), ("y", 12000)):
+        parts = rng.integers(-9000, 9000, (3, frames)).astype(np.int16)
+        paths = [tmp_path / f"{id}-{part}.wav" for part in ("s1", "s2", "noise", "mix")]
+        for path, samples in zip(paths, [*parts, parts.sum(0)], strict=True):
+            soundfile.write(path, samples.astype(np.int16), 8000)
+        s1, s2, noise, mix = paths
+        rows.append(ManifestRow(id, frames / 8000, mix, (s1, s2), noise))
+    write_manifest(tmp_path / "train.csv", rows)
+    return tmp_path
+
+
+def read_prepared(folder, **options) -> ManifestDataset:
+    settings = {"num_spks": 2, "sample_rate": 8000, **options}
+    return ManifestDataset(folder / "train.csv", **settings)
+
+
+def test_a_manifest_gives_what_the_files_hold(prepared):
+    mixtures = read_prepared(prepared)
+    assert [mixture.id for mixture in mixtures] == ["x", "y"]
+    assert mixtures.seconds == [1.0, 1.5]
+    for id, mix, sources in mixtures:
+        waves = {
+            part: torch.from_numpy(
+                soundfile.read(prepared / f"{id}-{part}.wav", dtype="float32")[0]
+            )
+            for part in ("mix", "s1", "s2", "noise")
+        }
+        assert torch.equal(mix, waves["mix"])
+        assert torch.equal(sources, torch.stack([waves["s1"], waves["s2"]], -1))
+        torch.testing.assert_close(mix - sources.sum(-1), waves["noise"])
+    assert [mixture.id for mixture in read_prepared(prepared, limit=1)] == ["x"]
+
+
+def test_a_segment_lies_at_one_place_in_mixture_and_sources(prepared):
+    whole = read_prepared(prepared)[1]
+    segments = read_prepared(prepared, segment_seconds=1.25, seed=3)
+    assert segments.seconds == [1.0, 1.25]
+    assert torch.equal(segments[0].mix, read_prepared(prepared)[0].mix)
+    starts = set()
+    for epoch in range(5):
+        segments.set_epoch(epoch)
+        _, mix, sources = segments[1]
+        assert torch.equal(mix, segments[1].mix)
+        (start,) = [
+            s for s in range(2001) if torch.equal(mix, whole.mix[s : s + 10000])
+        ]
+        assert torch.equal(sources, whole.sources[start : start + 10000])
+        starts.add(start)
+    assert len(starts) == 5
+
+
+def damage(kind, folder):
+    """Breaks one file of mixture y; returns the file's name."""
+    path = folder / ("y-mix.wav" if kind == "old" else "y-s2.wav")
+    samples, rate = soundfile.read(path, dtype="int16")
+    if kind == "missing":
+        path.unlink()
+    elif kind == "truncated":
+        path.write_bytes(path.read_bytes()[:-1000])
+    elif kind == "rate":
+        soundfile.write(path, samples, 2 * rate)
+    elif kind == "shorter":
+        soundfile.write(path, samples[:-1], rate)
+    elif kind == "longer":
+        soundfile.write(path, np.pad(samples, (0, 1)), rate)
+    elif kind == "old":
+        for part in ("mix", "s1", "s2"):
+            soundfile.write(folder / f"y-{part}.wav", samples[:6000], rate)
+    return path.name
+
+
+@pytest.mark.parametrize(
+    ("kind", "complaint"),
+    [
+        ("missing", "does not exist"),
+        ("truncated", "is truncated"),
+        ("rate", "is at 16000 Hz, but sample_rate is 8000"),
+        ("shorter", "has 11999 samples, but its mixture .*y-mix.wav has 12000"),
+        ("longer", "has 12001 samples"),
+        ("old", "lasts 0.75 s, but 1.50 s in the manifest"),
+    ],
+)
+def test_a_bad_file_of_a_manifest_is_named_at_the_start(prepared, kind, complaint):
+    name = damage(kind, prepared)
+    with pytest.raises(UserError, match=f"{name} {complaint}") as error:
+        read_prepared(prepared)
+    assert "\n" not in str(error.value)
+
+
+def test_wrong_settings_for_a_manifest_are_named(prepared):
+    with pytest.raises(UserError, match="2 source.* but num_spks is 3"):
+        read_prepared(prepared, num_spks=3)
+    with pytest.raises(UserError, match="at 8000 Hz, but sample_rate is 16000"):
+        read_prepared(prepared, sample_rate=16000)
+    with pytest.raises(UserError, match="segment_seconds is 0"):
+        read_prepared(prepared, segment_seconds=0)
+    with pytest.raises(UserError, match="none.csv does not exist"):
+        ManifestDataset(prepared / "none.csv", num_spks=2, sample_rate=8000)
+
+
+def test_a_streamed_wav_file_is_not_called_truncated(prepared):
+    path = prepared / "y-s2.wav"
+    data = bytearray(path.read_bytes())
+    place = data.index(b"data") + 4
+    data[4:8] = data[place : place + 4] = b"\xff\xff\xff\x7f"
+    path.write_bytes(data)
+    assert read_prepared(prepared)[1].sources.shape == (12000, 2)
+
+
 @pytest.mark.parametrize(("mode", "length"), [("min", 8000), ("max", 12000)])
 def test_a_mixture_is_the_sum_of_gain_times_source(corpus, mode, length):
     id, mix, sources = read_list(corpus, mode=mode)[0]
     assert id == "a_b"
     assert mix.shape == (length,) and sources.shape == (length, 2)
+    assert read_list(corpus, mode=mode).seconds == [length / 8000]
     torch.testing.assert_close(mix, sources.sum(-1))
     recorded, _ = soundfile.read(corpus / "a.flac", dtype="float32")
     torch.testing.assert_close(sources[:8000, 0], 0.5 * torch.from_numpy(recorded))
