@@ -11,13 +11,25 @@ from typing import Any
 
 import speechbrain as sb
 import torch
-from speechbrain.utils.checkpoints import Checkpointer
+from speechbrain.utils.checkpoints import (
+    DEFAULT_SAVE_HOOKS,
+    Checkpointer,
+    get_default_hook,
+)
 from speechbrain.utils.distributed import if_main_process
+from speechbrain.utils.logger import get_logger
 from torch.utils.data import DataLoader, Dataset
 
 from speechbrain_spgm.data import MixtureBatch, UserError
+from speechbrain_spgm.data.batching import BucketBatchSampler
 from speechbrain_spgm.data.seeded import SeededDataset
 from speechbrain_spgm.lobes.separator import separate
+from speechbrain_spgm.training.activations import checkpoint_activations
+from speechbrain_spgm.training.averaging import (
+    copy_weights,
+    load_best_average,
+    moving_average,
+)
 from speechbrain_spgm.training.evaluation import (
     Score,
     average,
@@ -25,12 +37,27 @@ from speechbrain_spgm.training.evaluation import (
     score_batch,
     write_results,
 )
-from speechbrain_spgm.training.losses import pit_si_sdr_loss, training_loss
+from speechbrain_spgm.training.losses import is_kept, pit_si_sdr_loss, training_loss
+from speechbrain_spgm.training.progress import Progress
+from speechbrain_spgm.training.randomness import seed_step
+from speechbrain_spgm.training.ranks import gather, rank, sum_over_ranks, world_size
 from speechbrain_spgm.training.schedule import anneal, remember_peak, warm_up
+from speechbrain_spgm.training.show import separate_examples, show_run
+
+logger = get_logger(__name__)
 
 
 class SeparationBrain(sb.Brain):
     """Trains encoder, masknet and decoder for the best SI-SDR.
+
+    One optimizer step takes ``grad_accumulation_factor`` batches on each rank and
+    descends the mean loss of all their utterances, however they are split. A step with
+    a loss or gradient that is not finite, on any rank, is left out on all ranks and
+    counted.
+
+    Batch number ``step`` of an epoch depends on (seed, epoch, step) alone, what it
+    draws included, so a run that was killed and started again ends bit by bit like one
+    that was not.
 
     Arguments
     ---------
@@ -39,13 +66,24 @@ class SeparationBrain(sb.Brain):
     opt_class : callable, optional
         Builds the optimizer from the parameters.
     hparams : dict, optional
-        Needed: ``sample_rate``, ``output_folder``, ``train_logger``. Optional:
-        ``loss_threshold`` (dB; training drops utterances with a loss below it),
-        ``warmup_steps``, ``lr_annealing`` (see ``schedule.anneal``).
+        Needed: ``sample_rate``, ``output_folder``, ``epoch_counter``, and
+        ``train_logger`` (one of SpeechBrain's or a list of them). Optional:
+        ``seed`` (of the order of the data and of dropout), ``loss_threshold`` (dB;
+        training drops utterances with a loss below it), ``warmup_steps``,
+        ``lr_annealing`` (see ``schedule.anneal``), ``activation_checkpointing``,
+        ``ema_decay`` (validates and tests a moving average of the weights),
+        ``average_checkpoints`` (tests the mean of that many best checkpoints),
+        ``num_examples`` (separated mixtures written after each epoch).
     run_opts : RunOptions or dict, optional
         Device, precision, clipping and so on, as in SpeechBrain.
-    checkpointer : Checkpointer, optional
-        Keeps the last epoch and the one with the highest SI-SDRi in validation.
+    checkpointer : WholeCheckpointer, optional
+        Keeps the last epoch and the best ones by SI-SDRi in validation. What it has to
+        save beside the epoch counter is added here.
+
+    Raises
+    ------
+    UserError
+        If an option has no sense, for example fp16 on a CPU.
     """
 
     def __init__(
@@ -56,19 +94,63 @@ class SeparationBrain(sb.Brain):
         run_opts: Any = None,
         checkpointer: Checkpointer | None = None,
     ) -> None:
-        super().__init__(modules, opt_class, hparams, run_opts, checkpointer)
+        try:
+            super().__init__(modules, opt_class, hparams, run_opts, checkpointer)
+        except ValueError as error:  # SpeechBrain's words on an option
+            raise UserError(str(error)) from None
+        # The bare modules: what self.modules holds gets wrapped for several ranks.
+        self.networks = torch.nn.ModuleDict(dict(self.modules.items()))
+        self.ema = None
+        if self._option("ema_decay") is not None:
+            self.ema = moving_average(self.networks, self._option("ema_decay"))
+        if self._option("activation_checkpointing"):
+            checkpoint_activations(self.networks["masknet"])
+        self.progress = Progress()
+        self.seed = self._option("seed", 0)
+        self.epoch = 0
         self.train_set: Dataset | None = None
+        self.valid_set: Dataset | None = None
         self.train_stats: dict[str, float] = {}
+        self.losses = torch.zeros(0)  # of the last batch [B]
+        self.tally = new_tally(self.device)  # of the step under way, this rank's
         self.scores: list[Score] = []
         self.audio_seconds = 0.0
         self.stage_start = 0.0
+        self._add_recoverables()
+
+    def _option(self, name: str, default: Any = None) -> Any:
+        return getattr(self.hparams, name, default)
+
+    def _add_recoverables(self) -> None:
+        """Puts into checkpoints what exact resumption needs and is not there yet."""
+        if self.checkpointer is None:
+            return
+        present = list(self.checkpointer.recoverables.values())
+        wanted = {**self.networks, "lr_annealing": self._option("lr_annealing")}
+        for name, thing in wanted.items():
+            stateful = get_default_hook(thing, DEFAULT_SAVE_HOOKS) is not None
+            if stateful and not any(thing is other for other in present):
+                self.checkpointer.add_recoverable(name, thing)
+        self.checkpointer.add_recoverable("progress", self.progress, optional_load=True)
+        if self.ema is not None:
+            self.checkpointer.add_recoverable("ema", self.ema, optional_load=True)
+
+    @property
+    def _has_average(self) -> bool:
+        """Whether there is a moving average of the weights; it starts at a step."""
+        return self.ema is not None and bool(self.ema.n_averaged > 0)
 
     def compute_forward(self, batch: MixtureBatch, stage: sb.Stage) -> torch.Tensor:
         """Separates a batch; returns the estimates [B, T, spks]."""
+        modules = self.networks
+        if stage == sb.Stage.TRAIN:
+            modules = self.modules  # wrapped: the gradients of all ranks are averaged
+        elif stage == sb.Stage.VALID and self._has_average:
+            modules = self.ema.module
         return separate(
-            self.modules.encoder,
-            self.modules.masknet,
-            self.modules.decoder,
+            modules["encoder"],
+            modules["masknet"],
+            modules["decoder"],
             batch.mix,
             batch.lengths,
         )
@@ -78,16 +160,106 @@ class SeparationBrain(sb.Brain):
     ) -> torch.Tensor:
         """The mean negative SI-SDR in dB; outside of training, scores are kept too."""
         pit = pit_si_sdr_loss(estimates, batch.sources, batch.lengths)
+        self.losses = pit.loss.detach()
         if stage == sb.Stage.TRAIN:
-            threshold = getattr(self.hparams, "loss_threshold", None)
-            return training_loss(pit.loss, threshold)
+            return training_loss(pit.loss, self._option("loss_threshold"))
         self.scores += score_batch(estimates, batch, pit)
         return pit.loss.mean()
 
     def fit_batch(self, batch: MixtureBatch) -> torch.Tensor:
-        """One training step; returns the detached loss."""
-        self.audio_seconds += batch.lengths.sum().item() / self.hparams.sample_rate
-        return super().fit_batch(batch.to(self.device))
+        """Learns from one batch; returns the detached loss."""
+        seed_step(self.seed, self.epoch, self.step, rank())
+        should_step = self._completes_step()
+        self.on_fit_batch_start(batch, should_step)
+        seconds = batch.lengths.sum().item() / self.hparams.sample_rate
+        batch = batch.to(self.device)
+        with self.no_sync(not should_step):
+            with self.training_ctx:
+                estimates = self.compute_forward(batch, sb.Stage.TRAIN)
+                loss = self.compute_objectives(estimates, batch, sb.Stage.TRAIN)
+            kept = is_kept(self.losses, self._option("loss_threshold")).sum()
+            # The gradient of a sum: all batches of the step share one denominator.
+            # A loss that is not finite goes backward too: other ranks wait for it.
+            self.scaler.scale(loss * kept).backward()
+        self.tally += count(self.losses, kept, seconds)
+        if should_step:
+            self.optimizers_step()
+        self.on_fit_batch_end(batch, estimates, loss, should_step)
+        return loss.detach().cpu()
+
+    def optimizers_step(self) -> None:
+        """One step on what all ranks have accumulated, or none if it is not finite."""
+        loss_sum, utterances, nonfinite, kept, seconds = sum_over_ranks(
+            self.tally
+        ).tolist()
+        self.tally = new_tally(self.device)
+        self.progress.add(loss_sum, int(utterances))
+        self.audio_seconds += seconds
+
+        self.scaler.unscale_(self.optimizer)
+        parameters = [
+            parameter
+            for group in self.optimizer.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+        ]
+        # So far each gradient is the sum over the utterances, averaged over the ranks.
+        for parameter in parameters:
+            parameter.grad *= world_size() / max(1.0, kept)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self._max_norm())
+        # Equal on all ranks, as the gradients are: all of them decide alike.
+        finite = nonfinite == 0 and bool(torch.isfinite(norm))
+        if finite and kept:  # as published: no step if all were good enough
+            self.scaler.step(self.optimizer)
+            self.optimizer_step += 1
+            if self.ema is not None:
+                self.ema.update_parameters(self.networks)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._watch(finite, int(nonfinite))
+
+    def _max_norm(self) -> float:
+        """SpeechBrain documents values below 0 as "do not clip"; null does the same."""
+        unlimited = self.max_grad_norm is None or self.max_grad_norm <= 0
+        return float("inf") if unlimited else self.max_grad_norm
+
+    def _watch(self, finite: bool, nonfinite_losses: int) -> None:
+        """Counts and reports steps left out; gives up when there are only those."""
+        if finite:
+            self.progress.skipped_in_a_row = 0
+            return
+        self.progress.skipped += 1
+        logger.warning(
+            f"Epoch {self.epoch}, batch {self.step}: no step, because "
+            + (
+                f"the loss of {nonfinite_losses} utterance(s) is not finite."
+                if nonfinite_losses
+                else "the gradient is not finite."
+            )
+        )
+        # While fp16's scale is still too high, gradients overflow and it is halved.
+        if nonfinite_losses or not self.scaler.is_enabled():
+            self.progress.skipped_in_a_row += 1
+        if self.progress.skipped_in_a_row > self.nonfinite_patience:
+            raise UserError(
+                f"In the last {self.progress.skipped_in_a_row} steps the loss or the "
+                "gradient was not finite: lower lr or max_grad_norm, or raise "
+                "nonfinite_patience."
+            )
+
+    def _completes_step(self) -> bool:
+        """Whether this batch is the last of an optimizer step, or of the epoch."""
+        last = self.step == self._batches_per_epoch()
+        return last or self.step % self.grad_accumulation_factor == 0
+
+    def _batches_per_epoch(self) -> int | None:
+        sampler = self.train_sampler
+        batches = len(sampler) if isinstance(sampler, BucketBatchSampler) else None
+        return min(batches, self.debug_batches) if self.debug and batches else batches
+
+    def _should_save_intra_epoch_ckpt(self, *args: Any) -> bool:
+        """As in SpeechBrain, but not while gradients are being accumulated."""
+        return self._completes_step() and super()._should_save_intra_epoch_ckpt(*args)
 
     def evaluate_batch(self, batch: MixtureBatch, stage: sb.Stage) -> torch.Tensor:
         """Separates and scores a batch; returns the detached loss."""
@@ -96,11 +268,54 @@ class SeparationBrain(sb.Brain):
     def make_dataloader(
         self, dataset: Dataset, stage: sb.Stage, *args: Any, **loader_kwargs: Any
     ) -> DataLoader:
-        """As in SpeechBrain, with batches of mixtures of unequal length."""
+        """A loader of this rank's batches, each of mixtures of similar duration.
+
+        Arguments
+        ---------
+        dataset : Dataset
+            Gives a ``Mixture`` for each index; its attribute ``seconds``, if it has
+            one, tells their durations.
+        stage : Stage
+            In training every rank gets equally many batches; in validation and test
+            every utterance comes up exactly once over all ranks.
+        *args, **loader_kwargs
+            As in SpeechBrain. ``batch_size`` (default 1), ``max_batch_seconds`` and
+            ``shuffle`` go to ``BucketBatchSampler``, unless a ``sampler`` or
+            ``batch_sampler`` is given.
+
+        Returns
+        -------
+        DataLoader
+            Of ``MixtureBatch``.
+        """
         if stage == sb.Stage.TRAIN:
             self.train_set = dataset
+        elif stage == sb.Stage.VALID:
+            self.valid_set = dataset
         loader_kwargs.setdefault("collate_fn", MixtureBatch.collate)
+        if not {"sampler", "batch_sampler"} & loader_kwargs.keys():
+            most = loader_kwargs.pop("max_batch_seconds", None)
+            size = loader_kwargs.pop("batch_size", None if most else 1)
+            loader_kwargs["batch_sampler"] = BucketBatchSampler(
+                getattr(dataset, "seconds", [1.0] * len(dataset)),
+                size,
+                most,
+                shuffle=loader_kwargs.pop("shuffle", False) and stage == sb.Stage.TRAIN,
+                seed=self.seed,
+                rank=rank(),
+                world_size=world_size(),
+            )
         return super().make_dataloader(dataset, stage, *args, **loader_kwargs)
+
+    def _train_loader_specifics(
+        self, dataset: Dataset, loader_kwargs: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Leaves our sampler alone: it knows of the ranks."""
+        sampler = loader_kwargs.get("batch_sampler")
+        if not isinstance(sampler, BucketBatchSampler):
+            return super()._train_loader_specifics(dataset, loader_kwargs)
+        self.train_sampler = sampler  # SpeechBrain tells it the epoch
+        return loader_kwargs
 
     def init_optimizers(self) -> None:
         """As in SpeechBrain; the optimizer's rate becomes the one to warm up to."""
@@ -109,15 +324,20 @@ class SeparationBrain(sb.Brain):
 
     def on_fit_batch_start(self, batch: MixtureBatch, should_step: bool) -> None:
         """Warms up the learning rate."""
-        warmup_steps = getattr(self.hparams, "warmup_steps", 0)
-        warm_up(self.optimizer, self.optimizer_step, warmup_steps)
+        warm_up(self.optimizer, self.optimizer_step, self._option("warmup_steps", 0))
 
     def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:
         """Starts the stage's statistics; seeds the training mixtures of this epoch."""
         self.scores = []
-        self.audio_seconds = 0.0
         self.stage_start = time.monotonic()
-        if stage == sb.Stage.TRAIN and isinstance(self.train_set, SeededDataset):
+        if stage != sb.Stage.TRAIN:
+            return
+        self.epoch = epoch
+        self.audio_seconds = 0.0
+        self.tally = new_tally(self.device)
+        if self.step == 0:  # not resumed inside an epoch
+            self.progress.start_epoch()
+        if isinstance(self.train_set, SeededDataset):
             self.train_set.set_epoch(epoch)
 
     def on_stage_end(
@@ -127,47 +347,77 @@ class SeparationBrain(sb.Brain):
         if stage == sb.Stage.TRAIN:
             seconds = time.monotonic() - self.stage_start
             self.train_stats = {
-                "si_sdr": -stage_loss,
+                "si_sdr": self.progress.si_sdr,
+                "skipped": self.progress.skipped,
                 "audio_seconds_per_second": self.audio_seconds / seconds,
             }
-        elif stage == sb.Stage.VALID:
-            self._end_validation(stage_loss, epoch)
+            return
+        self._gather_scores()
+        if stage == sb.Stage.VALID:
+            self._end_validation(epoch)
         else:
             self._end_test()
 
-    def _end_validation(self, loss: float, epoch: int) -> None:
-        self._require_scores()
+    def _gather_scores(self) -> None:
+        """Brings together the scores of all ranks."""
+        self.scores = sorted(gather(self.scores), key=lambda score: score.id)
+        if not self.scores:
+            raise UserError("All sources of all mixtures are silent: nothing to score.")
+
+    def _end_validation(self, epoch: int) -> None:
         stats = average(self.scores)
-        self.hparams.train_logger.log_stats(
-            stats_meta={"epoch": epoch, "lr": self.optimizer.param_groups[0]["lr"]},
-            train_stats=self.train_stats,
-            valid_stats=stats,
-        )
-        if getattr(self.hparams, "lr_annealing", None) is not None:
-            anneal(self.hparams.lr_annealing, self.optimizer, epoch, loss)
+        meta = {"epoch": epoch, "lr": self.optimizer.param_groups[0]["lr"]}
+        self._log(meta, train_stats=self.train_stats, valid_stats=stats)
+        self.progress.add_row(meta, self.train_stats, stats)
+        if self._option("lr_annealing") is not None:
+            anneal(self.hparams.lr_annealing, self.optimizer, epoch, -stats["si_sdr"])
         if self.checkpointer is not None:
-            self.checkpointer.save_and_keep_only(
-                meta={"epoch": epoch, **stats}, max_keys=["si_sdri"]
-            )
+            self.checkpointer.save_checkpoint(meta={"epoch": epoch, **stats})
+            self.checkpointer.keep_newest_and_best(self._averaged(), "si_sdri")
+        self._show()
+
+    def _show(self) -> None:
+        """Draws the curves and separates examples, on the main process."""
+        if not if_main_process():
+            return
+        examples = []
+        if self.valid_set is not None:
+            with torch.no_grad(), self.evaluation_ctx:
+                examples = separate_examples(
+                    lambda batch: self.compute_forward(
+                        batch.to(self.device), sb.Stage.VALID
+                    ),
+                    self.valid_set,
+                    self._option("num_examples", 0),
+                )
+        show_run(
+            self.hparams.output_folder,
+            self.progress.history,
+            examples,
+            self.hparams.sample_rate,
+        )
 
     def _end_test(self) -> None:
-        self._require_scores()
-        self.hparams.train_logger.log_stats(
-            stats_meta={"epoch loaded": self.hparams.epoch_counter.current},
-            test_stats=average(self.scores),
-        )
+        meta = {"epoch loaded": self.hparams.epoch_counter.current}
+        self._log(meta, test_stats=average(self.scores))
         if if_main_process():
             write_results(self.scores, self.hparams.output_folder)
             print(format_table(self.scores))
 
-    def _require_scores(self) -> None:
-        if not self.scores:
-            raise UserError("All sources of all mixtures are silent: nothing to score.")
+    def _log(self, meta: dict[str, float], **stats: dict[str, float]) -> None:
+        """Tells every logger."""
+        loggers = self.hparams.train_logger
+        for one in loggers if isinstance(loggers, (list, tuple)) else [loggers]:
+            one.log_stats(stats_meta=meta, **stats)
+
+    def _averaged(self) -> int:
+        """How many checkpoints a test averages."""
+        return max(1, self._option("average_checkpoints") or 1)
 
     def on_evaluate_start(
         self, max_key: str | None = None, min_key: str | None = None
     ) -> None:
-        """Loads the best checkpoint, and refuses to test random weights."""
+        """Loads the weights to test, into the modules; refuses to test random ones."""
         trained = self.optimizer_step > 0  # in this process
         if self.checkpointer is not None and not trained:
             if not self.checkpointer.list_checkpoints():
@@ -176,3 +426,72 @@ class SeparationBrain(sb.Brain):
                     "train first, or give the output_folder of a finished run."
                 )
         super().on_evaluate_start(max_key, min_key)
+        if self.checkpointer is not None and self._averaged() > 1:
+            number = load_best_average(
+                self.checkpointer,
+                self._tested_recoverables(),
+                self._averaged(),
+                max_key,
+                min_key,
+            )
+            logger.info(f"Testing the average of {number} checkpoint(s)")
+        if self._has_average:
+            copy_weights(self.ema.module, self.networks)
+
+    def _tested_recoverables(self) -> dict[str, torch.nn.Module]:
+        """What holds the weights to test, by the names in the checkpoints."""
+        tested = [self.ema] if self._has_average else list(self.networks.values())
+        return {
+            name: thing
+            for name, thing in self.checkpointer.recoverables.items()
+            if any(thing is module for module in tested)
+        }
+
+    def evaluate(
+        self,
+        test_set: Dataset | DataLoader,
+        max_key: str | None = None,
+        min_key: str | None = None,
+        progressbar: bool | None = None,
+        test_loader_kwargs: Mapping[str, Any] | None = None,
+    ) -> float:
+        """As in SpeechBrain; returns the mean loss over all ranks in dB."""
+        kwargs = dict(test_loader_kwargs or {})  # SpeechBrain adds to it
+        super().evaluate(test_set, max_key, min_key, progressbar, kwargs)
+        return -average(self.scores)["si_sdr"]
+
+
+def new_tally(device: str | torch.device) -> torch.Tensor:
+    """Zeros for the five sums that ``count`` gives."""
+    return torch.zeros(5, dtype=torch.float64, device=device)
+
+
+def count(losses: torch.Tensor, kept: torch.Tensor, seconds: float) -> torch.Tensor:
+    """What a batch adds to the sums over a step; no value leaves its device.
+
+    Arguments
+    ---------
+    losses : torch.Tensor
+        Loss of each utterance in dB [B].
+    kept : torch.Tensor
+        How many of them the gradient is made of.
+    seconds : float
+        Audio in the batch.
+
+    Returns
+    -------
+    torch.Tensor
+        Sum of the finite losses, their number, the number of others, kept, seconds.
+
+    Example
+    -------
+    >>> count(torch.tensor([-3.0, float("nan")]), torch.tensor(2), 4.0).tolist()
+    [-3.0, 1.0, 1.0, 2.0, 4.0]
+    """
+    losses = losses.double()
+    finite = torch.isfinite(losses)
+    total = losses.where(finite, 0).sum()
+    number = finite.sum()
+    return torch.stack(
+        [total, number, len(losses) - number, kept, total.new_tensor(seconds)]
+    )

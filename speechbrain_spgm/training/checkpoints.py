@@ -1,20 +1,39 @@
-"""Checkpoints that are either whole or not there."""
+"""Checkpoints that are either whole or not there, on one or several processes."""
 
 from __future__ import annotations
 
+import logging
 import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from speechbrain.utils.checkpoints import METAFNAME, Checkpoint, Checkpointer
+import torch
+from speechbrain.utils.checkpoints import (
+    METAFNAME,
+    Checkpoint,
+    Checkpointer,
+    average_checkpoints,
+    ckpt_recency,
+)
+from speechbrain.utils.distributed import main_process_only
+from speechbrain.utils.logger import get_logger
+from torch import nn
+
+logger = get_logger(__name__)
 
 
 class WholeCheckpointer(Checkpointer):
-    """A Checkpointer that a kill in the middle of saving cannot fool.
+    """A Checkpointer that a kill in the middle of saving or deleting cannot fool.
 
     SpeechBrain writes the file that makes a folder count as a checkpoint first, so a
     run killed while saving leaves a newest checkpoint that does not load. Here that
-    file gets its name last.
+    file gets its name last, and loses it first when the checkpoint is deleted.
+
+    With several processes the main one alone decides, writes and deletes, while the
+    others wait. (In SpeechBrain each process lists the folder for itself and then waits
+    once per checkpoint that it would delete: if two lists differ, both wait forever.)
 
     Arguments
     ---------
@@ -31,21 +50,109 @@ class WholeCheckpointer(Checkpointer):
     1
     """
 
-    def save_checkpoint(self, *args: Any, **kwargs: Any) -> Checkpoint | None:
+    @main_process_only
+    def save_checkpoint(self, *args: Any, **kwargs: Any) -> Checkpoint:
         """As in SpeechBrain; the checkpoint appears when all of it is written."""
+        self._sweep()
         checkpoint = super().save_checkpoint(*args, **kwargs)
-        if checkpoint is not None:  # the main process
-            os.replace(
-                partial_name(checkpoint.path / METAFNAME), checkpoint.path / METAFNAME
-            )
+        metafile = checkpoint.path / METAFNAME
+        os.replace(partial_name(metafile), metafile)
         return checkpoint
+
+    @main_process_only
+    def delete_checkpoints(
+        self,
+        *,
+        num_to_keep: int = 1,
+        min_keys: Sequence[str] | None = None,
+        max_keys: Sequence[str] | None = None,
+        importance_keys: Sequence[Callable] = (ckpt_recency,),
+        ckpt_predicate: Callable | None = None,
+        verbosity: int = logging.INFO,
+    ) -> None:
+        """As in SpeechBrain, decided and done by the main process."""
+        orders = [{"min_key": key} for key in min_keys or ()]
+        orders += [{"max_key": key} for key in max_keys or ()]
+        orders += [{"importance_key": key} for key in dict.fromkeys(importance_keys)]
+        considered, kept = set(), set()
+        for order in orders:
+            ranked = self.find_checkpoints(**order, ckpt_predicate=ckpt_predicate)
+            considered.update(ranked)
+            kept.update(ranked[:num_to_keep])
+        for checkpoint in considered - kept:
+            delete(checkpoint.path)
+            logger.log(verbosity, f"Deleted checkpoint in {checkpoint.path}")
+
+    @main_process_only
+    def keep_newest_and_best(self, best: int, max_key: str) -> None:
+        """Deletes all but the newest checkpoint and the ``best`` ones by ``max_key``.
+
+        Arguments
+        ---------
+        best : int
+            How many to keep beside the newest, which may be one of them.
+        max_key : str
+            The entry of the meta data that is highest in the best.
+        """
+        kept = {self.find_checkpoint()}
+        kept.update(self.find_checkpoints(max_key=max_key, max_num_checkpoints=best))
+        for checkpoint in set(self.list_checkpoints()) - kept:
+            delete(checkpoint.path)
 
     def _save_checkpoint_metafile(
         self, fpath: Path, *args: Any, **kwargs: Any
     ) -> dict[str, Any]:
         return super()._save_checkpoint_metafile(partial_name(fpath), *args, **kwargs)
 
+    def _sweep(self) -> None:
+        """Removes what killed runs left unfinished."""
+        for metafile in self.checkpoints_dir.glob(f"*/{METAFNAME}.partial"):
+            shutil.rmtree(metafile.parent)
+
 
 def partial_name(path: Path) -> Path:
     """The name of a file that is not finished."""
     return path.with_name(path.name + ".partial")
+
+
+def delete(folder: Path) -> None:
+    """Removes a checkpoint; from the first moment on it does not count as one."""
+    os.replace(folder / METAFNAME, partial_name(folder / METAFNAME))
+    shutil.rmtree(folder)
+
+
+def load_average(
+    checkpoints: Sequence[Checkpoint], modules: Mapping[str, nn.Module]
+) -> None:
+    """Gives modules the average of their parameters in several checkpoints.
+
+    Arguments
+    ---------
+    checkpoints : sequence of Checkpoint
+        At least one.
+    modules : dict of str to torch.nn.Module
+        By their names in the checkpoints; changed in place.
+
+    Example
+    -------
+    >>> net = nn.Linear(1, 1)
+    >>> checkpointer = WholeCheckpointer(getfixture("tmp_path"), {"net": net})
+    >>> for value in (1.0, 3.0):
+    ...     _ = nn.init.constant_(net.weight, value)
+    ...     _ = checkpointer.save_checkpoint()
+    >>> load_average(checkpointer.list_checkpoints(), {"net": net})
+    >>> net.weight.item()
+    2.0
+    """
+    for name, module in modules.items():
+        module.load_state_dict(average_checkpoints(checkpoints, name, load_state))
+
+
+def load_state(path: Path, map_location: str) -> dict[str, torch.Tensor]:
+    """A state dict with floating-point entries, so that it can be averaged."""
+    state = torch.load(path, map_location=map_location, weights_only=True)
+    # Integer buffers are counts; SpeechBrain's in-place sum would overflow or round.
+    return {
+        name: value if value.is_floating_point() else value.double()
+        for name, value in state.items()
+    }

@@ -136,10 +136,23 @@ def training_loss(losses: torch.Tensor, threshold: float | None = None) -> torch
     >>> training_loss(torch.tensor([-40.0, -10.0, -20.0]), threshold=-30)
     tensor(-15.)
     """
-    if threshold is None:
-        return losses.mean()
-    kept = losses > threshold
+    kept = is_kept(losses, threshold)
     return (losses * kept).sum() / kept.sum().clamp(min=1)
+
+
+def is_kept(losses: torch.Tensor, threshold: float | None) -> torch.Tensor:
+    """Whether an utterance takes part in training: those of at least the threshold.
+
+    Losses that are not finite are kept, so that nobody mistakes them for good ones.
+
+    Example
+    -------
+    >>> is_kept(torch.tensor([-40.0, -10.0, float("nan")]), threshold=-30)
+    tensor([False,  True,  True])
+    """
+    if threshold is None:
+        return torch.ones_like(losses, dtype=torch.bool)
+    return ~(losses <= threshold)
 
 
 def reorder(estimates: torch.Tensor, permutation: torch.Tensor) -> torch.Tensor:

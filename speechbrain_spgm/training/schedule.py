@@ -61,7 +61,7 @@ def anneal(scheduler: Scheduler, optimizer: Optimizer, epoch: int, loss: float) 
     epoch : int
         The epoch that ended; the first is 1.
     loss : float
-        Its validation loss.
+        Its validation loss, negative SI-SDR in dB.
 
     Raises
     ------
@@ -73,7 +73,7 @@ def anneal(scheduler: Scheduler, optimizer: Optimizer, epoch: int, loss: float) 
     if isinstance(scheduler, ReduceLROnPlateau):
         _, new = scheduler([optimizer], epoch, loss)
     elif isinstance(scheduler, NewBobScheduler):
-        _, new = scheduler(loss)
+        _, new = scheduler(noise_to_signal(loss))
     elif isinstance(scheduler, (LinearScheduler, StepScheduler)):
         _, new = scheduler(epoch)
     else:
@@ -83,3 +83,17 @@ def anneal(scheduler: Scheduler, optimizer: Optimizer, epoch: int, loss: float) 
         )
     update_learning_rate(optimizer, new)
     remember_peak(optimizer)
+
+
+def noise_to_signal(loss: float) -> float:
+    """A loss in dB as a ratio of powers.
+
+    NewBobScheduler divides by the last loss and takes it to be positive; a negative one
+    would turn every improvement into a setback.
+
+    Example
+    -------
+    >>> noise_to_signal(-10.0)
+    0.1
+    """
+    return 10 ** (loss / 10)

@@ -1,0 +1,86 @@
+"""Weights for testing: a moving average over the steps, a mean over checkpoints."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from speechbrain_spgm.data.errors import UserError
+from speechbrain_spgm.training.checkpoints import WholeCheckpointer, load_average
+
+
+def moving_average(modules: nn.Module, decay: float) -> AveragedModel:
+    """An exponential moving average of parameters; it starts at the first update.
+
+    Arguments
+    ---------
+    modules : torch.nn.Module
+        Copied, not changed.
+    decay : float
+        Share of the old average in the new one, from 0 to below 1.
+
+    Returns
+    -------
+    AveragedModel
+        ``update_parameters(modules)`` after each step; the average is in ``module``.
+
+    Raises
+    ------
+    UserError
+        If the decay is outside its range.
+
+    Example
+    -------
+    >>> net = nn.Linear(1, 1)
+    >>> average = moving_average(net, decay=0.75)
+    >>> for value in (0.0, 4.0):
+    ...     _ = nn.init.constant_(net.weight, value)
+    ...     average.update_parameters(net)
+    >>> average.module.weight.item()
+    1.0
+    """
+    if not 0 <= decay < 1:
+        raise UserError(f"The ema_decay is {decay}, but must be from 0 to below 1.")
+    average = AveragedModel(modules, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    return average.eval().requires_grad_(False)
+
+
+def copy_weights(source: nn.Module, target: nn.Module) -> None:
+    """Copies parameters and buffers in place, between modules of the same structure."""
+    target.load_state_dict(source.state_dict())
+
+
+def load_best_average(
+    checkpointer: WholeCheckpointer,
+    modules: dict[str, nn.Module],
+    number: int,
+    max_key: str | None = None,
+    min_key: str | None = None,
+) -> int:
+    """Gives modules the mean of their parameters in the best checkpoints.
+
+    Arguments
+    ---------
+    checkpointer : WholeCheckpointer
+        Its checkpoints inside epochs, which nothing has scored, do not count.
+    modules : dict of str to torch.nn.Module
+        By their names in the checkpoints; changed in place.
+    number : int
+        How many checkpoints to average at most, at least 1.
+    max_key, min_key : str, optional
+        What makes a checkpoint good; default: being recent.
+
+    Returns
+    -------
+    int
+        How many were averaged; 0 if there is none, and the modules stay.
+    """
+    found = checkpointer.find_checkpoints(
+        max_key=max_key,
+        min_key=min_key,
+        max_num_checkpoints=number,
+        ckpt_predicate=lambda checkpoint: checkpoint.meta["end-of-epoch"],
+    )
+    if found:
+        load_average(found, modules)
+    return len(found)
