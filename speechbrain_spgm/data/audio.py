@@ -24,7 +24,7 @@ UNKNOWN_SIZE = 0x7FFF0000
 
 
 class AudioFile(NamedTuple):
-    """A readable mono file: where it is, its frames and its rate in Hz."""
+    """A readable file: where it is, its frames and its rate in Hz."""
 
     path: Path
     frames: int
@@ -36,13 +36,15 @@ class AudioFile(NamedTuple):
         return self.frames / self.rate
 
 
-def open_audio(path: str | Path) -> AudioFile:
+def open_audio(path: str | Path, mono: bool = True) -> AudioFile:
     """Looks into a file and makes sure that it can be read to its end.
 
     Arguments
     ---------
     path : str or Path
-        Any mono file that libsndfile reads (WAV, FLAC, OGG, MP3).
+        Any file that libsndfile reads (WAV, FLAC, OGG, MP3).
+    mono : bool
+        Refuse files of several channels.
 
     Returns
     -------
@@ -69,7 +71,7 @@ def open_audio(path: str | Path) -> AudioFile:
         raise UserError(f"The audio file {path} is truncated: replace it.")
     if frames == 0:
         raise UserError(f"The audio file {path} is empty: remove or replace it.")
-    if channels != 1:
+    if mono and channels != 1:
         raise UserError(
             f"The audio file {path} has {channels} channels, but a source has one: "
             "convert it to mono."
@@ -112,7 +114,7 @@ def read_audio(file: AudioFile, start: int = 0, frames: int = -1) -> np.ndarray:
     Returns
     -------
     np.ndarray
-        Samples [T], float32, full scale is 1.
+        Samples [T], float32, full scale is 1; of several channels [T, channels].
 
     Raises
     ------
