@@ -32,6 +32,8 @@ WEIGHTS_FILE = "model.safetensors"
 CARD = "speechbrain_spgm"  # key of our own card (licence, data, quality) in config.json
 LONGEST_POSITION = 2500  # where SpeechBrain's positional encoding ends
 TENSORS_PER_LAYER = 12  # of one layer of the intra transformer
+LARGEST_CONFIG = 2**20  # bytes
+MOST_PARAMETERS = 10**9  # 4 GB; spgm-base has 26 million
 
 
 class ModelError(UserError):
@@ -133,16 +135,95 @@ def read_config(path: str | Path) -> dict[str, Any]:
             f"The folder {path.parent} has no {path.name}: "
             "it is not a model in the published layout."
         )
+    check_inside(path.parent, path)
+    config = read_fields(path)
+    check_config(config, path)
+    return config
+
+
+def read_fields(path: Path) -> dict[str, Any]:
+    """The fields of a config.json, whatever they are.
+
+    Arguments
+    ---------
+    path : Path
+        Existing file.
+
+    Returns
+    -------
+    fields : dict
+        Not checked.
+
+    Raises
+    ------
+    ModelError
+        If it is no JSON object, or one with a field twice.
+    """
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        with open(path, "rb") as file:
+            text = file.read(LARGEST_CONFIG + 1)
+        if len(text) > LARGEST_CONFIG:
+            raise ModelError(f"{path} has more than {LARGEST_CONFIG} bytes.")
+        config = json.loads(
+            text.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_constant
+        )
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise ModelError(f"{path} is not UTF-8 text: download it again.") from None
+    except _Twice as error:
+        raise ModelError(f"{path} holds the field {error} twice.") from None
     except (ValueError, RecursionError):
         raise ModelError(f"{path} is not valid JSON: download it again.") from None
     if not isinstance(config, dict):
         raise ModelError(f"{path} must hold a JSON object of fields, but does not.")
-    check_config(config, path)
     return config
+
+
+class _Twice(ValueError):
+    """A field that a JSON object holds twice."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose fields are all different."""
+    fields: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in fields:
+            raise _Twice(_show(name))
+        fields[name] = value
+    return fields
+
+
+def _no_constant(name: str) -> None:
+    """NaN and Infinity are no JSON."""
+    raise ValueError(name)
+
+
+def check_inside(folder: Path, path: Path) -> None:
+    """Refuses a link that leads out of a model's folder.
+
+    Arguments
+    ---------
+    folder : Path
+        Where the model's files should lie. In the Hub's cache they are links to files
+        in the folder ``blobs`` of their repository.
+    path : Path
+        A file of the model.
+
+    Raises
+    ------
+    ModelError
+        If it lies elsewhere.
+    """
+    real, folder = path.resolve(), folder.resolve()
+    homes = [folder]
+    if folder.parent.name == "snapshots":
+        homes.append(folder.parents[1] / "blobs")
+    if not any(real.is_relative_to(home) for home in homes):
+        raise ModelError(
+            f"{path} is a link out of its folder, to {real}: if you trust it, "
+            "put the file itself there."
+        )
 
 
 def check_config(config: Mapping[str, Any], path: str | Path = CONFIG_FILE) -> None:
@@ -347,6 +428,7 @@ def load_published(folder: str | Path) -> PublishedModel:
             f"The folder {folder} has no {WEIGHTS_FILE}: "
             "it is not a model in the published layout."
         )
+    check_inside(folder, weights)
     try:
         with safe_open(weights, framework="pt") as file:
             shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}
@@ -437,13 +519,48 @@ def _blueprint(config: Mapping[str, Any], tensors: int, path: Path) -> nn.Module
         )
     with torch.device("meta"):
         encoder, masknet, decoder = build(config)
-    return nn.ModuleDict({"encoder": encoder, "masknet": masknet, "decoder": decoder})
+    model = nn.ModuleDict({"encoder": encoder, "masknet": masknet, "decoder": decoder})
+    parameters = sum(p.numel() for p in model.parameters())
+    if parameters > MOST_PARAMETERS:
+        raise ModelError(
+            f"{path} would have {parameters:,} parameters by {CONFIG_FILE}, but this "
+            f"package builds at most {MOST_PARAMETERS:,}."
+        )
+    return model
 
 
 def _check_shapes(
     found: Mapping[str, list[int]], wanted: Mapping[str, Tensor], path: Path
 ) -> None:
     """The names and shapes in a file must be those of the network."""
+    problem = misfit(found, wanted)
+    if problem:
+        raise ModelError(
+            f"{path} does not fit the network of {CONFIG_FILE}: {problem}; "
+            "the two files do not belong together."
+        )
+
+
+def misfit(found: Mapping[str, list[int]], wanted: Mapping[str, Tensor]) -> str | None:
+    """What is wrong with the names and shapes of a file's tensors, if anything.
+
+    Arguments
+    ---------
+    found : mapping of str to list of int
+        Shapes of the tensors in the file.
+    wanted : mapping of str to torch.Tensor
+        The network's state.
+
+    Returns
+    -------
+    problem : str or None
+        The first missing and unknown names and the first wrong shape.
+
+    Example
+    -------
+    >>> misfit({"a": [2], "b": [1]}, {"a": torch.zeros(3), "c": torch.zeros(1)})
+    'it lacks c and has the unknown b and has a of shape [2], not [3]'
+    """
     problems = [
         *_count_names("lacks", wanted.keys() - found.keys()),
         *_count_names("has the unknown", found.keys() - wanted.keys()),
@@ -453,11 +570,7 @@ def _check_shapes(
         if list(found[name]) != shape:
             problems.append(f"has {name} of shape {list(found[name])}, not {shape}")
             break
-    if problems:
-        raise ModelError(
-            f"{path} does not fit the network of {CONFIG_FILE}: "
-            f"it {' and '.join(problems)}; the two files do not belong together."
-        )
+    return f"it {' and '.join(problems)}" if problems else None
 
 
 def _count_names(verb: str, names: set[str]) -> Iterator[str]:

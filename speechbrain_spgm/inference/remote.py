@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,7 +13,6 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
-    HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
@@ -20,10 +20,24 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from speechbrain.utils.data_utils import split_path
-from speechbrain.utils.fetching import FetchSource, LocalStrategy, fetch
+from speechbrain.utils.fetching import (
+    FetchFrom,
+    FetchSource,
+    LocalStrategy,
+    fetch,
+    guess_source,
+    link_with_strategy,
+)
 
 from speechbrain_spgm.inference.audio import AudioFileError
-from speechbrain_spgm.inference.published import CONFIG_FILE, WEIGHTS_FILE, ModelError
+from speechbrain_spgm.inference.published import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    ModelError,
+    check_inside,
+)
+
+OUT_OF_REACH = "is not in the cache and the Hub cannot be reached: go online once"
 
 
 def is_url(source: object) -> bool:
@@ -43,41 +57,8 @@ def is_repo_id(source: object) -> bool:
     return isinstance(source, str) and bool(re.fullmatch(f"{name}/{name}", source))
 
 
-@contextmanager
-def hub_errors(repo: str, lack: str) -> Iterator[None]:
-    """Turns the Hub's errors into one sentence each.
-
-    Arguments
-    ---------
-    repo : str
-        The repository, for the message.
-    lack : str
-        What to say if a file is not there: "has no ...".
-
-    Raises
-    ------
-    ModelError
-        In place of any error of the Hub's client.
-    """
-    try:
-        yield
-    except GatedRepoError:
-        reason = "is gated: accept its terms on its page and pass a token"
-    except RepositoryNotFoundError:
-        reason = "does not exist or is private: check its name or pass a token"
-    except RevisionNotFoundError:
-        reason = "has no such revision: check its branches and tags"
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError):
-        reason = "is not in the cache and the Hub cannot be reached: go online once"
-    except EntryNotFoundError:
-        reason = lack
-    except HFValidationError:
-        reason = "is no valid name: give USER/NAME"
-    except HfHubHTTPError as error:
-        reason = f"could not be downloaded ({_first_line(error)}): try again"
-    else:
-        return
-    raise ModelError(f"The Hub repository {repo} {reason}.") from None
+class WrongLayout(ModelError):
+    """A source that lacks the files of the layout it was loaded as."""
 
 
 def fetch_published(
@@ -109,25 +90,232 @@ def fetch_published(
     ModelError
         If they cannot be had.
     """
-    place = {"repo_id": repo, "token": token, "cache_dir": cache_dir}
     lack = (
-        f"has no {CONFIG_FILE} and {WEIGHTS_FILE}: if it has a hyperparams.yaml and "
-        "you trust it, load it by from_hparams"
+        f"has no {CONFIG_FILE} and {WEIGHTS_FILE}: if it has a hyperparams.yaml, "
+        "load it by from_hparams"
     )
-    try:
-        with hub_errors(repo, lack):
-            config = hf_hub_download(filename=CONFIG_FILE, revision=revision, **place)
-            # Cached as snapshots/COMMIT/config.json: take the weights of that commit.
-            commit = Path(config).parent.name
-            weights = hf_hub_download(filename=WEIGHTS_FILE, revision=commit, **place)
-    except ModelError:
-        raise
-    except Exception as error:  # of whatever HTTP library the client uses
-        raise ModelError(
-            f"The Hub repository {repo} could not be downloaded "
-            f"({_first_line(error)}): try again."
-        ) from None
-    return Path(weights).parent
+    find = HubFiles(repo, revision, token, cache_dir, lack)
+    find(CONFIG_FILE)
+    return find(WEIGHTS_FILE).parent
+
+
+class HubFiles:
+    """Gives the files of a Hub repository, all of one commit, as local paths.
+
+    Files are taken from the Hub's cache if they are there, so that a model that was
+    loaded once loads without a network too.
+
+    Arguments
+    ---------
+    repo, revision, token, cache_dir
+        See :func:`fetch_published`.
+    lack : str
+        What to say if a file is not there: "has no ...".
+    local_only : bool
+        Takes files from the cache only.
+    """
+
+    def __init__(
+        self,
+        repo: str,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        lack: str = "lacks a file",
+        local_only: bool = False,
+    ) -> None:
+        self.repo, self.lack = repo, lack
+        self.revision = revision
+        self.place = {"token": token, "cache_dir": cache_dir}
+        self.local_only = local_only
+
+    def __call__(self, name: str) -> Path:
+        """Downloads a file unless it is cached.
+
+        Arguments
+        ---------
+        name : str
+            The file, relative to the repository.
+
+        Returns
+        -------
+        path : Path
+            In the cache.
+
+        Raises
+        ------
+        ModelError
+            In place of any error of the Hub's client; WrongLayout if there is no such
+            file in the repository.
+        """
+        try:
+            file = hf_hub_download(
+                self.repo,
+                name,
+                revision=self.revision,
+                local_files_only=self.local_only,
+                **self.place,
+            )
+        except LocalEntryNotFoundError as error:
+            reason = _status_reason(error.__cause__) or OUT_OF_REACH
+        except EntryNotFoundError:
+            raise WrongLayout(f"The Hub repository {self.repo} {self.lack}.") from None
+        except Exception as error:  # also of whatever HTTP library the client uses
+            reason = _reason(error)
+        else:
+            # Cached as snapshots/COMMIT/name: take the other files of that commit.
+            self.revision = Path(file).parents[name.count("/")].name
+            return Path(file)
+        raise ModelError(f"The Hub repository {self.repo} {reason}.") from None
+
+
+def _reason(error: Exception) -> str:
+    """Why the Hub did not give a file."""
+    if isinstance(error, GatedRepoError):
+        return "is gated: accept its terms on its page and pass a token"
+    if isinstance(error, RepositoryNotFoundError):
+        return "does not exist or is private: check its name or pass a token"
+    if isinstance(error, RevisionNotFoundError):
+        return "has no such revision: check its branches and tags"
+    if isinstance(error, OfflineModeIsEnabled | ConnectionError):
+        return OUT_OF_REACH
+    if isinstance(error, HFValidationError):
+        return "is no valid name: give USER/NAME"
+    return _status_reason(error) or (
+        f"could not be downloaded ({_first_line(error)}): try again"
+    )
+
+
+def _status_reason(error: BaseException | None) -> str | None:
+    """What the Hub's answer means, if it gave one."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in (401, 403):
+        return f"refuses you (HTTP {status}): pass a token that may read it"
+    if isinstance(status, int) and status >= 400:
+        return f"cannot be had from the Hub now (HTTP {status}): try again later"
+    return None
+
+
+class FolderFiles:
+    """Gives the files of a folder, unless they lie outside it.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Existing folder.
+
+    Example
+    -------
+    >>> folder = getfixture("tmp_path")
+    >>> (folder / "link").symlink_to("/etc/hosts")
+    >>> FolderFiles(folder)("link")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    speechbrain_spgm.inference.published.ModelError: ...is a link out of its folder...
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def __call__(self, name: str) -> Path:
+        """The file's path; raises WrongLayout if it is not there."""
+        path = self.folder / name
+        if not path.is_file():
+            raise WrongLayout(f"The folder {self.folder} has no {name}.")
+        check_inside(self.folder, path)
+        return path
+
+
+class WebFiles:
+    """Downloads files from below a web address into a folder.
+
+    Arguments
+    ---------
+    address : str
+        Where the files lie.
+    folder : str or Path
+        Where they are stored.
+    """
+
+    def __init__(self, address: str, folder: str | Path) -> None:
+        self.address, self.folder = address, Path(folder)
+
+    def __call__(self, name: str) -> Path:
+        """The downloaded file."""
+        try:
+            return Path(fetch(name, self.address, self.folder))
+        except Exception:  # of whatever HTTP library is at work
+            raise WrongLayout(
+                f"{self.address}/{name} could not be downloaded: check the address "
+                "and your network."
+            ) from None
+
+
+@contextmanager
+def open_source(
+    source: str | Path | FetchSource,
+    first: str,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_only: bool = False,
+) -> Iterator[Callable[[str], Path]]:
+    """Gives access to the files of a model, wherever it is.
+
+    Arguments
+    ---------
+    source : str or Path or FetchSource
+        A folder, a web address or a Hub repository, in this order.
+    first : str
+        The file without which it is no model of this kind.
+    revision, token, cache_dir, local_only
+        See :class:`HubFiles`.
+
+    Yields
+    ------
+    find : Callable
+        From a file's name to its local path, which is there until the block ends. It
+        raises ModelError.
+    """
+    kind, place = guess_source(
+        source if isinstance(source, FetchSource) else str(source)
+    )
+    with TemporaryDirectory() as temporary:
+        if kind == FetchFrom.LOCAL:
+            yield FolderFiles(place)
+        elif kind == FetchFrom.URI:
+            yield cache(WebFiles(place, temporary))
+        else:
+            lack = (
+                f"has no {first} or lacks a file that it names: if it has a "
+                f"{CONFIG_FILE} and {WEIGHTS_FILE}, load it by from_pretrained"
+            )
+            hub = HubFiles(place, revision, token, cache_dir, lack, local_only)
+            yield cache(hub)
+
+
+def source_name(source: str | Path | FetchSource) -> str:
+    """A source as its yaml may name it."""
+    return str(source.path if isinstance(source, FetchSource) else source)
+
+
+def keep(
+    files: Iterable[Path], savedir: str | Path, local_strategy: LocalStrategy
+) -> None:
+    """Links or copies files into a folder, as SpeechBrain's ``savedir`` wants it.
+
+    Arguments
+    ---------
+    files : iterable of Path
+        Local files; a name that is there already is replaced.
+    savedir : str or Path
+        Made if need be.
+    local_strategy : LocalStrategy
+        Whether to link or to copy.
+    """
+    folder = Path(savedir)
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        link_with_strategy(file, folder / file.name, local_strategy)
 
 
 @contextmanager

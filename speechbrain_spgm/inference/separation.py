@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from speechbrain.dataio.preprocess import AudioNormalizer
 from speechbrain.inference.separation import SepformerSeparation
 from speechbrain.utils.distributed import infer_device
-from speechbrain.utils.fetching import FetchSource
+from speechbrain.utils.fetching import FetchConfig, FetchSource, LocalStrategy
 from speechbrain.utils.run_opts import RunOptions
 from torch import Tensor, nn
 
@@ -29,18 +30,21 @@ from speechbrain_spgm.inference.audio import (
 )
 from speechbrain_spgm.inference.level import fit_mixture, scale_to_peak
 from speechbrain_spgm.inference.published import (
-    CONFIG_FILE,
     WEIGHTS_FILE,
     ModelError,
     load_published,
 )
 from speechbrain_spgm.inference.remote import (
     fetch_published,
-    hub_errors,
     is_repo_id,
     is_url,
+    keep,
     local_audio,
+    open_source,
+    source_name,
 )
+from speechbrain_spgm.inference.safe_yaml import load_safely
+from speechbrain_spgm.inference.weights import card_config, load_weights
 from speechbrain_spgm.lobes.masknet import SPGMMaskNet
 from speechbrain_spgm.lobes.separator import separate
 from speechbrain_spgm.lobes.spgm import SPGMBlock
@@ -115,13 +119,24 @@ class SPGMSeparation(SepformerSeparation):
         source: str | Path | FetchSource,
         hparams_file: str = "hyperparams.yaml",
         savedir: str | Path | None = None,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        trust_remote_code: bool = False,
+        overrides: Mapping[str, Any] | str | None = None,
+        overrides_must_match: bool = True,
+        download_only: bool = False,
+        local_strategy: LocalStrategy = LocalStrategy.SYMLINK,
+        fetch_config: FetchConfig | None = None,
         **kwargs: Any,
     ) -> SPGMSeparation | None:
         """Loads a SpeechBrain-style folder: hyperparams.yaml and a .ckpt per module.
 
-        .. warning::
-            This runs whatever the yaml names: use it only for sources that you trust.
-            ``from_pretrained`` runs nothing.
+        The yaml may name SpeechBrain's, torch.nn's and this package's networks and
+        plain values; seed calls and parts of a training are left out. Anything else is
+        refused by name. A .ckpt may hold tensors only, under exactly the names that its
+        module has. See SECURITY.md.
 
         Arguments
         ---------
@@ -130,10 +145,25 @@ class SPGMSeparation(SepformerSeparation):
         hparams_file : str
             The name of the yaml.
         savedir : str or Path, optional
-            Where SpeechBrain links or stores the files. By default a folder is read
-            where it is and leaves nothing anywhere; Hub files stay in the Hub's cache.
+            Where the files are linked or copied to. By default a folder is read where
+            it is and leaves nothing anywhere; Hub files stay in the Hub's cache.
+        revision, token, cache_dir
+            As in ``from_pretrained``.
+        trust_remote_code : bool
+            Builds whatever the yaml names, as SpeechBrain's own ``from_hparams`` does:
+            this can run any code. Only for sources that you trust.
+        overrides : dict or str, optional
+            Your own values in place of the yaml's; what they name is trusted.
+        overrides_must_match : bool
+            Whether each override must replace a value.
+        download_only : bool
+            Fetches and checks the files, but gives no model.
+        local_strategy : LocalStrategy
+            Whether files are linked or copied to ``savedir``.
+        fetch_config : FetchConfig, optional
+            SpeechBrain's; its revision, token and cache are used if not given here.
         **kwargs
-            As in SpeechBrain: ``overrides``, ``run_opts``, ``freeze_params``, ...
+            ``run_opts`` and ``freeze_params``, see the class.
 
         Returns
         -------
@@ -143,21 +173,48 @@ class SPGMSeparation(SepformerSeparation):
         Raises
         ------
         ModelError
-            If there is no such folder or repository, or it has no such yaml.
+            If there is no such folder or repository, it has no such yaml, the yaml
+            names what is not allowed, or the weights are not those of its modules.
         """
-        if not isinstance(source, FetchSource):
-            source = _checked_source(source, hparams_file)
-        if is_url(source) and savedir is None:
-            with TemporaryDirectory() as temporary:
-                return super().from_hparams(
-                    source, hparams_file, savedir=temporary, **kwargs
-                )
-        lack = (
-            f"has no {hparams_file} or lacks a file that it names: if it has a "
-            f"{CONFIG_FILE} and {WEIGHTS_FILE}, load it by from_pretrained"
-        )
-        with hub_errors(str(source), lack):
-            return super().from_hparams(source, hparams_file, savedir=savedir, **kwargs)
+        fetching = fetch_config or FetchConfig()
+        hub = {
+            "revision": revision or fetching.revision,
+            "token": (fetching.token or None) if token is None else token,
+            "cache_dir": cache_dir or fetching.huggingface_cache_dir,
+            "local_only": not fetching.allow_network,
+        }
+        check_source(source, hparams_file)
+        with open_source(source, hparams_file, **hub) as find:
+            if trust_remote_code:
+                find(hparams_file)  # names what is wrong with the source
+                with TemporaryDirectory() as temporary:
+                    return super().from_hparams(
+                        source if isinstance(source, FetchSource) else str(source),
+                        hparams_file,
+                        overrides or {},
+                        overrides_must_match,
+                        temporary if savedir is None and is_url(source) else savedir,
+                        download_only,
+                        local_strategy,
+                        replace(
+                            fetching,
+                            revision=hub["revision"],
+                            token=hub["token"],
+                            huggingface_cache_dir=hub["cache_dir"],
+                        ),
+                        **kwargs,
+                    )
+            hparams = load_safely(find, hparams_file, overrides, overrides_must_match)
+            files = load_weights(hparams, source_name(source), find)
+            config = card_config(find)
+            if savedir is not None:
+                way = LocalStrategy.COPY if is_url(source) else local_strategy
+                keep([find(hparams_file), *files], savedir, way)
+        if download_only:
+            return None
+        check_hparams(hparams, hparams_file)
+        hparams = {"config": config, **hparams, "savedir": savedir}
+        return cls(modules=hparams["modules"], hparams=hparams, **kwargs)
 
     @classmethod
     def from_pretrained(
@@ -373,7 +430,7 @@ def find_published(
     if has_speechbrain_layout(folder):
         raise ModelError(
             f"The folder {folder} is in SpeechBrain's layout (hyperparams.yaml): "
-            "if you trust it, load it by from_hparams."
+            "load it by from_hparams."
         )
     if folder.is_dir():
         return folder
@@ -393,15 +450,30 @@ def shipped_models() -> list[str]:
 
 
 def has_speechbrain_layout(folder: str | Path) -> bool:
-    """Whether a folder can only be loaded by running its hyperparams.yaml."""
+    """Whether a folder can only be loaded by from_hparams."""
     folder = Path(folder)
     return (folder / "hyperparams.yaml").is_file() and not (
         folder / WEIGHTS_FILE
     ).is_file()
 
 
-def _checked_source(source: str | Path, hparams_file: str) -> str:
-    """A source that from_hparams may look into."""
+def check_source(source: str | Path | FetchSource, hparams_file: str) -> None:
+    """Refuses a source that from_hparams cannot look into.
+
+    Arguments
+    ---------
+    source : str or Path or FetchSource
+        As in ``SPGMSeparation.from_hparams``.
+    hparams_file : str
+        The name of the yaml.
+
+    Raises
+    ------
+    ModelError
+        If it is no folder with such a yaml, web address or Hub repository.
+    """
+    if isinstance(source, FetchSource):
+        return
     folder = Path(source)
     if folder.is_dir() and not (folder / hparams_file).is_file():
         published = (folder / WEIGHTS_FILE).is_file()
@@ -412,7 +484,36 @@ def _checked_source(source: str | Path, hparams_file: str) -> str:
             f"{source} is no folder, no web address and no Hub repository USER/NAME: "
             "check its name."
         )
-    return str(source)
+
+
+def check_hparams(hparams: Mapping[str, Any], hparams_file: str) -> None:
+    """Refuses a built yaml that makes no separator.
+
+    Arguments
+    ---------
+    hparams : mapping
+        The built yaml.
+    hparams_file : str
+        Its name.
+
+    Raises
+    ------
+    ModelError
+        If a value that is used is wrong, or a module is none.
+    """
+    for name, highest in {"sample_rate": 1_000_000, "num_spks": 100}.items():
+        value = hparams.get(name, 1)
+        if type(value) is not int or not 1 <= value <= highest:
+            raise ModelError(
+                f"{hparams_file} has {name}: {value!r}, but it must be a whole number "
+                f"from 1 to {highest}."
+            )
+    for name, module in hparams["modules"].items():
+        if not isinstance(module, nn.Module):
+            raise ModelError(
+                f"{hparams_file} has a {type(module).__name__} as module {name}, "
+                "but it must be a torch.nn.Module."
+            )
 
 
 def packed(masknet: nn.Module) -> nn.Module:

@@ -101,7 +101,7 @@ def test_a_hub_model_takes_two_files_and_no_code(server, published, model, tmp_p
         ("user/private", None, "does not exist or is private"),
         ("user/random", "other", "has no such revision"),
         ("user/empty", None, "has no config.json and model.safetensors.*from_hparams"),
-        ("user/blocked", None, "cannot be reached"),
+        ("user/blocked", None, r"refuses you \(HTTP 403\): pass a token"),
         ("user/a..b", None, "is no valid name"),
     ],
 )

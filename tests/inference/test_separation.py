@@ -313,8 +313,10 @@ def test_hub_repository_from_the_cache(published, tmp_path, offline):
     snapshot.mkdir(parents=True)
     (cache / "refs").mkdir()
     (cache / "refs" / "main").write_text(commit)
+    (cache / "blobs").mkdir()
     for file in published.iterdir():
-        (snapshot / file.name).symlink_to(file)
+        (cache / "blobs" / file.name).write_bytes(file.read_bytes())
+        (snapshot / file.name).symlink_to(f"../../blobs/{file.name}")
     (snapshot / "encoder.ckpt").write_bytes(pickle.dumps(print))
     model = SPGMSeparation.from_pretrained(
         "user/random", cache_dir=tmp_path, device="cpu"
