@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from speechbrain_spgm import __version__
-from speechbrain_spgm.commands import Problem
+from speechbrain_spgm.commands import Problem, convert
 
 if TYPE_CHECKING:
     from speechbrain_spgm.inference import SPGMSeparation
 
 WRONG_INPUT, INTERRUPTED = 2, 130
 # Modules of speechbrain_spgm.commands, each with add_parser(commands).
-COMMANDS = ()
+COMMANDS = (convert,)
 
 
 class Job(NamedTuple):
@@ -142,6 +142,12 @@ def add_model_options(command: argparse.ArgumentParser, name: str) -> None:
         metavar="NAME",
         help="cpu, cuda, ...; by default a GPU if there is one",
     )
+    command.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run whatever the model's hyperparams.yaml names; without it only known "
+        "parts of networks are built",
+    )
 
 
 def separate(arguments: argparse.Namespace) -> int:
@@ -155,7 +161,7 @@ def separate(arguments: argparse.Namespace) -> int:
         say(f"spgm: {failure}")
     if not jobs:
         raise Problem("there is nothing to separate: give audio files or their folder.")
-    model = load_model(arguments.model, arguments.device)
+    model = load_model(arguments.model, arguments.device, arguments.trust_remote_code)
     check_outputs(jobs, model.mods.masknet.num_spks)
     make_folder(arguments.output)
 
@@ -201,7 +207,7 @@ def separate_one(model: SPGMSeparation, job: Job, normalize: str | None) -> int:
 
 def info(arguments: argparse.Namespace) -> int:
     """``spgm info``."""
-    model = load_model(arguments.model, arguments.device)
+    model = load_model(arguments.model, arguments.device, arguments.trust_remote_code)
 
     from speechbrain_spgm.data.errors import UserError
     from speechbrain_spgm.inference.info import describe
@@ -216,21 +222,30 @@ def info(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def load_model(source: str | None, device: str | None) -> SPGMSeparation:
-    """Loads a model; code from a source is only run for a local SpeechBrain folder."""
+def load_model(
+    source: str | None, device: str | None, trust_remote_code: bool = False
+) -> SPGMSeparation:
+    """Loads a model in either layout; runs code of its source only if trusted."""
     from speechbrain_spgm.data.errors import UserError
     from speechbrain_spgm.inference import SPGMSeparation
+    from speechbrain_spgm.inference.remote import WrongLayout, is_repo_id
     from speechbrain_spgm.inference.separation import has_speechbrain_layout
 
     try:
-        if source is None or not has_speechbrain_layout(source):
-            return SPGMSeparation.from_pretrained(source, device=device)
-        say(f"spgm: {source} is in SpeechBrain's layout: running its hyperparams.yaml.")
+        in_hparams = source is not None and has_speechbrain_layout(source)
+        if not in_hparams:
+            try:
+                return SPGMSeparation.from_pretrained(source, device=device)
+            except WrongLayout:
+                if not is_repo_id(source):
+                    raise
         run_opts = {"device": device} if device else None
-        return SPGMSeparation.from_hparams(source, run_opts=run_opts)
+        return SPGMSeparation.from_hparams(
+            source, run_opts=run_opts, trust_remote_code=trust_remote_code
+        )
     except UserError as error:
         raise Problem(error) from None
-    except Exception as error:  # the yaml may raise anything
+    except Exception as error:  # a trusted yaml may raise anything
         reason = (str(error).splitlines() or [""])[0]
         raise Problem(
             f"the model {source} cannot be loaded ({type(error).__name__}: {reason})."

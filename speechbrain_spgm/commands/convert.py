@@ -1,0 +1,59 @@
+"""``spgm convert``: a model in the other layout."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Adds the arguments of ``spgm convert``."""
+    command = commands.add_parser(
+        "convert",
+        help="write a model in the other layout",
+        description="Write a model in the published layout (config.json and "
+        "model.safetensors) or in SpeechBrain's (hyperparams.yaml and .ckpt files), "
+        "without changing a bit of its weights, with its card. An existing DST is "
+        "replaced only if an earlier conversion wrote it.",
+    )
+    command.add_argument(
+        "source",
+        metavar="SRC",
+        help="a model folder, the name of a shipped model, or a Hub repository "
+        "USER/NAME",
+    )
+    command.add_argument("target", metavar="DST", type=Path, help="the folder to write")
+    command.add_argument(
+        "--to",
+        required=True,
+        choices=["published", "speechbrain"],
+        help="the layout to write",
+    )
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Converts; returns the exit code."""
+    from speechbrain_spgm.commands import Problem
+    from speechbrain_spgm.inference.layouts import YAML_FILE, convert
+    from speechbrain_spgm.inference.remote import is_repo_id, open_source
+    from speechbrain_spgm.inference.separation import SHIPPED_MODELS, shipped_models
+
+    source = arguments.source
+    if source in shipped_models() and not Path(source).is_dir():
+        source = str(SHIPPED_MODELS / source)
+    if not Path(source).is_dir() and not is_repo_id(source):
+        raise Problem(
+            f"{source} is no folder, no shipped model and no Hub repository USER/NAME: "
+            "check its name."
+        )
+    try:
+        with open_source(source, YAML_FILE) as find:
+            convert(find, arguments.source, arguments.target, arguments.to)
+    except OSError as error:
+        raise Problem(
+            f"{arguments.target} cannot be written ({error.strerror}): "
+            "take another folder."
+        ) from None
+    print(f"Wrote {arguments.target} in the {arguments.to} layout.")
+    return 0
