@@ -35,6 +35,32 @@ def count_chunks(L: int, K: int) -> int:
     return 2 * ((K // 2 + L) // K + 1)
 
 
+def chunk_frames(row: int, K: int, L: int) -> tuple[int, int, int]:
+    """The frames of an utterance that one of its chunks holds.
+
+    Arguments
+    ---------
+    row : int
+        Number of the chunk, below ``count_chunks(L, K)``.
+    K, L : int
+        Frames of a chunk and of the utterance.
+
+    Returns
+    -------
+    start, stop, offset : int
+        Frames ``start:stop`` stand at ``offset`` in the chunk; what is around them is
+        padding. With ``start >= stop`` all is.
+
+    Example
+    -------
+    >>> [chunk_frames(row, K=4, L=7) for row in range(6)]
+    [(0, 2, 2), (0, 4, 0), (2, 6, 0), (4, 7, 0), (6, 7, 0), (8, 7, 0)]
+    """
+    first = row // 2 * K - (0 if row % 2 else K // 2)
+    start = max(0, first)
+    return start, min(first + K, L), start - first
+
+
 def segment(frames: Sequence[Tensor], K: int) -> tuple[Tensor, list[int]]:
     """Cut every utterance into chunks and pack all chunks as rows.
 

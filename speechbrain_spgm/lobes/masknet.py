@@ -23,8 +23,14 @@ from speechbrain.lobes.models.dual_path import (
 from speechbrain.lobes.models.transformer.Transformer import PositionalEncoding
 from torch import Tensor, nn
 
-from speechbrain_spgm.lobes import intra
+from speechbrain_spgm.lobes import engine, intra
 from speechbrain_spgm.lobes.chunking import overlap_add, segment
+from speechbrain_spgm.lobes.norms import (
+    affine,
+    norm_affine,
+    row_moments,
+    utterance_mean,
+)
 from speechbrain_spgm.lobes.spgm import SPGMBlock
 
 # What the intra transformer may hold at once without gradients: the caches of a few
@@ -186,6 +192,8 @@ class SPGMMaskNet(Dual_Path_Model):
         """
         B, _, L = x.shape
         lengths = _check_frames(frames, B, L)
+        if engine.suits(self, x):
+            return engine.estimate_masks(self, x, lengths)
 
         embedded = [self._embed(x[b, :, : lengths[b]]) for b in range(B)]
         rows, chunks = segment(embedded, self.K)  # [C, K, N]
@@ -294,139 +302,6 @@ def _check_frames(frames: Tensor | None, B: int, L: int) -> list[int]:
             "one per utterance."
         )
     return [int(length) for length in lengths]
-
-
-def row_moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance over the frames of every row.
-
-    Arguments
-    ---------
-    x : torch.Tensor
-        ``[C, K, N]``.
-
-    Returns
-    -------
-    mean, var : torch.Tensor
-        ``[C, N]``, float64: variances are centred, so nothing cancels, and the sums
-        over an utterance's rows lose nothing however long it is.
-
-    Example
-    -------
-    >>> row_moments(torch.tensor([[[1.0], [3.0]]]))
-    (tensor([[2.]], dtype=torch.float64), tensor([[1.]], dtype=torch.float64))
-    """
-    if x.dtype.itemsize < 4:
-        x = x.float()
-    var, mean = torch.var_mean(x, dim=1, correction=0)
-    return mean.double(), var.double()
-
-
-def utterance_mean(x: Tensor, chunks: Sequence[int]) -> Tensor:
-    """Mean over the rows of every utterance.
-
-    Arguments
-    ---------
-    x : torch.Tensor
-        One vector per row, ``[C, N]``.
-    chunks : sequence of int
-        Rows of every utterance.
-
-    Returns
-    -------
-    mean : torch.Tensor
-        ``[B, N]``.
-
-    Example
-    -------
-    >>> utterance_mean(torch.tensor([[1.0], [3.0], [5.0]]), [2, 1])
-    tensor([[2.],
-            [5.]])
-    """
-    return torch.stack([rows.mean(dim=0) for rows in x.split(list(chunks))])
-
-
-def norm_affine(
-    norm: nn.Module,
-    mean: Tensor,
-    var: Tensor,
-    chunks: Sequence[int],
-    c: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The affine map that a global norm of ``c * x`` is for every utterance.
-
-    ``norm(c * x) = scale * x + shift``, where the norm's mean mu and variance are
-    taken over all frames and filters of an utterance.
-
-    Arguments
-    ---------
-    norm : torch.nn.Module
-        ``GroupNorm(1, N)`` or ``GlobalLayerNorm``.
-    mean, var : torch.Tensor
-        Moments of the rows of x, ``[C, N]``, from :func:`row_moments`.
-    chunks : sequence of int
-        Rows of every utterance.
-    c : torch.Tensor, optional
-        Modulation, ``[B, N]``; ``None``: ones.
-
-    Returns
-    -------
-    scale, shift : torch.Tensor
-        ``[B, N]``, in the norm's precision.
-
-    Example
-    -------
-    >>> x = torch.rand(4, 10, 8)  # two utterances of two chunks
-    >>> norm = nn.GroupNorm(1, 8)
-    >>> scale, shift = norm_affine(norm, *row_moments(x), chunks=[2, 2])
-    >>> y = affine(x, scale, shift, [2, 2])
-    >>> first = norm(x[:2].flatten(0, 1).t().unsqueeze(0))  # [1, N, S*K]
-    >>> torch.allclose(first[0].t(), y[:2].flatten(0, 1), atol=1e-5)
-    True
-    """
-    gamma, beta = norm.weight.flatten(), norm.bias.flatten()
-    if c is None:
-        c = gamma.new_ones(len(chunks), gamma.numel())
-    c = c.double()
-    mu = (utterance_mean(mean, chunks) * c).mean(dim=1, keepdim=True)  # [B, 1]
-    within = utterance_mean(var, chunks) * c.square()  # [B, N]
-    between = (mean * _per_row(c, chunks) - _per_row(mu, chunks)).square()  # [C, N]
-    variance = (within + utterance_mean(between, chunks)).mean(dim=1, keepdim=True)
-    gain = gamma / torch.sqrt(variance + norm.eps)  # [B, N]
-    return (c * gain).to(gamma.dtype), (beta - mu * gain).to(gamma.dtype)
-
-
-def affine(x: Tensor, scale: Tensor, shift: Tensor, chunks: Sequence[int]) -> Tensor:
-    """``x * scale + shift`` with one scale and shift per utterance and filter.
-
-    Arguments
-    ---------
-    x : torch.Tensor
-        ``[C, K, N]``.
-    scale, shift : torch.Tensor
-        ``[B, N]``.
-    chunks : sequence of int
-        Rows of every utterance.
-
-    Returns
-    -------
-    y : torch.Tensor
-        ``[C, K, N]``.
-
-    Example
-    -------
-    >>> x, ones = torch.ones(3, 2, 1), torch.ones(2, 1)
-    >>> affine(x, torch.tensor([[2.0], [5.0]]), ones, [2, 1])[:, 0, 0]
-    tensor([3., 3., 6.])
-    """
-    scale, shift = (_per_row(v, chunks).unsqueeze(1) for v in (scale, shift))
-    return torch.addcmul(shift, x, scale)
-
-
-def _per_row(x: Tensor, chunks: Sequence[int]) -> Tensor:
-    """Repeat ``[B, N]`` to ``[C, N]``: each utterance's vector for all its rows."""
-    return torch.cat(
-        [v.expand(S, -1) for v, S in zip(x.unsqueeze(1), chunks, strict=True)]
-    )
 
 
 def check_representable(model: Dual_Path_Model) -> None:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from speechbrain_spgm.lobes import engine
 from speechbrain_spgm.lobes.masknet import SPGMMaskNet
 
 
@@ -57,11 +58,17 @@ def separate(
     conv = getattr(encoder, "module", encoder).conv1d
     kernel, stride = conv.kernel_size[0], conv.stride[0]
     samples = [T] * B if lengths is None else lengths.tolist()
-    valid = torch.arange(T, device=mix.device) < _column(samples, mix.device)  # [B, T]
+    frames = [count_frames(n, kernel, stride) for n in samples]
+    if (
+        isinstance(masknet, SPGMMaskNet)
+        and engine.suits(masknet, mix)
+        and engine.suits_ends(encoder, decoder)
+    ):
+        return engine.separate(encoder, masknet, decoder, mix, samples, frames)
 
+    valid = torch.arange(T, device=mix.device) < _column(samples, mix.device)  # [B, T]
     mix = mix.where(valid, 0)
     mix_w = encoder(F.pad(mix, (0, max(0, kernel - T))))  # [B, N, L]
-    frames = [count_frames(n, kernel, stride) for n in samples]
     masks = _estimate_masks(masknet, mix_w, frames)  # [spks, B, N, L]
     est = decoder((masks * mix_w).flatten(0, 1))  # [spks*B, T']
 

@@ -1,0 +1,498 @@
+"""The fast path: masks and voices on a CPU in evaluation mode, exactly.
+
+Same mathematics as ``SPGMMaskNet.forward``, arranged for caches and cores:
+
+- A few rows (about a megabyte) at a time go through all layers of a block, each such
+  step in a single-threaded worker of its own: the state is read and written once per
+  block, everything between stays in the core's cache.
+- Two tensors ``[S, K, N]`` are all that is held for an utterance: the state x and what
+  the intra model made of it. Every result is written into one of them or into the
+  worker's scratch memory. The affine maps of the norms are applied where the rows are
+  next read.
+- What the rows share (two norms and the pooled vector of each block) are sums per row
+  in float64, added in the order of the rows. The steps are cut the same way whatever
+  the number of workers, so the result has the same bits.
+- Encoder, masks and decoder run over a few hundred frames at a time: none of their
+  outputs, each as large as the state, ever exists as a whole.
+- Utterances of a batch go one after the other: each is as if it were alone.
+
+::
+
+    samples -> encoded frames -> rows x -> [block]* -> frames -> masks -> samples
+               `--- a tile at a time ---'              `--- a tile at a time ---'
+
+    block:  local = intra(x)            a step at a time, sums for the norm
+            x += norm(local)            a step at a time, sums for the norm, pooled
+            x = affine map of x         with the next reading
+
+Axes: B utterances, T samples, L encoder frames, N filters, K frames in a chunk, S rows
+(chunks) of one utterance, R rows of a step, spks sources.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from speechbrain.lobes.models.dual_path import (
+    Decoder,
+    Dual_Computation_Block,
+    Dual_Path_Model,
+    Encoder,
+    SBTransformerBlock,
+)
+from speechbrain.lobes.models.transformer.Transformer import TransformerEncoderLayer
+from torch import Tensor, nn
+
+from speechbrain_spgm.lobes import intra
+from speechbrain_spgm.lobes.chunking import chunk_frames, count_chunks
+from speechbrain_spgm.lobes.norms import norm_affine
+from speechbrain_spgm.lobes.workers import count_workers, run
+
+STEP_BYTES = 2**20  # the widest tensor of a step: what a core's cache holds
+TILE_FRAMES = 500
+
+Affine = tuple[Tensor, Tensor]  # scale and shift, each [N]
+
+
+def suits(masknet: Dual_Path_Model, x: Tensor) -> bool:
+    """Whether :func:`estimate_masks` computes what the network's own forward does.
+
+    Arguments
+    ---------
+    masknet : SPGMMaskNet
+        Any.
+    x : torch.Tensor
+        Its input, or the mixture.
+
+    Returns
+    -------
+    suits : bool
+        True in evaluation mode without gradients, on the CPU, in float32 or float64
+        without autocast, for standard transformers.
+    """
+    weight = masknet.conv1d.weight
+    return (
+        not torch.is_grad_enabled()
+        and not any(module.training for module in masknet.modules())
+        and x.device.type == weight.device.type == "cpu"
+        and x.dtype == weight.dtype
+        and x.dtype in (torch.float32, torch.float64)
+        and not torch.is_autocast_enabled("cpu")
+        and all(_is_plain(block.intra_mdl) for block in masknet.dual_mdl)
+    )
+
+
+def _is_plain(block: nn.Module) -> bool:
+    """Whether a transformer's linears are just that: their weights may be read."""
+    return intra.is_standard(block) and all(
+        [type(part) for part in list(layer.pos_ffn.ffn)[::2]] == [nn.Linear, nn.Dropout]
+        and type(layer.pos_ffn.ffn[3]) is nn.Linear
+        and len(layer.pos_ffn.ffn) == 4
+        for layer in block.mdl.layers
+    )
+
+
+def suits_ends(encoder: nn.Module, decoder: nn.Module) -> bool:
+    """Whether :func:`separate` computes what this encoder and decoder do.
+
+    Arguments
+    ---------
+    encoder, decoder : torch.nn.Module
+        Any.
+
+    Returns
+    -------
+    suits : bool
+        True for SpeechBrain's own with one channel and no bias.
+    """
+    if type(encoder) is not Encoder or type(decoder) is not Decoder:
+        return False
+    return (
+        encoder.conv1d.weight.shape[1] == decoder.weight.shape[1] == 1
+        and encoder.conv1d.bias is None
+        and decoder.bias is None
+        and decoder.padding == decoder.output_padding == (0,)
+        and decoder.dilation == encoder.conv1d.dilation == (1,)
+        and encoder.conv1d.padding == (0,)
+        and decoder.kernel_size[0] <= TILE_FRAMES // 2 * decoder.stride[0]
+    )
+
+
+def estimate_masks(
+    masknet: Dual_Path_Model, x: Tensor, lengths: Sequence[int]
+) -> Tensor:
+    """Estimate one mask per source.
+
+    Arguments
+    ---------
+    masknet : SPGMMaskNet
+        One that :func:`suits`.
+    x : torch.Tensor
+        Encoder output, ``[B, N, L]``.
+    lengths : sequence of int
+        Valid frames of every utterance.
+
+    Returns
+    -------
+    masks : torch.Tensor
+        ``[spks, B, N, L]``, zero beyond the valid frames.
+    """
+    B, N, L = x.shape
+    masks = x.new_empty(masknet.num_spks, B, N, L)
+    for b, length in enumerate(lengths):
+        masks[:, b, :, length:] = 0
+
+        def encoded(start: int, stop: int, b: int = b) -> Tensor:
+            return x[b, :, start:stop].t()
+
+        def keep(start: int, stop: int, tile: Tensor, b: int = b) -> None:
+            masks[:, b, :, start:stop] = tile.permute(1, 2, 0)
+
+        _Utterance(masknet, encoded, length, x).estimate(keep)
+    return masks
+
+
+def separate(
+    encoder: Encoder,
+    masknet: Dual_Path_Model,
+    decoder: Decoder,
+    mix: Tensor,
+    samples: Sequence[int],
+    frames: Sequence[int],
+) -> Tensor:
+    """Separate a batch of mixtures.
+
+    Arguments
+    ---------
+    encoder, masknet, decoder : torch.nn.Module
+        Ones that :func:`suits` and :func:`suits_ends` accept.
+    mix : torch.Tensor
+        Mixtures, ``[B, T]``.
+    samples, frames : sequence of int
+        Valid samples and encoder frames of every mixture.
+
+    Returns
+    -------
+    est : torch.Tensor
+        ``[B, T, spks]``, zero beyond the valid samples.
+    """
+    B, T = mix.shape
+    (kernel,), (stride,) = decoder.kernel_size, decoder.stride
+    filters = encoder.conv1d.weight.flatten(1)  # [N, kernel of the encoder]
+    # Decoded frames add up in rows of one stride; the last kernel may end beyond T.
+    rows = max(max(frames) + math.ceil(kernel / stride), math.ceil(T / stride))
+    est = mix.new_zeros(B, masknet.num_spks, rows, stride)
+
+    for b in range(B):
+        width = filters.shape[1]
+        voice = F.pad(mix[b, : samples[b]], (0, max(0, width - samples[b])))
+        windows = voice.unfold(0, width, encoder.conv1d.stride[0])  # [L, width]
+
+        def encoded(start: int, stop: int, windows: Tensor = windows) -> Tensor:
+            return F.linear(windows[start:stop], filters).relu_()
+
+        def decode(
+            start: int, stop: int, tile: Tensor, windows: Tensor = windows, b: int = b
+        ) -> None:
+            tile *= F.linear(windows[start:stop], filters).relu_().unsqueeze(1)
+            pieces = tile @ decoder.weight.squeeze(1)  # [n, spks, kernel]
+            for i, piece in enumerate(pieces.split(stride, dim=-1)):
+                rows = est[b, :, start + i : stop + i, : piece.shape[-1]]
+                rows += piece.transpose(0, 1)
+
+        _Utterance(masknet, encoded, frames[b], mix).estimate(decode)
+        est[b].flatten(1)[:, samples[b] :] = 0
+    return est.flatten(2)[:, :, :T].transpose(1, 2)
+
+
+class _Utterance:
+    """One utterance on its way through the mask network.
+
+    Arguments
+    ---------
+    net : SPGMMaskNet
+        The network.
+    encoded : callable
+        ``encoded(start, stop)`` gives these encoder frames, ``[stop - start, N]``.
+    L : int
+        Number of encoder frames.
+    like : torch.Tensor
+        Gives the data type.
+    """
+
+    def __init__(
+        self,
+        net: Dual_Path_Model,
+        encoded: Callable[[int, int], Tensor],
+        L: int,
+        like: Tensor,
+    ) -> None:
+        N, _, _ = net.conv1d.weight.shape
+        self.net, self.encoded, self.L = net, encoded, L
+        self.K, self.S = net.K, count_chunks(L, net.K)
+        self.x = like.new_empty(self.S, net.K, N)  # the state
+        self.local = torch.empty_like(self.x)  # what the intra model makes of it
+        self.pending: Affine | None = None  # still to be applied to the state
+        self.pooled = like.new_empty(self.S, N)
+        self.sums = _Sums(self.S, N)
+        self.workers = count_workers()
+        self.scratch = [_Scratch(like) for _ in range(self.workers)]
+
+    def estimate(self, use: Callable[[int, int, Tensor], None]) -> None:
+        """Hands the masks of every tile of frames to ``use(start, stop, masks)``.
+
+        The masks are ``[stop - start, spks, N]`` and may be overwritten. No two
+        neighbouring tiles are in use at a time: their decoded samples overlap.
+        """
+        self._segment()
+        for block in self.net.dual_mdl:
+            self._block(block)
+        del self.local
+        tiles = _split(self.L, max(1, TILE_FRAMES // self.K) * self.K)
+
+        def tail(tile: slice, worker: int) -> None:
+            use(tile.start, tile.stop, self._masks(tile, self.scratch[worker]))
+
+        run(tail, tiles[0::2], self.workers)
+        run(tail, tiles[1::2], self.workers)
+
+    def _segment(self) -> None:
+        """Norm, 1x1 convolution and chunks: fills the state."""
+        tiles = _split(self.L, TILE_FRAMES)
+        sums = _Sums(len(tiles), self.net.conv1d.in_channels)
+
+        def measure(i: int, worker: int) -> None:
+            tile = self.encoded(tiles[i].start, tiles[i].stop)
+            sums.put(slice(i, i + 1), tile.unsqueeze(0))
+
+        run(measure, range(len(tiles)), self.workers)
+        scale, shift = _one(norm_affine(self.net.norm, *sums.moments(self.L), [1]))
+        weight = self.net.conv1d.weight.squeeze(-1).t()
+
+        def fill(row: int, worker: int) -> None:
+            start, stop, offset = chunk_frames(row, self.K, self.L)
+            chunk = self.x[row]
+            chunk[:offset] = 0
+            if start < stop:
+                frames = torch.addcmul(shift, self.encoded(start, stop), scale)
+                torch.mm(frames, weight, out=chunk[offset : offset + stop - start])
+            chunk[offset + max(0, stop - start) :] = 0
+
+        run(fill, range(self.S), self.workers)
+
+    def _block(self, block: Dual_Computation_Block) -> None:
+        """One dual computation block; see ``SPGMMaskNet._block`` for the formulas."""
+        x, local, pending, sums = self.x, self.local, self.pending, self.sums
+        spgm = block.inter_mdl
+        steps = _split(self.S, self._rows_per_step(block.intra_mdl))
+        frames = self.S * self.K
+
+        def attend(step: slice, worker: int) -> None:
+            if pending is not None:
+                _affine(x[step], pending, out=x[step])
+            transform(block.intra_mdl, x[step], local[step], self.scratch[worker])
+            if block.linear_layer_after_inter_intra:
+                local[step] = block.intra_linear(local[step])
+            sums.put(step, local[step])
+
+        run(attend, steps, self.workers)
+        norm = _one(norm_affine(block.intra_norm, *sums.moments(frames), [1]))
+
+        def combine(step: slice, worker: int) -> None:
+            if block.skip_around_intra:
+                x[step] += _affine(local[step], norm, out=local[step])
+            else:
+                _affine(local[step], norm, out=x[step])
+            self.pooled[step] = spgm.pool(x[step])
+            sums.put(step, x[step])
+
+        run(combine, steps, self.workers)
+        c = spgm.modulation(self.pooled.double().mean(0, keepdim=True).to(x.dtype))
+        if not block.linear_layer_after_inter_intra:
+            norm = norm_affine(block.inter_norm, *sums.moments(frames), [1], c)
+            self.pending = _one((1 + norm[0], norm[1]))
+            return
+
+        def mix(step: slice, worker: int) -> None:
+            local[step] = block.inter_linear(x[step] * c)
+            sums.put(step, local[step])
+
+        run(mix, steps, self.workers)
+        norm = _one(norm_affine(block.inter_norm, *sums.moments(frames), [1]))
+
+        def add(step: slice, worker: int) -> None:
+            x[step] += _affine(local[step], norm, out=local[step])
+
+        run(add, steps, self.workers)
+        self.pending = None
+
+    def _rows_per_step(self, block: SBTransformerBlock) -> int:
+        if self.net.rows_per_step is not None:
+            return self.net.rows_per_step or self.S
+        _, K, N = self.x.shape
+        row_bytes = K * intra.widest(block, N) * self.x.element_size()
+        return max(1, STEP_BYTES // row_bytes)
+
+    def _masks(self, tile: slice, scratch: _Scratch) -> Tensor:
+        """Overlap-add and masks of some frames, ``[n, spks, N]``."""
+        net, n, N = self.net, tile.stop - tile.start, self.x.shape[-1]
+        added = scratch.take("added", n, N).zero_()
+        first = tile.start // self.K * 2
+        for row in range(first, min(self.S, tile.stop // self.K * 2 + 3)):
+            start, stop, offset = chunk_frames(row, self.K, self.L)
+            offset -= start
+            start, stop = max(start, tile.start), min(stop, tile.stop)
+            if start < stop:
+                frames = self.x[row, start + offset : stop + offset]
+                if self.pending is not None:
+                    frames = _affine(frames, self.pending)
+                added[start - tile.start : stop - tile.start] += net.prelu(frames)
+
+        each = scratch.take("each", n, net.num_spks * N)
+        weight = net.conv2d.weight.flatten(1).t()
+        torch.addmm(net.conv2d.bias, added, weight, beta=2, out=each)
+        each = each.view(-1, N)
+        output = _pointwise(net.output, each, scratch.take("output", *each.shape))
+        output *= _pointwise(net.output_gate, each, scratch.take("gate", *each.shape))
+        masks = scratch.take("masks", len(each), net.end_conv1x1.out_channels)
+        torch.mm(output, net.end_conv1x1.weight.squeeze(-1).t(), out=masks)
+        return net.activation(masks).view(n, net.num_spks, -1)
+
+
+class _Sums:
+    """Sums of x and x² over the frames of every row, in float64.
+
+    Arguments
+    ---------
+    S, N : int
+        Numbers of rows and filters.
+    """
+
+    def __init__(self, S: int, N: int) -> None:
+        self.sums = torch.empty(2, S, N, dtype=torch.float64)
+
+    def put(self, rows: slice, x: Tensor) -> None:
+        """Takes the rows' frames, ``[R, K, N]``."""
+        wide = x.double()  # squares of float32 are exact, and nothing cancels
+        torch.sum(wide, dim=1, out=self.sums[0, rows])
+        wide = wide.square_() if wide is not x else wide.square()
+        torch.sum(wide, dim=1, out=self.sums[1, rows])
+
+    def moments(self, frames: int) -> tuple[Tensor, Tensor]:
+        """Mean and variance over all frames, each ``[1, N]``, float64."""
+        mean, power = (self.sums.sum(dim=1, keepdim=True) / frames).unbind(0)
+        return mean, (power - mean.square()).clamp_(min=0)
+
+
+class _Scratch:
+    """Memory of one worker, taken once and used again in every step.
+
+    Arguments
+    ---------
+    like : torch.Tensor
+        Gives the data type.
+    """
+
+    def __init__(self, like: Tensor) -> None:
+        self.like, self.parts = like, {}
+
+    def take(self, name: str, *shape: int) -> Tensor:
+        """The memory of that name with whatever it holds; grows as needed."""
+        size = math.prod(shape)
+        if name not in self.parts or self.parts[name].numel() < size:
+            self.parts[name] = self.like.new_empty(size)
+        return self.parts[name][:size].view(shape)
+
+
+def transform(
+    block: SBTransformerBlock, x: Tensor, out: Tensor, scratch: _Scratch
+) -> None:
+    """The transformer of ``intra.transform``, written to ``out``.
+
+    Arguments
+    ---------
+    block : SBTransformerBlock
+        One that ``suits``.
+    x, out : torch.Tensor
+        Rows, ``[R, K, N]``.
+    scratch : _Scratch
+        The worker's memory.
+    """
+    if block.use_positional_encoding:
+        torch.add(x, block.pos_enc(x), out=out)
+    else:
+        out.copy_(x)
+    for layer in block.mdl.layers:
+        _layer(layer, out, scratch)
+    out.copy_(block.mdl.norm(out))
+
+
+def _layer(layer: TransformerEncoderLayer, x: Tensor, scratch: _Scratch) -> None:
+    """One layer, in place."""
+    if layer.normalize_before:
+        _add_attention(layer.self_att.att, layer.norm1(x), x, scratch)
+        _add_feed_forward(layer.pos_ffn.ffn, layer.norm2(x), x, scratch)
+    else:
+        _add_attention(layer.self_att.att, x, x, scratch)
+        x.copy_(layer.norm1(x))
+        _add_feed_forward(layer.pos_ffn.ffn, x, x, scratch)
+        x.copy_(layer.norm2(x))
+
+
+def _add_attention(
+    att: nn.MultiheadAttention, x: Tensor, out: Tensor, scratch: _Scratch
+) -> None:
+    R, K, N = x.shape
+    qkv = scratch.take("qkv", R * K, 3 * N)
+    torch.addmm(att.in_proj_bias, x.view(-1, N), att.in_proj_weight.t(), out=qkv)
+    q, k, v = qkv.view(R, K, 3, att.num_heads, -1).permute(2, 0, 3, 1, 4)
+    heads = F.scaled_dot_product_attention(q, k, v)  # [R, H, K, D]
+    _add_linear(att.out_proj, heads.transpose(1, 2).reshape(-1, N), out)
+
+
+def _add_feed_forward(
+    ffn: nn.Sequential, x: Tensor, out: Tensor, scratch: _Scratch
+) -> None:
+    rise, activation, _, fall = ffn
+    x = x.view(-1, x.shape[-1])
+    hidden = scratch.take("hidden", len(x), rise.out_features)
+    torch.addmm(rise.bias, x, rise.weight.t(), out=hidden)
+    relu = type(activation) is nn.ReLU
+    _add_linear(fall, hidden.relu_() if relu else activation(hidden), out)
+
+
+def _add_linear(linear: nn.Linear, x: Tensor, out: Tensor) -> None:
+    """``out += linear(x)``: the product is added where the residual stands."""
+    out.add_(linear.bias).view(len(x), -1).addmm_(x, linear.weight.t())
+
+
+def _pointwise(layers: nn.Sequential, x: Tensor, out: Tensor) -> Tensor:
+    """A 1x1 ``Conv1d`` and its activation on the last axis."""
+    conv, activation = layers
+    torch.addmm(conv.bias, x, conv.weight.squeeze(-1).t(), out=out)
+    return activation(out)
+
+
+def _affine(x: Tensor, affine: Affine, out: Tensor | None = None) -> Tensor:
+    scale, shift = affine
+    return torch.addcmul(shift, x, scale, out=out)
+
+
+def _one(affine: tuple[Tensor, Tensor]) -> Affine:
+    """Scale and shift of the only utterance."""
+    scale, shift = affine
+    return scale[0], shift[0]
+
+
+def _split(count: int, size: int) -> list[slice]:
+    """Slices of ``size`` that cover ``range(count)``; the last may be shorter.
+
+    Example
+    -------
+    >>> _split(5, 2)
+    [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+    """
+    return [slice(i, min(i + size, count)) for i in range(0, count, size)]

@@ -1,0 +1,151 @@
+"""Global norms and affine maps of packed rows: the mathematics both paths share.
+
+Axes: B utterances, N filters, K frames in a chunk, S chunks of one utterance, C rows =
+chunks of all utterances of a batch, packed one after the other.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+def row_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance over the frames of every row.
+
+    Arguments
+    ---------
+    x : torch.Tensor
+        ``[C, K, N]``.
+
+    Returns
+    -------
+    mean, var : torch.Tensor
+        ``[C, N]``, float64: variances are centred, so nothing cancels, and the sums
+        over an utterance's rows lose nothing however long it is.
+
+    Example
+    -------
+    >>> row_moments(torch.tensor([[[1.0], [3.0]]]))
+    (tensor([[2.]], dtype=torch.float64), tensor([[1.]], dtype=torch.float64))
+    """
+    if x.dtype.itemsize < 4:
+        x = x.float()
+    var, mean = torch.var_mean(x, dim=1, correction=0)
+    return mean.double(), var.double()
+
+
+def utterance_mean(x: Tensor, chunks: Sequence[int]) -> Tensor:
+    """Mean over the rows of every utterance.
+
+    Arguments
+    ---------
+    x : torch.Tensor
+        One vector per row, ``[C, N]``.
+    chunks : sequence of int
+        Rows of every utterance.
+
+    Returns
+    -------
+    mean : torch.Tensor
+        ``[B, N]``.
+
+    Example
+    -------
+    >>> utterance_mean(torch.tensor([[1.0], [3.0], [5.0]]), [2, 1])
+    tensor([[2.],
+            [5.]])
+    """
+    return torch.stack([rows.mean(dim=0) for rows in x.split(list(chunks))])
+
+
+def norm_affine(
+    norm: nn.Module,
+    mean: Tensor,
+    var: Tensor,
+    chunks: Sequence[int],
+    c: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The affine map that a global norm of ``c * x`` is for every utterance.
+
+    ``norm(c * x) = scale * x + shift``, where the norm's mean mu and variance are
+    taken over all frames and filters of an utterance.
+
+    Arguments
+    ---------
+    norm : torch.nn.Module
+        ``GroupNorm(1, N)`` or ``GlobalLayerNorm``.
+    mean, var : torch.Tensor
+        Moments of the rows of x, ``[C, N]``, from :func:`row_moments`.
+    chunks : sequence of int
+        Rows of every utterance.
+    c : torch.Tensor, optional
+        Modulation, ``[B, N]``; ``None``: ones.
+
+    Returns
+    -------
+    scale, shift : torch.Tensor
+        ``[B, N]``, in the norm's precision.
+
+    Example
+    -------
+    >>> x = torch.rand(4, 10, 8)  # two utterances of two chunks
+    >>> norm = nn.GroupNorm(1, 8)
+    >>> scale, shift = norm_affine(norm, *row_moments(x), chunks=[2, 2])
+    >>> y = affine(x, scale, shift, [2, 2])
+    >>> first = norm(x[:2].flatten(0, 1).t().unsqueeze(0))  # [1, N, S*K]
+    >>> torch.allclose(first[0].t(), y[:2].flatten(0, 1), atol=1e-5)
+    True
+    """
+    gamma, beta = norm.weight.flatten(), norm.bias.flatten()
+    if c is None:
+        c = gamma.new_ones(len(chunks), gamma.numel())
+    c = c.double()
+    mu = (utterance_mean(mean, chunks) * c).mean(dim=1, keepdim=True)  # [B, 1]
+    within = utterance_mean(var, chunks) * c.square()  # [B, N]
+    between = (mean * per_row(c, chunks) - per_row(mu, chunks)).square()  # [C, N]
+    variance = (within + utterance_mean(between, chunks)).mean(dim=1, keepdim=True)
+    gain = gamma / torch.sqrt(variance + norm.eps)  # [B, N]
+    return (c * gain).to(gamma.dtype), (beta - mu * gain).to(gamma.dtype)
+
+
+def affine(x: Tensor, scale: Tensor, shift: Tensor, chunks: Sequence[int]) -> Tensor:
+    """``x * scale + shift`` with one scale and shift per utterance and filter.
+
+    Arguments
+    ---------
+    x : torch.Tensor
+        ``[C, K, N]``.
+    scale, shift : torch.Tensor
+        ``[B, N]``.
+    chunks : sequence of int
+        Rows of every utterance.
+
+    Returns
+    -------
+    y : torch.Tensor
+        ``[C, K, N]``.
+
+    Example
+    -------
+    >>> x, ones = torch.ones(3, 2, 1), torch.ones(2, 1)
+    >>> affine(x, torch.tensor([[2.0], [5.0]]), ones, [2, 1])[:, 0, 0]
+    tensor([3., 3., 6.])
+    """
+    scale, shift = (per_row(v, chunks).unsqueeze(1) for v in (scale, shift))
+    return torch.addcmul(shift, x, scale)
+
+
+def per_row(x: Tensor, chunks: Sequence[int]) -> Tensor:
+    """Repeat ``[B, N]`` to ``[C, N]``: each utterance's vector for all its rows.
+
+    Example
+    -------
+    >>> per_row(torch.tensor([[1.0], [2.0]]), [2, 1])
+    tensor([[1.],
+            [1.],
+            [2.]])
+    """
+    return torch.cat(
+        [v.expand(S, -1) for v, S in zip(x.unsqueeze(1), chunks, strict=True)]
+    )
