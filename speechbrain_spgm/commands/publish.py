@@ -1,0 +1,135 @@
+"""``spgm publish``: a trained model becomes a repository on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from speechbrain_spgm.inference.publishing import Assembled, Uploaded
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """The arguments of ``spgm publish``."""
+    command = commands.add_parser(
+        "publish",
+        help="upload a trained model to the Hugging Face Hub",
+        description="Assemble a model for the Hub, check it, show its files and its "
+        "card, and upload what changed. Only the model, its card, the measured "
+        "results, the picture of the curves and an example are published: no optimizer "
+        "states, no logs, no file of the run that names local paths.",
+    )
+    command.add_argument(
+        "folder",
+        type=Path,
+        metavar="FOLDER",
+        help="a run's output folder, or a model folder",
+    )
+    command.add_argument("--repo-id", required=True, metavar="USER/NAME")
+    command.add_argument(
+        "--dry-run", action="store_true", help="show everything, upload nothing"
+    )
+    command.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="keep the assembled files in this new or empty folder",
+    )
+    command.add_argument(
+        "--private",
+        action="store_true",
+        help="only you and those you name can see the repository",
+    )
+    command.add_argument(
+        "--revision",
+        metavar="BRANCH",
+        help="publish on this branch, made if need be; by default main",
+    )
+    command.add_argument(
+        "--license",
+        metavar="ID",
+        help="for example cc-by-4.0; by default what the model's card says",
+    )
+    command.add_argument(
+        "--datasets",
+        nargs="+",
+        default=[],
+        metavar="ID",
+        help="the names of the training data on the Hub",
+    )
+    command.add_argument(
+        "--results",
+        type=Path,
+        metavar="JSON",
+        help="the summary of an evaluation; by default test_summary.json in FOLDER",
+    )
+    command.add_argument(
+        "--example",
+        type=Path,
+        metavar="AUDIO",
+        help="a mixture that you may pass on, published with its separated voices; by "
+        "default one of the run's examples if it was tested on LibriMix",
+    )
+    command.add_argument(
+        "--token", help="by default that of hf auth login or of HF_TOKEN"
+    )
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Assembles, shows and uploads."""
+    from speechbrain_spgm.inference.publishing import assemble, upload
+
+    with ExitStack() as stack:
+        target = arguments.output
+        if target is None:
+            target = Path(stack.enter_context(TemporaryDirectory())) / "assembled"
+        assembled = assemble(
+            arguments.folder,
+            target,
+            arguments.repo_id,
+            licence=arguments.license,
+            datasets=tuple(arguments.datasets),
+            revision=arguments.revision,
+            private=arguments.private,
+            summary=arguments.results,
+            example=arguments.example,
+        )
+        show(assembled)
+        if arguments.dry_run:
+            print("\nDry run: nothing was uploaded.")
+        else:
+            report(upload(assembled, arguments.token))
+    return 0
+
+
+def show(assembled: Assembled) -> None:
+    """The files with their sizes, the card, and what the user should know."""
+    terms, files = assembled.terms, assembled.files()
+    where = "private" if terms.private else "public"
+    print(f"{terms.repo}, branch {terms.revision}, {where}, licence {terms.licence}\n")
+    width = max(map(len, files))
+    for name, size in files.items():
+        print(f"  {name:<{width}}  {size:>13,} bytes")
+    print("\nREADME.md:\n")
+    print((assembled.folder / "README.md").read_text(encoding="utf-8"))
+    for remark in assembled.remarks:
+        print(f"spgm: {remark}", file=sys.stderr)
+
+
+def report(uploaded: Uploaded) -> None:
+    """What the upload did."""
+    if uploaded.commit is None:
+        print(f"Nothing has changed: {uploaded.address} is up to date.")
+    else:
+        count = len(uploaded.changed)
+        files = "1 file" if count == 1 else f"{count} files"
+        print(f"Published {files} at {uploaded.address} ({uploaded.commit[:7]}):")
+        for name in uploaded.changed:
+            print(f"  {name}")
+    if uploaded.others:
+        print(f"Left as they are there: {', '.join(uploaded.others)}.")

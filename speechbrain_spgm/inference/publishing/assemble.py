@@ -1,0 +1,299 @@
+"""Puts together what is published, and refuses what must not be.
+
+Every file is written here from what was read: nothing of the source folder is copied as
+it is but the picture of the curves. So neither optimizer states nor a run's own
+hyperparams.yaml can get in.
+
+Axes: T samples, spks sources.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import soundfile
+import torch
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from speechbrain.inference.separation import SepformerSeparation
+from torch import Tensor, nn
+
+from speechbrain_spgm.inference.audio import read_audio, resample
+from speechbrain_spgm.inference.layouts import YAML_FILE, write_speechbrain
+from speechbrain_spgm.inference.published import (
+    CARD,
+    WEIGHTS_FILE,
+    ModelError,
+    save_published,
+)
+from speechbrain_spgm.inference.publishing.card import (
+    Terms,
+    licence_of,
+    listed,
+    write_card,
+)
+from speechbrain_spgm.inference.publishing.privacy import check_folder
+from speechbrain_spgm.inference.publishing.source import (
+    SUMMARY_FILE,
+    Source,
+    read_source,
+)
+from speechbrain_spgm.inference.separation import SPGMSeparation
+
+PICTURE = "training_curves.png"
+EXAMPLES = "examples"
+LONGEST_EXAMPLE = 20.0  # seconds
+RUN_OPTS = {"device": "cpu"}
+LONGEST_TEST = 10.0  # seconds, of the noise that all ways of loading are compared on
+
+
+class Assembled(NamedTuple):
+    """A folder that is ready to be published, and what the user should know of it."""
+
+    folder: Path
+    terms: Terms
+    remarks: tuple[str, ...]
+
+    def files(self) -> dict[str, int]:
+        """Names and sizes in bytes, sorted."""
+        return list_files(self.folder)
+
+
+def assemble(
+    source_folder: str | Path,
+    target: str | Path,
+    repo: str,
+    licence: str | None = None,
+    datasets: tuple[str, ...] = (),
+    revision: str | None = None,
+    private: bool = False,
+    summary: str | Path | None = None,
+    example: str | Path | None = None,
+) -> Assembled:
+    """Writes the files of a published model, and checks them.
+
+    Arguments
+    ---------
+    source_folder : str or Path
+        A run's output folder, or a model folder.
+    target : str or Path
+        An empty folder, or one that is made.
+    repo : str
+        ``USER/NAME``, for the card.
+    licence : str, optional
+        By default what the model's own card says.
+    datasets : tuple of str
+        The names of the training data on the Hub.
+    revision : str, optional
+        The branch to publish on; main by default.
+    private : bool
+        Whether users will need a token.
+    summary, example
+        See ``read_source``.
+
+    Returns
+    -------
+    assembled : Assembled
+
+    Raises
+    ------
+    ModelError
+        If there is no model, no measured result or no licence; if the weights are not
+        finite or, loaded back in any way, do not give the same output; if a file would
+        hold a local path or a secret.
+    """
+    check_repo(repo)
+    source = read_source(source_folder, summary, example)
+    terms = Terms(
+        repo,
+        licence_of(licence, source.card),
+        tuple(datasets) or _datasets(source.card),
+        revision or "main",
+        private,
+    )
+    target = _empty(Path(target))
+    remarks = [*_remarks(source, terms)]
+    _write_model(source, terms, target)
+    _write(target / SUMMARY_FILE, source.results.summary)
+    if source.picture is not None:
+        (target / PICTURE).write_bytes(source.picture.read_bytes())
+    if source.example is not None:
+        _write_example(source.model, source.example, target / EXAMPLES)
+    card = write_card(source, terms, [*list_files(target)])
+    (target / "README.md").write_text(card, encoding="utf-8")
+    check_folder(target)
+    check_outputs(source, target)
+    return Assembled(target, terms, tuple(remarks))
+
+
+def check_repo(repo: str) -> None:
+    """Refuses what cannot be a repository of a user on the Hub."""
+    try:
+        validate_repo_id(repo)
+    except HFValidationError:
+        valid = False
+    else:
+        valid = repo.count("/") == 1
+    if not valid:
+        raise ModelError(
+            f"{repo} is no name of a Hub repository: give USER/NAME, of letters, "
+            "digits, '-', '_' and '.'."
+        )
+
+
+def list_files(folder: Path) -> dict[str, int]:
+    """The files below a folder by their relative names, with their sizes in bytes."""
+    return {
+        path.relative_to(folder).as_posix(): path.stat().st_size
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def _empty(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise ModelError(f"The folder {folder} is not empty: take another one.")
+    return folder
+
+
+def _datasets(card: Mapping[str, Any]) -> tuple[str, ...]:
+    """The data sets of the Hub that a card names."""
+    given = card.get("datasets") or ()
+    given = [given] if isinstance(given, str) else given
+    return tuple(str(name) for name in given)
+
+
+def _remarks(source: Source, terms: Terms) -> Iterator[str]:
+    if source.command is None:
+        yield "The training command was not recorded by the run: the card says so."
+    if source.picture is None:
+        yield "There is no picture of the training curves: none is published."
+    if source.example is None:
+        yield (
+            "No example is published: give --example MIXTURE.wav, a recording that you "
+            "may pass on."
+        )
+    if not terms.datasets:
+        yield "No data set of the Hub is named: give --datasets if there is one."
+
+
+def _write_model(source: Source, terms: Terms, target: Path) -> None:
+    results, modules = source.results, dict(source.model.mods)
+    si_sdri = next(metric for metric in results.measured if metric.name == "SI-SDRi")
+    card = {key: value for key, value in source.card.items() if key != "license"}
+    card["licence"] = terms.licence
+    if source.versions:
+        card["trained_with"] = listed(source.versions)
+    if source.command:
+        card["command"] = source.command
+    card["quality"] = {
+        "SI-SDRi": f"{si_sdri.mean:.2f} dB ± {si_sdri.ci95:.2f} (95% CI)",
+        "mixtures": results.n,
+    }
+    config = {**source.config, CARD: card}
+    save_published(target, **modules, config=config)
+    # Writes config.json once more, with the name of SpeechBrain's class in it.
+    write_speechbrain(target, nn.ModuleDict(modules).state_dict(), config)
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _write_example(model: SPGMSeparation, path: Path, folder: Path) -> None:
+    """The mixture and its voices, afresh: no tags of the file, one gain for all."""
+    recording = read_audio(path)
+    rate = model.sample_rate
+    mix = resample(recording.samples, recording.sample_rate, rate)
+    mix = mix[: int(LONGEST_EXAMPLE * rate)]
+    est = model.separate_recording(recording._replace(samples=mix, sample_rate=rate))
+    waves = {"mixture": mix}
+    waves |= {f"mixture_spk{k + 1}": est[0, :, k] for k in range(est.shape[2])}
+    gain = 0.9 / max(0.9, *(wave.abs().max().item() for wave in waves.values()))
+    folder.mkdir()
+    for name, wave in waves.items():
+        wave = (wave * gain).numpy()
+        soundfile.write(folder / f"{name}.flac", wave, rate, "PCM_16")
+
+
+def check_outputs(source: Source, target: Path) -> None:
+    """Refuses an assembled folder that is not, to the last bit, the model.
+
+    Arguments
+    ---------
+    source : Source
+        The model.
+    target : Path
+        The assembled folder, which is loaded in each of the ways that its card names.
+
+    Raises
+    ------
+    ModelError
+        Naming the way of loading that gives another output.
+    """
+    mix = _noise(source.config)
+    expected = source.model.separate_batch(mix)
+    if not expected.isfinite().all():
+        raise ModelError(
+            "The model gives NaN or infinity for white noise: take another checkpoint."
+        )
+    facts = {"num_spks": source.config["masknet_numspks"]}
+    # SpeechBrain's class does the same in other steps, so the last bits may differ.
+    stock = SepformerSeparation(dict(source.model.mods), facts, RUN_OPTS)
+    references = {
+        SPGMSeparation: expected,
+        SepformerSeparation: stock.separate_batch(mix),
+    }
+    for way, load in _ways(source.home, target).items():
+        try:
+            model = load()
+            got = model.separate_batch(mix)
+        except ModelError:
+            raise
+        except Exception as error:  # SpeechBrain's own loader may raise anything
+            raise ModelError(
+                f"The weights do not load back by {way} ({_first_line(error)})."
+            ) from None
+        if not torch.equal(got, references[type(model)]):
+            raise ModelError(
+                f"The weights do not load back to the same output by {way}: take a "
+                "model folder that a run or spgm convert wrote, and do not edit it."
+            )
+
+
+def _ways(home: Path, target: Path) -> dict[str, Callable[[], SepformerSeparation]]:
+    """How the assembled model, and the given one, can be loaded."""
+    ways = {
+        "SPGMSeparation.from_pretrained": lambda: SPGMSeparation.from_pretrained(
+            target, run_opts=RUN_OPTS
+        ),
+        "SPGMSeparation.from_hparams": lambda: SPGMSeparation.from_hparams(
+            target, run_opts=RUN_OPTS
+        ),
+        "SpeechBrain's SepformerSeparation": lambda: SepformerSeparation.from_hparams(
+            str(target), run_opts=RUN_OPTS
+        ),
+    }
+    if (home / WEIGHTS_FILE).is_file() and (home / YAML_FILE).is_file():
+        # A model in both layouts must be the same in both.
+        ways[f"{home / YAML_FILE}"] = lambda: SPGMSeparation.from_hparams(
+            home, run_opts=RUN_OPTS
+        )
+    return ways
+
+
+def _noise(config: Mapping[str, Any]) -> Tensor:
+    """White noise ``[1, T]``: a bit more than three chunks, if these are not huge."""
+    kernel = config["encoder_kernel_size"]
+    chunks = 3 * config["masknet_chunksize"] * (kernel // 2) + kernel + 3
+    T = min(chunks, int(LONGEST_TEST * config["sample_rate"]))
+    return 0.1 * torch.randn(1, T, generator=torch.Generator().manual_seed(0))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,348 @@
+"""What a run's output folder or a model folder says about its model.
+
+Only the files named here are read; of a run that is its model, what the test measured,
+the command, the versions, the curves and a separated example.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from speechbrain_spgm.inference.layouts import YAML_FILE
+from speechbrain_spgm.inference.published import (
+    CARD,
+    CONFIG_FILE,
+    FIELDS,
+    WEIGHTS_FILE,
+    ModelError,
+    config_of,
+)
+from speechbrain_spgm.inference.publishing.privacy import clean_command
+from speechbrain_spgm.inference.separation import SPGMSeparation
+
+MODEL_FOLDER = "model"  # of a run
+SUMMARY_FILE = "test_summary.json"
+COMMAND_FILE = "command.txt"  # how the run was started
+PICTURES = ("training_curves.png", "curves.png", "curve.png")
+PUBLISHED_EXAMPLE = "examples/mixture.flac"
+# Recordings that may be passed on; an example of other data must be asked for.
+FREE_DATA = re.compile(r"libri", re.IGNORECASE)
+METRICS = {  # in a summary: name, unit
+    "si_sdri": ("SI-SDRi", "dB"),
+    "sdri": ("SDRi", "dB"),
+    "si_sdr": ("SI-SDR", "dB"),
+    "sdr": ("SDR", "dB"),
+    "si_sdr_mix": ("SI-SDR of the mixtures", "dB"),
+    "sdr_mix": ("SDR of the mixtures", "dB"),
+    "pesq": ("PESQ", ""),
+    "stoi": ("STOI", ""),
+}
+QUALITY = re.compile(r"(-?\d+(?:\.\d+)?) dB ± (\d+(?:\.\d+)?) \(95% CI\)")
+
+
+class Measured(NamedTuple):
+    """A metric on the test set: the mean is known to plus or minus ``ci95``."""
+
+    name: str
+    unit: str
+    mean: float
+    ci95: float
+
+
+class Results(NamedTuple):
+    """What a test measured: on how many mixtures of what, SI-SDRi first."""
+
+    n: int
+    test_set: str
+    measured: tuple[Measured, ...]
+    summary: Mapping[str, Any]
+
+
+class Source(NamedTuple):
+    """A model and what is known about it."""
+
+    home: Path
+    model: SPGMSeparation
+    config: Mapping[str, Any]
+    card: Mapping[str, Any]
+    results: Results
+    command: str | None
+    versions: Mapping[str, str]
+    picture: Path | None
+    example: Path | None
+    notes: str
+
+
+def read_source(
+    folder: str | Path,
+    summary: str | Path | None = None,
+    example: str | Path | None = None,
+) -> Source:
+    """Reads a run's output folder or a model folder.
+
+    Arguments
+    ---------
+    folder : str or Path
+        A run of a recipe, or a model in the published or in SpeechBrain's layout.
+    summary : str or Path, optional
+        What the test measured, a summary JSON of an evaluation; by default
+        test_summary.json in the folder.
+    example : str or Path, optional
+        A recording to show the model on. By default one of the run's own examples, if
+        its data are known to be free.
+
+    Returns
+    -------
+    source : Source
+
+    Raises
+    ------
+    ModelError
+        If there is no model, it cannot be loaded, or nothing was measured.
+    """
+    folder = Path(folder)
+    home, run = find_model(folder)
+    model, config, card = load_model(home)
+    results = read_results([home, run], summary, card)
+    free = FREE_DATA.search(results.test_set) is not None
+    if example is None and run is not None and free:
+        example = next(iter(sorted(run.rglob("*_mix.wav"))), None)
+    if example is None and (home / PUBLISHED_EXAMPLE).is_file():
+        example = home / PUBLISHED_EXAMPLE  # of a model that was published before
+    if example is not None and not Path(example).is_file():
+        raise ModelError(f"The example {example} does not exist: check its name.")
+    places = [place for place in (run, home) if place is not None]
+    return Source(
+        home=home,
+        model=model,
+        config=config,
+        card=card,
+        results=results,
+        command=_command(places, card),
+        versions=_versions(run),
+        picture=_first(places, PICTURES),
+        example=Path(example) if example is not None else None,
+        notes=_notes(home),
+    )
+
+
+def find_model(folder: Path) -> tuple[Path, Path | None]:
+    """The model's folder, and the run's if there is one.
+
+    Arguments
+    ---------
+    folder : Path
+        Either.
+
+    Raises
+    ------
+    ModelError
+        If there is no model in it.
+    """
+    if not folder.is_dir():
+        raise ModelError(f"The folder {folder} does not exist: check its name.")
+    if (folder / MODEL_FOLDER).is_dir():
+        return folder / MODEL_FOLDER, folder
+    if (folder / WEIGHTS_FILE).is_file() or (folder / "masknet.ckpt").is_file():
+        # A run's model folder, given by itself, still belongs to the run.
+        run = folder.resolve().parent
+        is_run = folder.name == MODEL_FOLDER and (run / SUMMARY_FILE).is_file()
+        return folder, run if is_run else None
+    if (folder / YAML_FILE).is_file():
+        raise ModelError(
+            f"The run {folder} has no folder {MODEL_FOLDER}: test it by train.py "
+            "--test_only, which writes it."
+        )
+    raise ModelError(
+        f"The folder {folder} holds no model: give a run's output folder, or one with "
+        f"{CONFIG_FILE} and {WEIGHTS_FILE}."
+    )
+
+
+def load_model(
+    folder: Path,
+) -> tuple[SPGMSeparation, dict[str, Any], dict[str, Any]]:
+    """A model, the fields of its config.json that describe it, and its card."""
+    if (folder / WEIGHTS_FILE).is_file():
+        model = SPGMSeparation.from_pretrained(folder, device="cpu")
+        given = model.hparams.config
+        name = str(given.get("config_name") or folder.resolve().name)
+        config = {"model_type": "spgm", "config_name": name}
+        config |= {field: given[field] for field in FIELDS}
+    else:
+        model = SPGMSeparation.from_hparams(folder, run_opts={"device": "cpu"})
+        given = getattr(model.hparams, "config", {})
+        name = str(given.get("config_name") or folder.resolve().name)
+        config = config_of(**model.mods, sample_rate=model.sample_rate, name=name)
+    card = given.get(CARD)
+    return model, config, dict(card) if isinstance(card, Mapping) else {}
+
+
+def read_results(
+    places: list[Path | None], given: str | Path | None, card: Mapping[str, Any]
+) -> Results:
+    """What the test measured.
+
+    Arguments
+    ---------
+    places : list of Path or None
+        The model's folder and the run's; test_summary.json is looked for there.
+    given : str or Path, optional
+        A summary in place of that.
+    card : mapping
+        The model's card: its ``quality``, if a recipe wrote it, is the last resort.
+
+    Raises
+    ------
+    ModelError
+        If there are no results or they cannot be right.
+    """
+    path = Path(given) if given is not None else None
+    path = path or _first([place for place in places if place], [SUMMARY_FILE])
+    if path is None:
+        summary = _summary_of_card(card)
+        if summary is None:
+            raise ModelError(
+                f"No measured results: there is no {SUMMARY_FILE} in "
+                f"{places[1] or places[0]}. Test the model by spgm evaluate (or "
+                "train.py --test_only), and give the summary by --results."
+            )
+        return _results(summary, "test set")
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}.") from None
+    except ValueError:
+        raise ModelError(
+            f"No measured results: {path} is no JSON. Test the model again."
+        ) from None
+    return _results(summary, _test_set(places[1]), path)
+
+
+def _results(summary: Any, test_set: str, path: Path | None = None) -> Results:
+    entries = summary if isinstance(summary, Mapping) else {}
+    n = entries.get("n")
+    kept = {
+        key: {"mean": value["mean"], "ci95": value["ci95"]}
+        for key, value in entries.items()
+        if isinstance(value, Mapping)
+        and all(_is_number(value.get(name)) for name in ("mean", "ci95"))
+    }
+    if type(n) is not int or n < 1 or "si_sdri" not in kept:
+        raise ModelError(
+            f"No measured results: {path or 'the card'} must hold n, the number of "
+            "test mixtures, and the mean and ci95 of si_sdri. Test the model again."
+        )
+    named = {**{key: METRICS[key] for key in METRICS if key in kept}}
+    named |= {key: (key, "") for key in kept if key not in named}
+    measured = tuple(
+        Measured(*named[key], kept[key]["mean"], kept[key]["ci95"]) for key in named
+    )
+    given = entries.get("test_set")
+    test_set = given if isinstance(given, str) and given else test_set
+    return Results(n, test_set, measured, {"test_set": test_set, "n": n, **kept})
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _summary_of_card(card: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The summary that a recipe has put into the card as text."""
+    quality = card.get("quality")
+    if not isinstance(quality, Mapping):
+        return None
+    match = QUALITY.fullmatch(str(quality.get("SI-SDRi")))
+    if match is None:
+        return None
+    si_sdri = {"mean": float(match[1]), "ci95": float(match[2])}
+    return {"n": quality.get("mixtures"), "si_sdri": si_sdri}
+
+
+def _test_set(run: Path | None) -> str:
+    """What a run was tested on: its test list, else its data folder, by their names."""
+    found = {}
+    for line in _lines(run, YAML_FILE):
+        match = re.match(r"(test_list|test_manifest|data_folder):\s*([^#]*)", line)
+        value = match[2].strip().strip("'\"") if match else ""
+        if value not in ("", "null", "~", "!PLACEHOLDER"):
+            found[match[1]] = re.split(r"[/\\]", value.rstrip("/\\"))[-1]
+    for name in ("test_manifest", "test_list"):
+        if name in found:
+            return found[name].removesuffix(".csv")
+    return f"{found['data_folder']} test" if "data_folder" in found else "test set"
+
+
+def _command(places: list[Path], card: Mapping[str, Any]) -> str | None:
+    """How the model was trained, without local paths."""
+    path = _first(places, [COMMAND_FILE])
+    lines = []
+    if path is not None:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    elif isinstance(card.get("command"), str):
+        lines = card["command"].splitlines()
+    commands = [clean_command(line) for line in lines if line.strip()]
+    # A run that was interrupted and started again repeats its command.
+    return "\n".join(dict.fromkeys(commands)) or None
+
+
+def _versions(run: Path | None) -> dict[str, str]:
+    """The versions that SpeechBrain noted when the run began."""
+    found = {}
+    for line in _lines(run, "env.log"):
+        match = re.fullmatch(r"(torch|speechbrain|speechbrain[-_]spgm)==(\S+)", line)
+        if match:
+            found[match[1].replace("-", "_")] = match[2]
+        elif re.match(r"\d+\.\d+\.\d+ .*\[", line):
+            found["Python"] = line.split()[0]
+    # The list is that of the pip on the path, which may be another Python's.
+    return found if "torch" in found else {}
+
+
+def _lines(folder: Path | None, name: str) -> Iterator[str]:
+    if folder is not None and (folder / name).is_file():
+        text = (folder / name).read_text(encoding="utf-8", errors="replace")
+        yield from text.splitlines()
+
+
+def _first(places: list[Path], names: tuple[str, ...] | list[str]) -> Path | None:
+    paths = (place / name for place in places for name in names)
+    return next((path for path in paths if path.is_file()), None)
+
+
+NOTES_BEGIN = "<!-- notes of the author -->"
+NOTES_END = "<!-- end of the notes -->"
+
+
+def _notes(folder: Path) -> str:
+    """The author's own words in a README.md: all of one that no program wrote."""
+    text = "\n".join(_lines(folder, "README.md"))
+    if NOTES_BEGIN in text:
+        return text.split(NOTES_BEGIN, 1)[1].split(NOTES_END, 1)[0].strip()
+    body = re.sub(r"\A\s*---\n.*?\n---[ \t]*(\n|\Z)", "", text, flags=re.DOTALL)
+    return lower_headings(body).strip()
+
+
+def lower_headings(markdown: str) -> str:
+    """Headings one level lower, so that a card can stand inside another.
+
+    Example
+    -------
+    >>> print(lower_headings("# A\\n```\\n# comment\\n```\\n## B"))
+    ## A
+    ```
+    # comment
+    ```
+    ### B
+    """
+    lines, in_code = [], False
+    for line in markdown.splitlines():
+        in_code ^= line.lstrip().startswith("```")
+        heading = not in_code and re.match(r"#{1,5} ", line)
+        lines.append(f"#{line}" if heading else line)
+    return "\n".join(lines)
