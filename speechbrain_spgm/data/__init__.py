@@ -5,7 +5,7 @@ from speechbrain_spgm.data.batching import BucketBatchSampler
 from speechbrain_spgm.data.dynamic import DynamicMixing
 from speechbrain_spgm.data.errors import UserError
 from speechbrain_spgm.data.mixtures import ManifestDataset, MixtureList
-from speechbrain_spgm.data.voices import Voice, find_voices, read_voices
+from speechbrain_spgm.data.voices import Voice, find_noise, find_voices, read_voices
 
 __all__ = [
     "BucketBatchSampler",
@@ -16,6 +16,7 @@ __all__ = [
     "MixtureList",
     "UserError",
     "Voice",
+    "find_noise",
     "find_voices",
     "read_voices",
 ]

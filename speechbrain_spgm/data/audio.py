@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from math import ceil, gcd
 from pathlib import Path
 from typing import NamedTuple
@@ -54,7 +55,7 @@ def open_audio(path: str | Path, mono: bool = True) -> AudioFile:
     Raises
     ------
     UserError
-        If the file is missing, not audio, empty, truncated or not mono.
+        If the file is missing, not audio, empty, truncated or has too many channels.
     """
     path = Path(path)
     if not path.is_file():
@@ -93,10 +94,10 @@ def is_whole(file: soundfile.SoundFile) -> bool:
     return len(file.read(1)) == min(1, file.frames)
 
 
-def open_all(paths: Iterable[str | Path]) -> list[AudioFile]:
+def open_all(paths: Iterable[str | Path], mono: bool = True) -> list[AudioFile]:
     """``open_audio`` of many files, several at a time, in their order."""
     with ThreadPoolExecutor(THREADS) as pool:
-        return list(pool.map(open_audio, paths))
+        return list(pool.map(partial(open_audio, mono=mono), paths))
 
 
 def read_audio(file: AudioFile, start: int = 0, frames: int = -1) -> np.ndarray:
@@ -123,11 +124,11 @@ def read_audio(file: AudioFile, start: int = 0, frames: int = -1) -> np.ndarray:
     """
     try:
         samples, _ = soundfile.read(
-            file.path, start=start, frames=frames, dtype="float32"
+            file.path, start=start, frames=frames, dtype="float32", always_2d=True
         )
     except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
         raise UserError(f"The audio file {file.path} cannot be read: {error}") from None
-    return samples
+    return np.ascontiguousarray(samples[:, 0])
 
 
 def frames_needed(samples: int, rate: int, target_rate: int, speed: int = 100) -> int:

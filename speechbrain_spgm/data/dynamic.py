@@ -5,7 +5,8 @@ Axes: T samples, spks sources.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,12 +17,23 @@ from speechbrain_spgm.data.audio import (
     frames_needed,
     read_audio,
 )
+from speechbrain_spgm.data.augment import Augmentations
 from speechbrain_spgm.data.batch import Mixture
 from speechbrain_spgm.data.errors import UserError
+from speechbrain_spgm.data.levels import (
+    LEVELS,
+    LIBRIMIX_DB,
+    PEAK,
+    LevelRule,
+    librimix_levels,
+    loudness,
+    mean_amplitude,
+    power_db,
+)
 from speechbrain_spgm.data.seeded import SeededDataset
 from speechbrain_spgm.data.voices import Voice
 
-PEAK = 0.9  # of the loudest sample of mixture and sources, as in LibriMix
+NOISE_DB = (-38.0, -30.0)  # loudness of LibriMix's noise
 SILENCE_DB = -60.0  # a crop below this level is drawn again,
 MAX_DRAWS = 10  # this many times at most
 INT16 = 32768
@@ -32,11 +44,13 @@ class DynamicMixing(SeededDataset):
 
     Speakers are equally likely, however much speech each has, and within a speaker
     every second of speech is. A recording shorter than the crop stands at a random
-    place in silence. Levels follow LibriMix: the loudness of each source is uniform in
-    ``loudness_db`` and a mixture that would clip is turned down as a whole (loudness
-    here is the power of the active blocks, without LUFS's ear weighting).
+    place in silence. The way to a mixture::
 
-    Item i of an epoch depends on (seed, epoch, i) only.
+        crops -> augmentations of voices -> levels --+--> peak -> augmentations -> sum
+                                     noise -> level -+            of the mixture
+
+    Item i of an epoch depends on (seed, epoch, i) only, whatever workers and ranks
+    there are. The mixture is the sum of the sources and, if there is any, of the noise.
 
     Arguments
     ---------
@@ -51,13 +65,25 @@ class DynamicMixing(SeededDataset):
     mixtures_per_epoch : int, optional
         Default: the number of recordings.
     loudness_db : pair of float
-        Range of the source levels in dB, relative to full scale.
+        Range of the source levels in LUFS, for the level rule "librimix".
     speeds : sequence of int
         Speeds in per cent to draw from, one per source; [100] leaves the speed alone.
     cache_audio : bool
         Decode all recordings once into memory, 2 bytes a sample.
     seed : int
         Seed of all draws.
+    levels : str
+        The level rule: "librimix" draws each loudness on its own, "wsj0mix" the mean
+        amplitude of the first and the others' difference to it; see ``levels.py``.
+    noise : sequence of AudioFile
+        Noise recordings, of which every mixture gets a random crop; a short one is
+        repeated. ``find_noise`` finds them.
+    noise_loudness_db : pair of float
+        Range of the noise level in LUFS.
+    noise_snr_db : pair of float, optional
+        If given, the noise is instead so many dB below the power of all voices.
+    augmentations : dict of str to float, or list of str, optional
+        See ``Augmentations``.
 
     Raises
     ------
@@ -72,25 +98,36 @@ class DynamicMixing(SeededDataset):
         sample_rate: int,
         segment_seconds: float,
         mixtures_per_epoch: int | None = None,
-        loudness_db: tuple[float, float] = (-33.0, -25.0),
+        loudness_db: tuple[float, float] = LIBRIMIX_DB,
         speeds: Iterable[int] = (100,),
         cache_audio: bool = False,
         seed: int = 0,
+        levels: str = "librimix",
+        noise: Sequence[AudioFile] = (),
+        noise_loudness_db: tuple[float, float] = NOISE_DB,
+        noise_snr_db: tuple[float, float] | None = None,
+        augmentations: Mapping[str, float] | Iterable[str] | None = None,
     ) -> None:
         super().__init__(seed)
         self.num_spks = num_spks
         self.sample_rate = sample_rate
         self.segment = round(segment_seconds * sample_rate)
-        self.loudness_db = tuple(loudness_db)
         self.speeds = list(speeds)
+        self.levels = level_rule(levels, check_range("loudness_db", loudness_db))
+        self.noise = list(noise)
+        self.noise_loudness_db = check_range("noise_loudness_db", noise_loudness_db)
+        self.noise_snr_db = noise_snr_db and check_range("noise_snr_db", noise_snr_db)
+        self.augmentations = Augmentations(augmentations or {})
         self.files = by_speaker(voices)
-        self.mixtures_per_epoch = mixtures_per_epoch or len(voices)
+        self.mixtures_per_epoch = (
+            len(voices) if mixtures_per_epoch is None else mixtures_per_epoch
+        )
         self._check()
         # Filled here, before workers start: they then share these pages.
+        recordings = [file for files in self.files.values() for file in files]
         self._cache = {
             file.path: to_int16(read_audio(file))
-            for files in self.files.values()
-            for file in files
+            for file in recordings + self.noise
             if cache_audio
         }
 
@@ -112,37 +149,74 @@ class DynamicMixing(SeededDataset):
         """All speakers that may be drawn."""
         return set(self.files)
 
+    @property
+    def seconds(self) -> list[float]:
+        """How long each item is: all the same."""
+        return [self.segment / self.sample_rate] * len(self)
+
     def __len__(self) -> int:
         return self.mixtures_per_epoch
 
     def __getitem__(self, index: int) -> Mixture:
         rng = self.generator(index)
         speakers = rng.choice(list(self.files), self.num_spks, replace=False)
-        # [T, spks]
-        sources = torch.stack([self._source(s, rng) for s in speakers], dim=-1)
-        mix = sources.sum(-1)
-        peak = max(mix.abs().max().item(), sources.abs().max().item())
-        gain = min(1.0, PEAK / peak) if peak > 0 else 1.0
-        return Mixture("_".join(speakers), gain * mix, gain * sources)
+        voices = np.stack([self._voice(speaker, rng) for speaker in speakers])
+        voices = self.augmentations.voices(voices, self.sample_rate, rng)
+        voices *= self._gains(voices, rng)
+        noise = [self._noise(voices, rng)] if self.noise else []
+        parts = np.concatenate([voices, *noise])  # [spks, T], and noise as one more row
+        parts *= self._peak_gain(parts)
+        parts = self.augmentations.mixture(parts, self.sample_rate, rng)
+        parts = torch.from_numpy(parts)
+        return Mixture("_".join(speakers), parts.sum(0), parts[: self.num_spks].T)
 
-    def _source(self, speaker: str, rng: np.random.Generator) -> torch.Tensor:
-        """A crop [T] of the speaker at a random level, redrawn if near silent."""
+    def _gains(self, voices: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """What brings voices [spks, T] to random levels [spks, 1]."""
+        targets = self.levels.draw(self.num_spks, rng)
+        gains = [
+            gain_to(target, self.levels.measure(voice, self.sample_rate))
+            for target, voice in zip(targets, voices, strict=True)
+        ]
+        return np.array(gains, dtype=np.float32)[:, None]
+
+    def _peak_gain(self, parts: np.ndarray) -> np.float32:
+        """What brings the peak of mixture and voices where the level rule wants it."""
+        peak = max(np.abs(parts.sum(0)).max(), np.abs(parts[: self.num_spks]).max())
+        if peak == 0:
+            return np.float32(1)
+        gain = PEAK / peak
+        return np.float32(gain if self.levels.fixed_peak else min(1, gain))
+
+    def _voice(self, speaker: str, rng: np.random.Generator) -> np.ndarray:
+        """A crop [T] of the speaker, redrawn if near silent."""
         files = self.files[speaker]
         seconds = np.array([file.seconds for file in files])
         for _ in range(MAX_DRAWS):
             file = files[rng.choice(len(files), p=seconds / seconds.sum())]
             crop = self._crop(file, int(rng.choice(self.speeds)), rng)
-            level = active_level_db(crop, self.sample_rate)
-            if level > SILENCE_DB:
+            if mean_amplitude(crop, self.sample_rate) > SILENCE_DB:
                 break
-        target = rng.uniform(*self.loudness_db)
-        # Silence stays silence: raising it would only raise its rounding noise.
-        gain = 10 ** ((target - level) / 20) if level > SILENCE_DB else 1.0
-        return gain * crop
+        return crop
+
+    def _noise(self, voices: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """A crop of noise [1, T] at a random level."""
+        file = self.noise[rng.integers(len(self.noise))]
+        frames = frames_needed(self.segment, file.rate, self.sample_rate)
+        start = int(rng.integers(max(0, file.frames - frames) + 1))
+        samples = np.resize(self._read(file, start, frames), frames)
+        samples = change_rate(torch.from_numpy(samples), file.rate, self.sample_rate)
+        noise = samples[: self.segment].numpy()
+        if self.noise_snr_db is None:
+            target = rng.uniform(*self.noise_loudness_db)
+            level = loudness(noise, self.sample_rate)
+        else:
+            target = power_db(voices.sum(0)) - rng.uniform(*self.noise_snr_db)
+            level = power_db(noise)
+        return np.float32(gain_to(target, level, floor_db=-np.inf)) * noise[None]
 
     def _crop(
         self, file: AudioFile, speed: int, rng: np.random.Generator
-    ) -> torch.Tensor:
+    ) -> np.ndarray:
         """A random crop [T]; a short recording is padded at both ends at random."""
         frames = frames_needed(self.segment, file.rate, self.sample_rate, speed)
         start = int(rng.integers(max(0, file.frames - frames) + 1))
@@ -153,7 +227,7 @@ class DynamicMixing(SeededDataset):
         # 0        offset                     T
         # |--zeros--|--------samples-------|--zeros--|
         offset = int(rng.integers(self.segment - len(samples) + 1))
-        crop = torch.zeros(self.segment)
+        crop = np.zeros(self.segment, dtype=np.float32)
         crop[offset : offset + len(samples)] = samples
         return crop
 
@@ -184,30 +258,28 @@ def to_int16(samples: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(samples * INT16), -INT16, INT16 - 1).astype(np.int16)
 
 
-def active_level_db(samples: torch.Tensor, rate: int) -> float:
-    """Level of the parts that are not pauses, in dB relative to full scale.
+def gain_to(target_db: float, level_db: float, floor_db: float = SILENCE_DB) -> float:
+    """The factor from a level to another; 1 for what is not above the floor.
 
-    Blocks of 100 ms more than 10 dB below the mean power are left out, which is the
-    relative gate of ITU-R BS.1770.
-
-    Arguments
-    ---------
-    samples : torch.Tensor
-        Samples [T].
-    rate : int
-        Samples per second.
-
-    Returns
-    -------
-    float
-        The level; -inf for silence.
-
-    Example
-    -------
-    >>> tone = torch.ones(8000) * 0.1
-    >>> round(active_level_db(torch.cat([tone, torch.zeros(8000)]), 8000), 3)
-    -20.0
+    Silence stays silence: raising it would only raise its rounding noise.
     """
-    powers = torch.stack([block.square().mean() for block in samples.split(rate // 10)])
-    active = powers[powers >= powers.mean() / 10]
-    return 10 * torch.log10(active.mean()).item()
+    return 10 ** ((target_db - level_db) / 20) if level_db > floor_db else 1.0
+
+
+def level_rule(name: str, loudness_db: tuple[float, float]) -> LevelRule:
+    """The rule of that name, with this range if it is LibriMix's."""
+    if name not in LEVELS:
+        raise UserError(f"There is no level rule {name}: choose {' or '.join(LEVELS)}.")
+    if name != "librimix":
+        return LEVELS[name]
+    return LEVELS[name]._replace(draw=partial(librimix_levels, loudness_db=loudness_db))
+
+
+def check_range(name: str, values: Sequence[float]) -> tuple[float, float]:
+    """Two numbers in ascending order, or a sentence that says what is wrong."""
+    if len(values) != 2 or not values[0] <= values[1]:
+        raise UserError(
+            f"The range {name} is {list(values)}, but must be the lowest and the "
+            "highest value in dB."
+        )
+    return tuple(values)

@@ -1,4 +1,4 @@
-"""Single-speaker recordings for dynamic mixing, found on disk."""
+"""Recordings for dynamic mixing, of single speakers and of noise, found on disk."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from speechbrain_spgm.data.audio import AudioFile, open_audio
+from speechbrain_spgm.data.audio import AudioFile, open_all
 from speechbrain_spgm.data.errors import UserError
 
 AUDIO_SUFFIXES = {".flac", ".wav"}
@@ -21,9 +21,13 @@ class Voice(NamedTuple):
 
 
 def find_voices(folder: str | Path, splits: str | Iterable[str] = "*") -> list[Voice]:
-    """Finds all recordings of a LibriSpeech-style folder.
+    """Finds all recordings of a LibriSpeech-style or WSJ0-style folder.
 
-    The layout is ``<split>/<speaker>/<chapter>/<name>.flac`` (or .wav).
+    A folder directly below a split is a speaker; recordings lie in it or in the folders
+    directly below it::
+
+        train-clean-100/19/198/19-198-0000.flac     LibriSpeech: speaker 19
+        si_tr_s/011/011a0101.wav                    WSJ0: speaker 011
 
     Arguments
     ---------
@@ -35,7 +39,7 @@ def find_voices(folder: str | Path, splits: str | Iterable[str] = "*") -> list[V
     Returns
     -------
     list of Voice
-        Sorted by path, so that the order is the same on every machine.
+        Split by split, sorted by path, so that the order is the same on every machine.
 
     Raises
     ------
@@ -46,22 +50,67 @@ def find_voices(folder: str | Path, splits: str | Iterable[str] = "*") -> list[V
     if not folder.is_dir():
         raise UserError(
             f"The data folder {folder} does not exist: "
-            "give the folder that holds LibriSpeech's splits as data_folder."
+            "give the folder that holds the splits as data_folder."
         )
-    voices = []
+    named: list[tuple[str, Path]] = []
     for split in [splits] if isinstance(splits, str) else splits:
-        paths = sorted(
-            path
-            for path in folder.glob(f"{split}/*/*/*")
+        # <split>/<speaker>/<name> and <split>/<speaker>/<chapter>/<name>
+        direct = [(path.parts[-2], path) for path in folder.glob(f"{split}/*/*")]
+        deeper = [(path.parts[-3], path) for path in folder.glob(f"{split}/*/*/*")]
+        files = [
+            (speaker, path)
+            for speaker, path in direct + deeper
             if path.suffix.lower() in AUDIO_SUFFIXES
-        )
-        if not paths:
+        ]
+        if not files:
             raise UserError(
-                f"There is no recording {folder}/{split}/<speaker>/<chapter>/*.flac: "
-                "check data_folder and the names of the splits."
+                f"There is no recording {folder}/{split}/<speaker>/<chapter>/*.flac "
+                f"and no {folder}/{split}/<speaker>/*.wav: check data_folder and the "
+                "names of the splits, and convert other formats (.wv1, .sph) to WAV."
             )
-        voices += [Voice(path.parts[-3], open_audio(path)) for path in paths]
-    return voices
+        named += sorted(files, key=lambda item: item[1])
+    opened = open_all(path for _, path in named)
+    return [
+        Voice(speaker, file) for (speaker, _), file in zip(named, opened, strict=True)
+    ]
+
+
+def find_noise(source: str | Path, split: str = "train") -> list[AudioFile]:
+    """The noise recordings of a folder or of a list; of several channels, the first.
+
+    Arguments
+    ---------
+    source : str or Path
+        A folder, searched with all folders in it, or a CSV file with the column
+        ``path`` (relative to the CSV's folder) and, perhaps, ``split``.
+    split : str
+        Which rows of a list with a column ``split`` count.
+
+    Returns
+    -------
+    list of AudioFile
+        Of a folder, sorted by path; of a list, in its order.
+
+    Raises
+    ------
+    UserError
+        If the source, or a readable recording in it, is missing.
+    """
+    source = Path(source)
+    if source.is_file():
+        paths = [
+            source.parent / row["path"] for row in rows_of(source, ["path"], split)
+        ]
+    else:
+        paths = sorted(
+            path for path in source.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES
+        )
+    if not paths:
+        raise UserError(
+            f"There is no noise recording in {source}: give a folder that holds some, "
+            "or a CSV file with a column path."
+        )
+    return open_all(paths, mono=False)
 
 
 def read_voices(manifest: str | Path, split: str = "train") -> list[Voice]:
@@ -86,15 +135,19 @@ def read_voices(manifest: str | Path, split: str = "train") -> list[Voice]:
         If the file, a column, a row or a recording is missing or unreadable.
     """
     manifest = Path(manifest)
-    rows = read_table(manifest, columns=("path", "speaker"))
-    voices = [
-        Voice(row["speaker"], open_audio(manifest.parent / row["path"]))
-        for row in rows
-        if row.get("split", split) == split
+    rows = rows_of(manifest, ["path", "speaker"], split)
+    opened = open_all(manifest.parent / row["path"] for row in rows)
+    return [Voice(row["speaker"], file) for row, file in zip(rows, opened, strict=True)]
+
+
+def rows_of(manifest: Path, columns: list[str], split: str) -> list[dict[str, str]]:
+    """The rows of a list that belong to a split, at least one."""
+    rows = [
+        row for row in read_table(manifest, columns) if row.get("split", split) == split
     ]
-    if not voices:
+    if not rows:
         raise UserError(f"The list {manifest} names no recording of split {split}.")
-    return voices
+    return rows
 
 
 def read_table(path: Path, columns: Iterable[str]) -> list[dict[str, str]]:

@@ -12,10 +12,12 @@ from speechbrain_spgm.data import (
     DynamicMixing,
     MixtureBatch,
     UserError,
+    find_noise,
     find_voices,
     read_voices,
 )
-from speechbrain_spgm.data.dynamic import active_level_db
+from speechbrain_spgm.data.augment import MIXTURE, VOICES
+from speechbrain_spgm.data.levels import loudness, mean_amplitude, power_db
 
 PITCH = {"10": 300.0, "20": 500.0, "30": 800.0, "40": 1300.0}
 
@@ -98,7 +100,7 @@ def test_every_second_of_a_speaker_is_as_likely(folder, write_tone):
 def test_levels_are_in_range_and_nothing_clips(folder):
     dataset = mixing(folder, loudness_db=(-30, -20))
     levels = [
-        active_level_db(source, 8000)
+        loudness(source.numpy(), 8000)
         for i in range(40)
         for source in dataset[i].sources.T
     ]
@@ -108,6 +110,100 @@ def test_levels_are_in_range_and_nothing_clips(folder):
         _, mix, sources = loud[i]
         assert max(mix.abs().max(), sources.abs().max()) == pytest.approx(0.9)
         torch.testing.assert_close(mix, sources.sum(-1))
+
+
+def test_levels_of_wsj0mix(folder):
+    dataset = mixing(folder, levels="wsj0mix")
+    first, second, peaks = [], [], []
+    for i in range(60):
+        _, mix, sources = dataset[i]
+        levels = [mean_amplitude(source.numpy(), 8000) for source in sources.T]
+        first.append(levels[0])
+        second.append(levels[1])
+        peaks.append(max(mix.abs().max(), sources.abs().max()).item())
+    assert peaks == pytest.approx([0.9] * 60)
+    differences = np.subtract(second, first)
+    # Normal, mean -2.51 and standard deviation 2.66: of 60, 0.34 and 0.24.
+    assert abs(differences.mean() + 2.51) < 1.2
+    assert abs(differences.std() - 2.66) < 0.9
+
+
+@pytest.fixture
+def noise(tmp_path):
+    """Two noises: stereo at 16 kHz with a silent right channel, and a short mono."""
+    rng = np.random.default_rng(0)
+    place = tmp_path / "noise" / "deep"
+    place.mkdir(parents=True)
+    long = rng.uniform(-0.01, 0.01, (32000, 1)) * [1, 0]
+    soundfile.write(place / "long.wav", long, 16000)
+    soundfile.write(place / "short.flac", rng.uniform(-0.001, 0.001, 1000), 8000)
+    return place.parent
+
+
+@pytest.mark.parametrize("kind", ["loudness", "snr"])
+def test_noise_is_in_the_mixture_and_in_no_source(folder, noise, kind):
+    options = {"noise": find_noise(noise), "segment_seconds": 1.0}
+    if kind == "snr":
+        options["noise_snr_db"] = (5, 10)
+    dataset = mixing(folder, **options)
+    measured = []
+    for i in range(30):
+        _, mix, sources = dataset[i]
+        assert sources.shape == (8000, 2)
+        added = (mix - sources.sum(-1)).numpy()
+        if kind == "snr":
+            measured.append(power_db(sources.sum(-1).numpy()) - power_db(added))
+        else:
+            measured.append(loudness(added, 8000))
+    low, high = (5, 10) if kind == "snr" else (-38, -30)
+    assert low - 0.1 < min(measured) < low + 2 and high - 2 < max(measured) < high + 0.1
+    assert torch.equal(dataset[3].mix, mixing(folder, **options)[3].mix)
+
+
+def test_noise_from_a_list(noise):
+    (noise / "noise.csv").write_text("path,split\ndeep/short.flac,train\nx.wav,test\n")
+    assert [file.path.name for file in find_noise(noise / "noise.csv")] == [
+        "short.flac"
+    ]
+    assert len(find_noise(noise)) == 2
+    for wrong in ("deep/nothing", "none.csv"):
+        with pytest.raises(UserError, match="no noise recording"):
+            find_noise(noise / wrong)
+
+
+def test_augmented_mixtures_are_sums_and_can_be_drawn_again(folder, noise):
+    options = {
+        "augmentations": [*VOICES, *MIXTURE],
+        "noise": find_noise(noise),
+        "speeds": [95, 105],
+    }
+    dataset = mixing(folder, **options)
+    for i in range(5):
+        _, mix, sources = dataset[i]
+        again = mixing(folder, **options)[i]
+        assert torch.equal(mix, again.mix) and torch.equal(sources, again.sources)
+        assert mix.dtype == torch.float32 and mix.isfinite().all()
+    without = mixing(folder, **{**options, "noise": ()})[0]
+    torch.testing.assert_close(without.mix, without.sources.sum(-1))
+    assert not torch.equal(without.sources, mixing(folder, speeds=[95, 105])[0].sources)
+
+
+def test_wsj0_folders(tmp_path):
+    for speaker, name in (
+        ("011", "011a0101"),
+        ("011", "011a0102"),
+        ("01a", "01aa0101"),
+    ):
+        place = tmp_path / "si_tr_s" / speaker
+        place.mkdir(parents=True, exist_ok=True)
+        soundfile.write(place / f"{name}.wav", np.zeros(800), 16000)
+    voices = find_voices(tmp_path, "si_tr_s")
+    assert [voice.speaker for voice in voices] == ["011", "011", "01a"]
+    other = tmp_path / "si_et_05" / "440"
+    other.mkdir(parents=True)
+    (other / "440c0201.wv1").write_bytes(b"NIST_1A")
+    with pytest.raises(UserError, match="convert .*wv1"):
+        find_voices(tmp_path, "si_et_05")
 
 
 def test_a_short_recording_stands_somewhere_in_silence(folder):
@@ -165,11 +261,23 @@ def test_wrong_input_is_named(folder):
         find_voices(folder, ["train", "test-other"])
     with pytest.raises(UserError, match="4 speaker.* needs 5"):
         mixing(folder, num_spks=5)
-    with pytest.raises(UserError, match="above 0"):
-        mixing(folder, segment_seconds=0)
+    for options, message in [
+        ({"segment_seconds": 0}, "above 0"),
+        ({"mixtures_per_epoch": 0}, "above 0"),
+        ({"levels": "loud"}, "no level rule loud: choose librimix or wsj0mix"),
+        ({"loudness_db": (-20, -30)}, "loudness_db is .* lowest"),
+        ({"augmentations": {"echo": 1}}, "no augmentation echo: choose from shift"),
+        ({"augmentations": {"shift": 2}}, "probability of shift is 2"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            mixing(folder, **options)
     (folder / "train" / "40" / "1" / "9.flac").write_text("no audio")
     with pytest.raises(UserError, match="9.flac"):
         mixing(folder)
+
+
+def test_the_sampler_learns_the_durations(folder):
+    assert mixing(folder, mixtures_per_epoch=3).seconds == [0.5, 0.5, 0.5]
 
 
 def test_four_speakers(folder):

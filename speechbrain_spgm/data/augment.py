@@ -1,0 +1,275 @@
+"""Augmentations of mixtures, each a function of waveforms and a generator.
+
+All take the parts of one mixture [rows, T] (its voices, and in the second group its
+noise as the last row) and return as many; the mixture is the sum of the rows, before
+and after. There are two groups:
+
+- *voices*: ``shift``, ``equalise``, ``reverberate`` treat every voice differently, as
+  speakers and microphones do. They come before the levels are set. The reference of a
+  reverberant voice is the reverberant voice: the network learns to separate, and is not
+  asked to remove the room at the same time.
+- *mixture*: ``limit_band``, ``drop_frequencies``, ``drop_chunks``, ``change_gain``
+  treat the finished mixture as one bad line would. They are linear and the same for
+  all rows, so what is missing in the mixture is missing in the references too. (To drop
+  it in the mixture alone would teach the network to invent what it cannot hear.)
+
+Axes: T samples, F frequencies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+from scipy.fft import irfft, next_fast_len, rfft, rfftfreq
+from scipy.signal import oaconvolve
+
+from speechbrain_spgm.data.errors import UserError
+
+SPREAD_SECONDS = 0.05  # how far a filter may smear: room for it after the last sample
+
+
+def shift(
+    waves: np.ndarray,
+    rate: int,
+    rng: np.random.Generator,
+    most_seconds: float = 0.5,
+) -> np.ndarray:
+    """Moves every row earlier or later by its own time; zeros move in.
+
+    Nothing wraps around: a voice begins later or ends earlier.
+
+    Example
+    -------
+    >>> waves = np.arange(1.0, 7.0)[None]
+    >>> shift(waves, 2, np.random.default_rng(3), most_seconds=1.5)
+    array([[0., 0., 1., 2., 3., 4.]])
+    """
+    most = min(round(most_seconds * rate), waves.shape[-1])
+    moved = np.zeros_like(waves)
+    for row, by in enumerate(rng.integers(-most, most + 1, len(waves))):
+        # 0    by                  T
+        # |--0--|--------wave-------|~~~
+        if by >= 0:
+            moved[row, by:] = waves[row, : waves.shape[-1] - by]
+        else:
+            moved[row, :by] = waves[row, -by:]
+    return moved
+
+
+def equalise(
+    waves: np.ndarray, rate: int, rng: np.random.Generator, most_db: float = 6.0
+) -> np.ndarray:
+    """Gives every row a sound colour of its own, as another microphone would.
+
+    The response is a line in dB over log frequency through six random points from 50 Hz
+    to half the rate, so it has shelves and wide peaks, and no steep edge.
+    """
+    points = np.log(np.geomspace(50, rate / 2, 6))
+    decibels = rng.uniform(-most_db, most_db, (len(waves), len(points)))
+
+    def response(hertz: np.ndarray) -> np.ndarray:
+        places = np.log(np.maximum(hertz, 1.0))
+        curves = [np.interp(places, points, row) for row in decibels]
+        return 10 ** (np.stack(curves) / 20)
+
+    return filter_rows(waves, rate, response)
+
+
+def reverberate(
+    waves: np.ndarray,
+    rate: int,
+    rng: np.random.Generator,
+    t60_seconds: tuple[float, float] = (0.15, 0.6),
+    direct_db: tuple[float, float] = (0.0, 15.0),
+) -> np.ndarray:
+    """Puts the rows at different places of one synthetic room.
+
+    A room response is the direct sound, then noise that decays by 60 dB in a time drawn
+    once for all rows. Every row has noise of its own and its own ratio of direct to
+    reverberant energy. The direct sound stays in place and as loud as it was.
+    """
+    t60 = rng.uniform(*t60_seconds)
+    times = np.arange(1, round(t60 * rate)) / rate
+    # exp(-6.9 t / T60) in amplitude is a thousandth, -60 dB, at T60.
+    tails = rng.standard_normal((len(waves), len(times)))
+    tails *= np.exp(-np.log(1000) * times / t60)
+    ratios = rng.uniform(*direct_db, (len(waves), 1))
+    energies = np.square(tails).sum(-1, keepdims=True)
+    tails *= np.sqrt(10 ** (-ratios / 10) / energies)
+    tails = tails.astype(waves.dtype)
+    late = oaconvolve(waves, tails, axes=-1)[:, : waves.shape[-1] - 1]
+    wet = waves.copy()
+    wet[:, 1:] += late
+    return wet
+
+
+def limit_band(
+    waves: np.ndarray,
+    rate: int,
+    rng: np.random.Generator,
+    hertz: tuple[float, float] = (2000.0, 3800.0),
+) -> np.ndarray:
+    """Cuts what lies above a random frequency, as a telephone does.
+
+    The edge is that of a Butterworth filter of order 10, without its delay.
+    """
+    cut = rng.uniform(*hertz)
+
+    def response(at: np.ndarray) -> np.ndarray:
+        return 1 / np.sqrt(1 + (at / cut) ** 20)
+
+    return filter_rows(waves, rate, response)
+
+
+def drop_frequencies(
+    waves: np.ndarray,
+    rate: int,
+    rng: np.random.Generator,
+    most: int = 3,
+    width_hertz: float = 60.0,
+) -> np.ndarray:
+    """Removes one to ``most`` narrow bands at random frequencies, the same of all rows.
+
+    A band is a notch in the shape of a bell, about ``width_hertz`` wide at half height.
+    """
+    centres = rng.uniform(100, rate / 2, rng.integers(1, most + 1))
+
+    def response(at: np.ndarray) -> np.ndarray:
+        distance = (at - centres[:, None]) / (width_hertz / 2)
+        return (1 - 0.5 ** (distance**2)).prod(0)
+
+    return filter_rows(waves, rate, response)
+
+
+def drop_chunks(
+    waves: np.ndarray,
+    rate: int,
+    rng: np.random.Generator,
+    most: int = 3,
+    seconds: tuple[float, float] = (0.02, 0.25),
+) -> np.ndarray:
+    """Silences one to ``most`` random spans, the same of all rows."""
+    kept = np.ones(waves.shape[-1], dtype=waves.dtype)
+    for _ in range(rng.integers(1, most + 1)):
+        start = rng.integers(len(kept))
+        kept[start : start + round(rng.uniform(*seconds) * rate)] = 0
+    return waves * kept
+
+
+def change_gain(
+    waves: np.ndarray,
+    rate: int,
+    rng: np.random.Generator,
+    decibels: tuple[float, float] = (-20.0, 0.0),
+) -> np.ndarray:
+    """Turns the whole mixture down by a random number of dB."""
+    return waves * np.float32(10 ** (rng.uniform(*decibels) / 20))
+
+
+def filter_rows(
+    waves: np.ndarray, rate: int, response: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
+    """Multiplies the spectra of rows [rows, T] by real gains: no delay, no phase.
+
+    Arguments
+    ---------
+    waves : np.ndarray
+        Waveforms [rows, T].
+    rate : int
+        Samples per second.
+    response : callable
+        From frequencies [F] in Hz to gains [F] or [rows, F].
+
+    Returns
+    -------
+    np.ndarray
+        Filtered waveforms [rows, T] of the same type.
+
+    Example
+    -------
+    >>> waves = np.random.default_rng(0).normal(size=(2, 1000)).astype(np.float32)
+    >>> bool(np.allclose(filter_rows(waves, 8000, np.ones_like), waves, atol=1e-6))
+    True
+    """
+    samples = waves.shape[-1]
+    # 0                      T          padded
+    # |---------wave---------|----zeros----|     what smears over an end lands in zeros
+    padded = next_fast_len(samples + round(SPREAD_SECONDS * rate), real=True)
+    gains = response(rfftfreq(padded, 1 / rate)).astype(waves.dtype)
+    return irfft(rfft(waves, padded) * gains, padded)[:, :samples]
+
+
+VOICES = {"shift": shift, "equalise": equalise, "reverberate": reverberate}
+MIXTURE = {
+    "limit_band": limit_band,
+    "drop_frequencies": drop_frequencies,
+    "drop_chunks": drop_chunks,
+    "change_gain": change_gain,
+}
+
+
+class Augmentations:
+    """Applies named augmentations, each with its probability.
+
+    The order is fixed, whatever the order of the names.
+
+    Arguments
+    ---------
+    probabilities : dict of str to float, or list of str
+        The names to apply and how often, from 0 to 1; a list means always. Names are
+        those of this file's functions: ``shift``, ``equalise``, ``reverberate``,
+        ``limit_band``, ``drop_frequencies``, ``drop_chunks``, ``change_gain``.
+
+    Raises
+    ------
+    UserError
+        If a name is unknown or a probability is none.
+
+    Example
+    -------
+    >>> augmentations = Augmentations({"drop_chunks": 0.5, "shift": 1.0})
+    >>> waves = np.ones((2, 8000), dtype=np.float32)
+    >>> augmentations.voices(waves, 8000, np.random.default_rng(0)).shape
+    (2, 8000)
+    """
+
+    def __init__(self, probabilities: Mapping[str, float] | Iterable[str]) -> None:
+        if not isinstance(probabilities, Mapping):
+            probabilities = dict.fromkeys(probabilities, 1.0)
+        known = VOICES | MIXTURE
+        for name, probability in probabilities.items():
+            if name not in known:
+                raise UserError(
+                    f"There is no augmentation {name}: choose from {', '.join(known)}."
+                )
+            if not 0 <= probability <= 1:
+                raise UserError(
+                    f"The probability of {name} is {probability}, but must be from 0 "
+                    "to 1."
+                )
+        self.probabilities = dict(probabilities)
+
+    def voices(
+        self, waves: np.ndarray, rate: int, rng: np.random.Generator
+    ) -> np.ndarray:
+        """What happens to every voice [spks, T] on its own, before levels are set."""
+        return self._apply(VOICES, waves, rate, rng)
+
+    def mixture(
+        self, waves: np.ndarray, rate: int, rng: np.random.Generator
+    ) -> np.ndarray:
+        """What happens to all parts [rows, T] of a finished mixture alike."""
+        return self._apply(MIXTURE, waves, rate, rng)
+
+    def _apply(
+        self,
+        units: Mapping[str, Callable[..., np.ndarray]],
+        waves: np.ndarray,
+        rate: int,
+        rng: np.random.Generator,
+    ) -> np.ndarray:
+        for name, unit in units.items():
+            if rng.random() < self.probabilities.get(name, 0.0):
+                waves = unit(waves, rate, rng)
+        return waves
