@@ -149,7 +149,8 @@ class BucketBatchSampler(Sampler[list[int]]):
         if not self.shuffle:
             order = np.argsort(-self.seconds, kind="stable")
             return self._cut(order)[self.rank :: self.world_size]
-        rng = np.random.default_rng((self.seed, self.epoch))
+        # Not the stream of an item: those have (seed, epoch, index) and zeros.
+        rng = np.random.default_rng((self.seed, self.epoch, 0, 1))
         order = shuffled_by_duration(self.seconds, rng)
         if self.max_batch_seconds is None:
             order = fill(order, self.batch_size * self.world_size)
