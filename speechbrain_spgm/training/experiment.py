@@ -1,18 +1,43 @@
-"""What every train.py needs around a Brain: reading the yaml, reporting bad input."""
+"""What every train.py needs around a Brain: the yaml, the datasets, the run itself.
+
+A recipe adds only how its corpus becomes manifests.
+"""
 
 from __future__ import annotations
 
+import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hyperpyyaml import load_hyperpyyaml
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError
+from speechbrain.utils.distributed import if_main_process, run_on_main
 
+from speechbrain_spgm.data import DynamicMixing, ManifestDataset, MixtureList
 from speechbrain_spgm.data.errors import UserError
+from speechbrain_spgm.data.manifest import ManifestRow, write_manifest
+from speechbrain_spgm.data.voices import find_noise, find_voices, read_voices
+from speechbrain_spgm.training.brain import SeparationBrain
+from speechbrain_spgm.training.checkpoints import WholeCheckpointer
+from speechbrain_spgm.training.command import record_command
+from speechbrain_spgm.training.initialise import initialise
+
+TRAIN, VALID, TEST = "train", "valid", "test"
+# What a recipe knows of its corpus: from the built yaml and one of these three names to
+# the mixtures that lie in data_folder.
+Scan = Callable[[Mapping[str, Any], str], list[ManifestRow]]
+
+
+class Datasets(NamedTuple):
+    """What a run reads; nothing to train or validate on if it only tests."""
+
+    train: ManifestDataset | MixtureList | DynamicMixing | None
+    valid: ManifestDataset | MixtureList | None
+    test: ManifestDataset | MixtureList
 
 
 @contextmanager
@@ -78,3 +103,224 @@ def load_hparams(path: str | Path, overrides: str) -> dict[str, Any]:
             raise
         key = str(error).split("'")[1]
         raise UserError(f"{key} has no value: give it as --{key} VALUE.") from None
+
+
+def open_datasets(
+    hparams: Mapping[str, Any], scan: Scan, test_only: bool = False
+) -> Datasets:
+    """Finds, prepares and checks all the data that a run needs.
+
+    Each of train, valid and test is the manifest ``<name>_manifest`` if the yaml names
+    one, else the LibriMix list ``<name>_list``, else what lies in ``data_folder``; with
+    ``dynamic_mixing`` the training mixtures are new in every epoch.
+
+    Arguments
+    ---------
+    hparams : mapping
+        The built yaml of a recipe.
+    scan : callable
+        Gives the mixtures in ``data_folder``; gets the built yaml, and ``"train"``,
+        ``"valid"`` or ``"test"``.
+    test_only : bool
+        Leave out what only training needs.
+
+    Returns
+    -------
+    Datasets
+        Every file of theirs was opened.
+
+    Raises
+    ------
+    UserError
+        If something is missing or wrong; the output folder is then as it was.
+    """
+    names = [TEST] if test_only else [TRAIN, VALID, TEST]
+    output = Path(hparams["output_folder"])
+    with nothing_new_after_errors(output, output / "manifests"):
+        manifests = find_manifests(hparams, scan, names)
+        datasets = {
+            name: open_mixing(hparams)
+            if name == TRAIN and hparams["dynamic_mixing"]
+            else open_dataset(hparams, name, manifests.get(name))
+            for name in names
+        }
+        check_speakers(datasets)
+    return Datasets(datasets.get(TRAIN), datasets.get(VALID), datasets[TEST])
+
+
+@contextmanager
+def nothing_new_after_errors(*folders: Path) -> Iterator[None]:
+    """Removes those folders that were made inside if an error ends it.
+
+    Example
+    -------
+    >>> folder = getfixture("tmp_path") / "results"
+    >>> with user_errors(), nothing_new_after_errors(folder):
+    ...     folder.mkdir()
+    ...     raise UserError("The data folder x does not exist.")
+    Traceback (most recent call last):
+    ...
+    SystemExit: 2
+    >>> folder.exists()
+    False
+    """
+    new = [folder for folder in folders if not folder.exists()]
+    try:
+        yield
+    except BaseException:
+        for folder in new if if_main_process() else ():
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def find_manifests(
+    hparams: Mapping[str, Any], scan: Scan, names: list[str]
+) -> dict[str, Path]:
+    """The manifest of each of ``names`` but those that come from elsewhere.
+
+    The main process prepares what the yaml does not name; the others wait for it.
+    """
+    given = {name: hparams[f"{name}_manifest"] for name in names}
+    manifests = {name: Path(path) for name, path in given.items() if path is not None}
+    missing = [
+        name
+        for name in names
+        if name not in manifests
+        and hparams.get(f"{name}_list") is None
+        and not (name == TRAIN and hparams["dynamic_mixing"])
+    ]
+    if missing:
+        if hparams["data_folder"] is None:
+            raise UserError(
+                f"There is no data for {' and '.join(missing)}: give --data_folder, or "
+                f"{' and '.join(f'--{name}_manifest' for name in missing)}."
+            )
+        folder = Path(hparams["output_folder"]) / "manifests"
+        new = {name: folder / f"{name}.csv" for name in missing}
+        run_on_main(write_manifests, args=[hparams, scan, new])
+        manifests.update(new)
+    return manifests
+
+
+def write_manifests(
+    hparams: Mapping[str, Any], scan: Scan, paths: Mapping[str, Path]
+) -> None:
+    """Writes down what lies in ``data_folder``, a manifest for each name."""
+    for name, path in paths.items():
+        write_manifest(path, scan(hparams, name))
+
+
+def open_dataset(
+    hparams: Mapping[str, Any], name: str, manifest: Path | None
+) -> ManifestDataset | MixtureList:
+    """The mixtures of a manifest, or without one those of the list ``<name>_list``."""
+    options = {"num_spks": hparams["num_spks"], "sample_rate": hparams["sample_rate"]}
+    if name == TRAIN:
+        options["segment_seconds"] = hparams["segment_seconds"]
+        options["seed"] = hparams["seed"]
+    elif name == VALID:
+        options["limit"] = hparams["valid_mixtures"]
+    if manifest is not None:
+        return ManifestDataset(manifest, **options)
+    if hparams["data_folder"] is None:
+        raise UserError(
+            f"The mixtures of {name}_list need recordings: give the LibriSpeech folder "
+            "as --data_folder."
+        )
+    return MixtureList(
+        hparams[f"{name}_list"],
+        hparams["data_folder"],
+        mode=hparams["mixture_mode"],
+        **options,
+    )
+
+
+def open_mixing(hparams: Mapping[str, Any]) -> DynamicMixing:
+    """New training mixtures in every epoch, of all recordings that the yaml names."""
+    folder = hparams["base_folder_dm"] or hparams["data_folder"]
+    extra = hparams["extra_voices"]
+    if folder is None and extra is None:
+        raise UserError("There is nothing to mix dynamically: give --base_folder_dm.")
+    voices = find_voices(folder, hparams["train_splits"]) if folder is not None else []
+    if extra is not None:
+        voices += read_voices(extra, split="train")
+    noise = hparams["noise_folder"]
+    if noise is None and hparams.get("mixture_type", "mix_clean") != "mix_clean":
+        raise UserError(
+            f"To mix {hparams['mixture_type']} dynamically, give --noise_folder."
+        )
+    return DynamicMixing(
+        voices,
+        num_spks=hparams["num_spks"],
+        sample_rate=hparams["sample_rate"],
+        segment_seconds=hparams["dynamic_seconds"],
+        mixtures_per_epoch=hparams["mixtures_per_epoch"],
+        loudness_db=hparams["loudness_db"],
+        speeds=hparams["speeds"],
+        cache_audio=hparams["cache_audio"],
+        seed=hparams["seed"],
+        levels=hparams["levels"],
+        noise=find_noise(noise) if noise is not None else (),
+        noise_loudness_db=hparams["noise_loudness_db"],
+        augmentations=hparams["augmentations"],
+    )
+
+
+def check_speakers(datasets: Mapping[str, Any]) -> None:
+    """Makes sure that no speaker of validation or test is trained on, where known."""
+    trained = getattr(datasets.get(TRAIN), "speakers", set())
+    for name in (VALID, TEST):
+        held_out = datasets.get(name)
+        shared = sorted(trained & getattr(held_out, "speakers", set()))
+        if shared:
+            raise UserError(
+                f"Speaker {shared[0]} of the list {held_out.path} is also among the "
+                "training recordings: separate their splits."
+            )
+
+
+def train_and_test(
+    hparams: Mapping[str, Any], run_opts: Any, datasets: Datasets
+) -> SeparationBrain:
+    """Trains, unless ``--test_only``, and tests the best checkpoint.
+
+    A run that was interrupted continues where it was.
+
+    Arguments
+    ---------
+    hparams : mapping
+        The built yaml of a recipe.
+    run_opts : RunOptions
+        From SpeechBrain's ``parse_arguments``.
+    datasets : Datasets
+        From ``open_datasets``.
+
+    Returns
+    -------
+    brain : SeparationBrain
+        With the tested weights in its modules and the test's ``scores``.
+    """
+    run_on_main(record_command, args=[hparams["output_folder"]])
+    # From scratch; a checkpoint in the output folder still replaces this.
+    initialise(hparams["modules"])
+    brain = SeparationBrain(
+        modules=hparams["modules"],
+        opt_class=hparams["opt_class"],
+        hparams=hparams,
+        run_opts=run_opts,
+        checkpointer=WholeCheckpointer(
+            Path(hparams["output_folder"]) / "save",
+            {"epoch_counter": hparams["epoch_counter"]},
+        ),
+    )
+    brain.fit(
+        hparams["epoch_counter"],
+        datasets.train,
+        datasets.valid,
+        train_loader_kwargs=hparams["train_loader"],
+        valid_loader_kwargs=hparams["eval_loader"],
+    )
+    brain.evaluate(
+        datasets.test, max_key="si_sdri", test_loader_kwargs=hparams["eval_loader"]
+    )
+    return brain

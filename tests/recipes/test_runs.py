@@ -1,0 +1,229 @@
+"""Toy runs of every experiment yaml, as a user starts them.
+
+That is train.py with the flags in LibriMix.csv and WSJ0Mix.csv, whose paths are
+relative to the folder of small corpora in conftest.py. All but one run in this process.
+"""
+
+import csv
+import json
+import os
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import speechbrain as sb
+import torch
+from speechbrain.inference.separation import SepformerSeparation
+
+from speechbrain_spgm.inference import SPGMSeparation
+
+ROOT = Path(__file__).resolve().parents[2]
+ROWS = {}
+for table in sorted(Path(__file__).parent.glob("*.csv")):
+    with open(table, newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            ROWS[f"{row['Dataset']}-{Path(row['Hparam_file']).stem}"] = row
+
+
+def command(name: str, output: Path, *flags: str) -> list[str]:
+    """train.py and its arguments; later flags replace those of the row."""
+    row = ROWS[name]
+    merged = {
+        flag.split("=")[0]: flag
+        for flag in [*row["test_debug_flags"].split(), f"--output_folder={output}"]
+    }
+    merged |= {flag.split("=")[0]: flag for flag in flags}
+    files = [str(ROOT / row[column]) for column in ("Script_file", "Hparam_file")]
+    return [*files, *merged.values()]
+
+
+@pytest.fixture
+def train(
+    corpora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Path]:
+    """Runs train.py in this process, where it must leave nothing behind."""
+    monkeypatch.chdir(corpora)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    # The first would close pytest's own log handlers, the second takes seconds.
+    monkeypatch.setattr(sb.utils.logger, "setup_logging", lambda *args: None)
+    monkeypatch.setattr(sb.utils.logger, "get_environment_description", str)
+
+    def run(name: str, *flags: str) -> Path:
+        argv = command(name, tmp_path / "out", *flags)
+        monkeypatch.setattr(sys, "argv", argv)
+        runpy.run_path(argv[0], run_name="__main__")
+        return tmp_path / "out"
+
+    return run
+
+
+def epochs(output: Path) -> list[str]:
+    """What the lines of train_log.txt are about."""
+    lines = (output / "train_log.txt").read_text().splitlines()
+    return [line.split(", ")[0].split(" - ")[0] for line in lines]
+
+
+def check_files(name: str, output: Path, missing: tuple[str, ...] = ()) -> None:
+    """The row's test_debug_checks."""
+    wanted = ROWS[name]["test_debug_checks"].removeprefix("file_exists=[").rstrip("]")
+    for file in wanted.split(","):
+        assert (output / file).is_file() or file in missing, file
+
+
+def test_every_yaml_has_a_row() -> None:
+    yamls = {
+        str(path.relative_to(ROOT))
+        for path in ROOT.glob("recipes/*/separation/hparams/*.yaml")
+    }
+    assert {row["Hparam_file"] for row in ROWS.values()} == yamls
+    for row in ROWS.values():
+        for column in ("Script_file", "Data_prep_file", "Readme_file"):
+            assert (ROOT / row[column]).is_file(), row[column]
+
+
+@pytest.mark.parametrize("name", sorted(ROWS))
+def test_a_run_trains_resumes_and_tests(
+    name: str, train: Callable[..., Path], capsys: pytest.CaptureFixture
+) -> None:
+    output = train(name)
+    assert epochs(output) == ["epoch: 1", "epoch loaded: 1"]
+    assert "SI-SDRi" in capsys.readouterr().out
+    once = json.loads((output / "test_summary.json").read_text())
+
+    train(name, "--number_of_epochs=2")
+    assert epochs(output)[2] == "epoch: 2"
+    twice = json.loads((output / "test_summary.json").read_text())
+    assert twice["n"] == once["n"] >= 2
+
+    check_files(name, output, missing=("log.txt",))
+    if name.endswith("sepformer"):
+        model = SepformerSeparation.from_hparams(
+            str(output / "model"),
+            savedir=str(output / "model"),
+            run_opts={"device": "cpu"},
+        )
+    else:
+        model = SPGMSeparation.from_pretrained(output / "model", device="cpu")
+    spks = model.mods.masknet.num_spks
+    assert model.separate_batch(torch.randn(1, 800)).shape == (1, 800, spks)
+
+
+def test_noise_for_one_speaker(train: Callable[..., Path]) -> None:
+    """mix_single: the first speaker of two and noise, mixed dynamically too."""
+    flags = ["--mixture_type=mix_single", "--num_spks=1"]
+    output = train("LibriMix-spgm", *flags)
+    flags += [
+        "--dynamic_mixing=True",
+        "--dynamic_seconds=0.5",
+        "--mixtures_per_epoch=2",
+    ]
+    flags += ["--base_folder_dm=tests/samples/LibriSpeech"]
+    flags += ["--noise_folder=tests/samples/noise", "--number_of_epochs=2"]
+    train("LibriMix-spgm", *flags)
+    assert epochs(output)[2] == "epoch: 2"
+
+
+def test_only_testing_needs_no_training_data(train: Callable[..., Path]) -> None:
+    train("LibriMix-spgm-small")
+    own = "tests/samples/own"
+    flags = ["--test_only", "--train_manifest=gone.csv", "--valid_manifest=gone.csv"]
+    output = train("LibriMix-spgm-small", *flags, f"--test_manifest={own}/valid.csv")
+    assert epochs(output) == ["epoch: 1", "epoch loaded: 1", "epoch loaded: 1"]
+
+
+MISTAKES = {
+    "no data": (
+        "LibriMix-spgm-small",
+        ["--test_manifest=null"],
+        "There is no data for test: give --data_folder, or --test_manifest.",
+    ),
+    "no folder": (
+        "WSJ0Mix-spgm",
+        ["--data_folder=tests/nowhere"],
+        "The data folder tests/nowhere does not exist",
+    ),
+    "other speakers": ("WSJ0Mix-spgm", ["--num_spks=4"], "4speakers"),
+    "other speakers in a manifest": (
+        "LibriMix-spgm-small",
+        ["--num_spks=3"],
+        "train.csv has 2 source(s) per mixture, but num_spks is 3",
+    ),
+    "no folder at that rate": ("LibriMix-spgm", ["--sample_rate=16000"], "wav16k"),
+    "another rate": (
+        "LibriMix-spgm-small",
+        ["--sample_rate=16000"],
+        "is at 8000 Hz, but sample_rate is 16000",
+    ),
+    "a missing file": (
+        "LibriMix-spgm-small",
+        ["--valid_manifest=tests/samples/own/missing.csv"],
+        "gone.wav does not exist",
+    ),
+    "a truncated file": (
+        "LibriMix-spgm-small",
+        ["--test_manifest=tests/samples/own/truncated.csv"],
+        "cut.wav",
+    ),
+    "no lists": (
+        "LibriMix-spgm-tiny",
+        ["--test_list=tests/samples/gone.csv"],
+        "The list tests/samples/gone.csv does not exist.",
+    ),
+    "a speaker on both sides": (
+        "LibriMix-spgm-tiny",
+        ["--train_splits=[train-clean-100,dev-clean]"],
+        "Speaker 4 of the list",
+    ),
+    "nothing to mix": (
+        "LibriMix-spgm-small",
+        ["--dynamic_mixing=True"],
+        "There is nothing to mix dynamically: give --base_folder_dm.",
+    ),
+    "no noise": (
+        "LibriMix-sepformer",
+        ["--mixture_type=mix_both"],
+        "To mix mix_both dynamically, give --noise_folder.",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_end_with_one_sentence(
+    mistake: str,
+    train: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    name, flags, sentence = MISTAKES[mistake]
+    with pytest.raises(SystemExit) as exit_:
+        train(name, *flags)
+    assert exit_.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("Error: ") and sentence in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_processes(corpora: Path, tmp_path: Path) -> None:
+    """torchrun, as a user starts it."""
+    name = "LibriMix-spgm"
+    argv = command(name, tmp_path / "out", "--distributed_backend=gloo")
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    run = subprocess.run(
+        [sys.executable, *launcher, *argv],
+        cwd=corpora,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("SI-SDRi") == 1
+    check_files(name, tmp_path / "out")
+    assert epochs(tmp_path / "out") == ["epoch: 1", "epoch loaded: 1"]
+    started = (tmp_path / "out" / "command.txt").read_text()
+    assert started.startswith("torchrun --nproc_per_node 2 train.py")
+    scores = (tmp_path / "out" / "test_results.csv").read_text().splitlines()
+    assert len(scores) == 3  # a header and two mixtures, one of each process
