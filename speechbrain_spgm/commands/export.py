@@ -1,0 +1,52 @@
+"""``spgm export``: a model as an ONNX file."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Adds the arguments of ``spgm export``."""
+    command = commands.add_parser(
+        "export",
+        help="write a model as an ONNX file",
+        description="Write a model as an ONNX file (opset 18): input mix [1, samples], "
+        "output est [1, samples, speakers], of any length, at the model's sample rate. "
+        "The file is compared with PyTorch at five lengths from 1 to 30 s and is only "
+        "written if no sample differs by more than 1e-4. Needs the extra onnx.",
+    )
+    command.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a model folder, the name of a shipped model, or a Hub repository "
+        "USER/NAME",
+    )
+    command.add_argument("output", metavar="OUT.onnx", type=Path, help="what to write")
+    command.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run whatever the model's hyperparams.yaml names",
+    )
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Exports; returns the exit code."""
+    from speechbrain_spgm.cli import load_model
+    from speechbrain_spgm.commands import Problem
+    from speechbrain_spgm.inference.onnx import OPSET, export_onnx, require_onnx
+
+    require_onnx()
+    model = load_model(arguments.model, "cpu", arguments.trust_remote_code)
+    try:
+        errors = export_onnx(model, arguments.output)
+    except OSError as error:
+        raise Problem(
+            f"{arguments.output} cannot be written ({error.strerror}): "
+            "take another name."
+        ) from None
+    for seconds, error in errors.items():
+        print(f"{seconds:g} s: differs from PyTorch by at most {error:.1e}")
+    print(f"Wrote {arguments.output} (ONNX, opset {OPSET}).")
+    return 0
