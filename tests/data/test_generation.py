@@ -156,11 +156,12 @@ generate(plan_librimix(*sys.argv[1:]), jobs=2)
 
 
 def test_a_killed_run_leaves_nothing_broken_and_is_completed(tmp_path):
+    """Two worker processes; what they write is what one process writes."""
     rng = np.random.default_rng(0)
-    for i in range(20):
+    for i in range(15):
         soundfile.write(tmp_path / f"{i}.wav", rng.uniform(-0.4, 0.4, 8000 + i), 16000)
     lines = ["mixture_ID,source_1_path,source_1_gain,source_2_path,source_2_gain"]
-    pairs = [(i, j) for i in range(20) for j in range(i)]
+    pairs = [(i, j) for i in range(15) for j in range(i)]
     lines += [f"{i}_{j},{i}.wav,0.7,{j}.wav,0.6" for i, j in pairs]
     (tmp_path / "libri2mix_dev-clean.csv").write_text("\n".join(lines))
     arguments = (tmp_path, tmp_path / "libri2mix_dev-clean.csv")
@@ -172,14 +173,14 @@ def test_a_killed_run_leaves_nothing_broken_and_is_completed(tmp_path):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     deadline = time.monotonic() + 240
-    while len(list(tmp_path.glob("killed/**/*.wav"))) < 30:
+    while len(list(tmp_path.glob("killed/**/*.wav"))) < 6:
         assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.002)
+        time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
 
     found = list(tmp_path.glob("killed/**/*.wav"))
-    assert 30 <= len(found) < 3 * len(plans)
+    assert 6 <= len(found) < 3 * len(plans)
     for path in found:
         samples, _ = soundfile.read(path)
         assert len(samples) >= 4000 and np.abs(samples).max() > 0.1
@@ -187,7 +188,7 @@ def test_a_killed_run_leaves_nothing_broken_and_is_completed(tmp_path):
     leftover.touch()  # whether or not the kill left one
 
     report = generate(plans)
-    assert 0 < report.written <= 3 * len(plans) - 30
+    assert 0 < report.written <= 3 * len(plans) - 6
     assert not list(tmp_path.rglob("*.part"))
     whole = plan_librimix(*arguments, tmp_path / "whole")
     generate(whole)
