@@ -1,79 +1,159 @@
-"""LibriMix: from folders and lists to the datasets that train.py needs."""
+#!/usr/bin/env python3
+"""LibriMix: makes the mixtures from LibriSpeech, or writes manifests of those on disk.
+
+    python prepare_data.py generate --librispeech_folder /data/LibriSpeech \
+        --lists /data/LibriMix/metadata/Libri2Mix --output_folder /data/LibriMix
+    python prepare_data.py manifests --data_folder /data/LibriMix \
+        --output_folder manifests
+
+Training does the second by itself.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
-from speechbrain_spgm.data import (
-    DynamicMixing,
-    MixtureList,
-    UserError,
-    find_voices,
-    read_voices,
+from speechbrain_spgm.data.librimix import MIXTURES, plan_librimix, scan_librimix
+from speechbrain_spgm.data.manifest import write_manifest
+from speechbrain_spgm.data.preparation import (
+    add_generate,
+    add_manifests,
+    find_lists,
+    generate_with_manifests,
+    manifest_path,
+    run_command,
 )
 
+SPLITS = ("train-360", "dev", "test")
 
-def prepare_training(hparams: Mapping[str, Any]) -> DynamicMixing | MixtureList:
-    """The training set: mixed dynamically, or the mixtures of ``train_list``.
+
+def prepare_librimix(
+    data_folder: str | Path,
+    output_folder: str | Path,
+    num_spks: int = 2,
+    sample_rate: int = 8000,
+    mode: str = "min",
+    mixture: str = "mix_clean",
+    splits: Sequence[str] = SPLITS,
+) -> dict[str, Path]:
+    """Writes the manifests of an existing LibriMix folder.
 
     Arguments
     ---------
-    hparams : dict
-        The built yaml of a LibriMix recipe.
+    data_folder : str or Path
+        The folder that holds ``Libri2Mix`` or ``Libri3Mix``, or one further down.
+    output_folder : str or Path
+        Where ``<split>_<mixture>.csv`` are written.
+    num_spks, sample_rate, mode
+        What kind of mixtures: speakers, Hz, and min or max.
+    mixture : str
+        mix_clean, mix_both or mix_single; the last has one source, whatever num_spks.
+    splits : sequence of str
+        Of train-360, train-100, dev and test.
 
     Returns
     -------
-    DynamicMixing or MixtureList
-        According to ``dynamic_mixing``.
+    dict
+        The manifest of each split.
 
     Raises
     ------
     UserError
-        If a folder, list or recording is missing or wrong.
+        If something is missing or wrong in the folder; then nothing is written.
     """
-    if not hparams["dynamic_mixing"]:
-        if hparams["train_list"] is None:
-            raise UserError("With dynamic_mixing False, give a --train_list.")
-        return prepare_list(
-            hparams,
-            "train_list",
-            segment_seconds=hparams["segment_seconds"],
-            seed=hparams["seed"],
+    rows = {
+        split: scan_librimix(data_folder, split, num_spks, sample_rate, mode, mixture)
+        for split in splits
+    }
+    manifests = {
+        split: manifest_path(output_folder, split, mixture) for split in splits
+    }
+    for split, path in manifests.items():
+        write_manifest(path, rows[split])
+    return manifests
+
+
+def generate(arguments: argparse.Namespace) -> Iterator[str]:
+    """The subcommand ``generate``."""
+    lists = find_lists(arguments.lists, "libri*mix_*.csv")
+    plans = [
+        plan
+        for path in lists
+        for sample_rate in arguments.sample_rates
+        for mode in arguments.modes
+        for plan in plan_librimix(
+            arguments.librispeech_folder,
+            path,
+            arguments.output_folder,
+            sample_rate,
+            mode,
+            arguments.types,
+            arguments.noise_folder,
         )
-    voices = find_voices(hparams["data_folder"], hparams["train_splits"])
-    if hparams["extra_voices"] is not None:
-        voices += read_voices(hparams["extra_voices"], split="train")
-    return DynamicMixing(
-        voices,
-        num_spks=hparams["num_spks"],
-        sample_rate=hparams["sample_rate"],
-        segment_seconds=hparams["segment_seconds"],
-        mixtures_per_epoch=hparams["mixtures_per_epoch"],
-        loudness_db=hparams["loudness_db"],
-        speeds=hparams["speeds"],
-        cache_audio=hparams["cache_audio"],
-        seed=hparams["seed"],
+    ]
+    report, manifests = generate_with_manifests(plans, arguments.jobs)
+    yield str(report)
+    yield from map(str, manifests)
+
+
+def manifests(arguments: argparse.Namespace) -> Iterator[str]:
+    """The subcommand ``manifests``."""
+    yield from map(
+        str,
+        prepare_librimix(
+            arguments.data_folder,
+            arguments.output_folder,
+            arguments.num_spks,
+            arguments.sample_rate,
+            arguments.mode,
+            arguments.type,
+            arguments.splits,
+        ).values(),
     )
 
 
-def prepare_list(hparams: Mapping[str, Any], key: str, **options: Any) -> MixtureList:
-    """The mixtures of the list that ``hparams[key]`` names."""
-    return MixtureList(
-        hparams[key],
-        hparams["data_folder"],
-        num_spks=hparams["num_spks"],
-        sample_rate=hparams["sample_rate"],
-        mode=hparams["mixture_mode"],
-        **options,
+def make_parser() -> argparse.ArgumentParser:
+    """The arguments of the command."""
+    parser = argparse.ArgumentParser(
+        description="Make LibriMix from LibriSpeech, or write manifests of it."
     )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    command = add_generate(
+        commands,
+        "Make Libri2Mix, Libri3Mix, ... from LibriSpeech and LibriMix's metadata.",
+        "LibriMix's lists, libri2mix_dev-clean.csv and so on, or their folder",
+    )
+    command.add_argument(
+        "--librispeech_folder",
+        required=True,
+        metavar="DIR",
+        help="the folder that holds train-clean-100 and so on",
+    )
+    command.add_argument(
+        "--types",
+        nargs="+",
+        choices=MIXTURES,
+        default=["mix_clean"],
+        help="which mixtures (default: mix_clean)",
+    )
+    command.add_argument(
+        "--noise_folder",
+        metavar="DIR",
+        help="WHAM!'s wham_noise, for mix_both and mix_single",
+    )
+    command.set_defaults(run=generate)
+    command = add_manifests(
+        commands, "the folder that holds Libri2Mix or Libri3Mix", SPLITS
+    )
+    command.add_argument(
+        "--type", choices=MIXTURES, default="mix_clean", help="(default: mix_clean)"
+    )
+    command.set_defaults(run=manifests)
+    return parser
 
 
-def check_speakers(train: DynamicMixing | MixtureList, held_out: MixtureList) -> None:
-    """Makes sure that no speaker of a validation or test list is trained on."""
-    shared = sorted(train.speakers & held_out.speakers)
-    if shared:
-        raise UserError(
-            f"Speaker {shared[0]} of the list {held_out.path} is also among the "
-            "training recordings: separate their splits."
-        )
+if __name__ == "__main__":
+    sys.exit(run_command(make_parser()))

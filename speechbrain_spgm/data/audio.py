@@ -115,7 +115,7 @@ def read_audio(file: AudioFile, start: int = 0, frames: int = -1) -> np.ndarray:
     Returns
     -------
     np.ndarray
-        Samples [T], float32, full scale is 1; of several channels [T, channels].
+        Samples [T] of the first channel, float32, full scale is 1.
 
     Raises
     ------

@@ -79,7 +79,7 @@ class LibriMixPlan(Plan):
 def load_noise(file: AudioFile, frames: int) -> np.ndarray:
     """The first channel of a noise [T], begun again until it has so many frames."""
     samples = read_audio(file, frames=min(frames, file.frames)).astype(np.float64)
-    return extend(samples.reshape(len(samples), -1)[:, 0], frames, file.rate)
+    return extend(samples, frames, file.rate)
 
 
 def extend(noise: np.ndarray, frames: int, rate: int) -> np.ndarray:
