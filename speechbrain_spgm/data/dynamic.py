@@ -31,6 +31,7 @@ from speechbrain_spgm.data.levels import (
     power_db,
 )
 from speechbrain_spgm.data.seeded import SeededDataset
+from speechbrain_spgm.data.vary import check_speeds
 from speechbrain_spgm.data.voices import Voice
 
 NOISE_DB = (-38.0, -30.0)  # loudness of LibriMix's noise
@@ -112,7 +113,7 @@ class DynamicMixing(SeededDataset):
         self.num_spks = num_spks
         self.sample_rate = sample_rate
         self.segment = round(segment_seconds * sample_rate)
-        self.speeds = list(speeds)
+        self.speeds = check_speeds(speeds)
         self.levels = level_rule(levels, check_range("loudness_db", loudness_db))
         self.noise = list(noise)
         self.noise_loudness_db = check_range("noise_loudness_db", noise_loudness_db)
@@ -139,10 +140,6 @@ class DynamicMixing(SeededDataset):
             )
         if self.segment < 1 or self.mixtures_per_epoch < 1:
             raise UserError("segment_seconds and mixtures_per_epoch must be above 0.")
-        if not self.speeds or min(self.speeds) < 1:
-            raise UserError(
-                f"The speeds are {self.speeds}, but must be per cent above 0."
-            )
 
     @property
     def speakers(self) -> set[str]:

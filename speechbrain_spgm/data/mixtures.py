@@ -6,6 +6,7 @@ Axes: T samples, spks sources.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +24,66 @@ from speechbrain_spgm.data.batch import Mixture
 from speechbrain_spgm.data.errors import UserError
 from speechbrain_spgm.data.manifest import ManifestRow, read_manifest
 from speechbrain_spgm.data.seeded import SeededDataset
+from speechbrain_spgm.data.vary import Variation
 from speechbrain_spgm.data.voices import read_table
 
 DURATION_TOLERANCE = 0.1  # seconds, for manifests that round
 
 
-class ManifestDataset(SeededDataset):
+class VariedDataset(SeededDataset):
+    """What the two kinds of listed mixtures share: random crops and variation.
+
+    Arguments
+    ---------
+    sample_rate : int
+        Rate of the mixtures in Hz.
+    segment_seconds : float, optional
+        Duration of the crops; None leaves mixtures whole.
+    seed : int
+        Seed of all draws.
+    variation : Variation
+        What happens to a crop.
+    """
+
+    def __init__(
+        self,
+        sample_rate: int,
+        segment_seconds: float | None,
+        seed: int,
+        variation: Variation,
+    ) -> None:
+        super().__init__(seed)
+        self.sample_rate = sample_rate
+        self.segment = samples_of(segment_seconds, sample_rate)
+        self.variation = variation
+
+    def draw_crop(self, frames: int, rng: np.random.Generator) -> tuple[int, int]:
+        """First frame and number of frames of a random crop, before any variation."""
+        kept = frames
+        if self.segment is not None:  # at a higher speed it takes more
+            kept = min(
+                frames, self.variation.frames_for(self.segment, self.sample_rate)
+            )
+        return int(rng.integers(frames - kept + 1)), kept
+
+    def vary(
+        self,
+        id: str,
+        mix: torch.Tensor,
+        sources: torch.Tensor,
+        rng: np.random.Generator,
+    ) -> Mixture:
+        """The example that a crop, mix [T] and sources [T, spks], becomes."""
+        varied = self.variation(mix, sources, self.sample_rate, rng, self.segment)
+        return Mixture(id, *varied)
+
+    def seconds_of(self, frames: int) -> float:
+        """How long the item of a mixture of ``frames`` frames is at most."""
+        kept = frames if self.segment is None else min(frames, self.segment)
+        return kept / self.sample_rate
+
+
+class ManifestDataset(VariedDataset):
     """Mixtures and sources that lie on disk and that a manifest lists.
 
     Every mixture and source is opened once at the start (headers only), so that
@@ -47,9 +102,11 @@ class ManifestDataset(SeededDataset):
         If given, item i is a random crop of that many seconds (or all of a shorter
         mixture), drawn from (seed, epoch, i).
     seed : int
-        Seed of the crops.
+        Seed of the crops and of all other draws.
     limit : int, optional
         Use only the first ``limit`` mixtures of the manifest.
+    speeds, augmentations
+        For training: see ``Variation``.
 
     Raises
     ------
@@ -66,11 +123,12 @@ class ManifestDataset(SeededDataset):
         segment_seconds: float | None = None,
         seed: int = 0,
         limit: int | None = None,
+        speeds: Iterable[int] = (100,),
+        augmentations: Mapping[str, float] | Iterable[str] | None = None,
     ) -> None:
-        super().__init__(seed)
+        variation = Variation(speeds, augmentations)
+        super().__init__(sample_rate, segment_seconds, seed, variation)
         self.path = Path(path)
-        self.sample_rate = sample_rate
-        self.segment = samples_of(segment_seconds, sample_rate)
         rows = read_manifest(self.path, num_spks)[:limit]
         files = iter(open_all(p for row in rows for p in (row.mix, *row.sources)))
         self.entries = [
@@ -107,20 +165,22 @@ class ManifestDataset(SeededDataset):
 
     def __getitem__(self, index: int) -> Mixture:
         id, mix, sources = self.entries[index]
-        start, frames = draw_crop(mix.frames, self.segment, self.generator(index))
-        waves = [torch.from_numpy(read_audio(file, start, frames)) for file in sources]
-        mix = torch.from_numpy(read_audio(mix, start, frames))
-        return Mixture(id, mix, torch.stack(waves, dim=-1))
+        rng = self.generator(index)
+        start, frames = self.draw_crop(mix.frames, rng)
+        waves = [
+            torch.from_numpy(read_audio(file, start, frames))
+            for file in (mix, *sources)
+        ]
+        stack = torch.stack(waves[1:], dim=-1)
+        return self.vary(id, waves[0], stack, rng)
 
     @property
     def seconds(self) -> list[float]:
-        """How long each item is."""
-        return [
-            cropped(mix.frames, self.segment) / mix.rate for _, mix, _ in self.entries
-        ]
+        """How long each item is at most."""
+        return [self.seconds_of(mix.frames) for _, mix, _ in self.entries]
 
 
-class MixtureList(SeededDataset):
+class MixtureList(VariedDataset):
     """Mixes on the fly what a LibriMix metadata file lists.
 
     The columns are ``mixture_ID``, ``source_1_path``, ``source_1_gain``,
@@ -144,9 +204,11 @@ class MixtureList(SeededDataset):
         If given, item i is a random crop of that many seconds (or all of a shorter
         mixture), drawn from (seed, epoch, i).
     seed : int
-        Seed of the crops.
+        Seed of the crops and of all other draws.
     limit : int, optional
         Use only the first ``limit`` mixtures of the list.
+    speeds, augmentations
+        For training: see ``Variation``.
 
     Raises
     ------
@@ -165,14 +227,15 @@ class MixtureList(SeededDataset):
         segment_seconds: float | None = None,
         seed: int = 0,
         limit: int | None = None,
+        speeds: Iterable[int] = (100,),
+        augmentations: Mapping[str, float] | Iterable[str] | None = None,
     ) -> None:
-        super().__init__(seed)
+        variation = Variation(speeds, augmentations)
+        super().__init__(sample_rate, segment_seconds, seed, variation)
         if mode not in ("min", "max"):
             raise UserError(f"The mixture mode is {mode}, but must be min or max.")
         self.path = Path(path)
-        self.sample_rate = sample_rate
         self.mode = mode
-        self.segment = samples_of(segment_seconds, sample_rate)
         self.entries = read_mixture_list(self.path, Path(folder), num_spks)[:limit]
 
     def __len__(self) -> int:
@@ -188,20 +251,19 @@ class MixtureList(SeededDataset):
         length = fit(len(wave) for wave in waves)
         # A negative padding cuts. [T, spks]
         stack = torch.stack([pad(w, (0, length - len(w))) for w in waves], dim=-1)
-        start, frames = draw_crop(length, self.segment, self.generator(index))
+        rng = self.generator(index)
+        start, frames = self.draw_crop(length, rng)
         stack = stack[start : start + frames]
-        return Mixture(id, stack.sum(-1), stack)
+        return self.vary(id, stack.sum(-1), stack, rng)
 
     @property
     def seconds(self) -> list[float]:
-        """How long each item is, to a sample."""
+        """How long each item is at most, give or take a sample."""
         fit = min if self.mode == "min" else max
-        rate = self.sample_rate
-        frames = (
-            round(fit(file.seconds for file, _ in sources) * rate)
-            for _, sources in self.entries
+        durations = (
+            fit(file.seconds for file, _ in sources) for _, sources in self.entries
         )
-        return [cropped(number, self.segment) / rate for number in frames]
+        return [self.seconds_of(round(d * self.sample_rate)) for d in durations]
 
     @property
     def speakers(self) -> set[str]:
@@ -227,19 +289,6 @@ def samples_of(segment_seconds: float | None, sample_rate: int) -> int | None:
             f"The segment_seconds is {segment_seconds}: it must be above 0."
         )
     return samples
-
-
-def cropped(frames: int, segment: int | None) -> int:
-    """What a crop leaves of ``frames`` frames: a shorter mixture stays whole."""
-    return frames if segment is None else min(frames, segment)
-
-
-def draw_crop(
-    frames: int, segment: int | None, rng: np.random.Generator
-) -> tuple[int, int]:
-    """First frame and number of frames of a random crop."""
-    kept = cropped(frames, segment)
-    return int(rng.integers(frames - kept + 1)), kept
 
 
 def load(file: AudioFile) -> torch.Tensor:

@@ -87,6 +87,64 @@ def test_a_segment_lies_at_one_place_in_mixture_and_sources(prepared):
     assert len(starts) == 5
 
 
+def test_sources_get_speeds_of_their_own_and_noise_keeps_its(prepared):
+    times = np.arange(12000) / 8000
+    hum = 0.1 * np.sin(2 * np.pi * 1000 * times)
+    tones = [0.2 * np.sin(2 * np.pi * hertz * times) for hertz in (300, 500)]
+    for part, samples in zip(
+        ("s1", "s2", "mix"), (*tones, sum(tones) + hum), strict=True
+    ):
+        soundfile.write(prepared / f"y-{part}.wav", samples, 8000)
+
+    def pitch(samples: torch.Tensor) -> float:
+        return torch.fft.rfft(samples).abs().argmax().item() * 8000 / len(samples)
+
+    mixtures = read_prepared(prepared, speeds=[80, 125], seed=1)
+    heard = set()
+    for epoch in range(24):
+        mixtures.set_epoch(epoch)
+        _, mix, sources = mixtures[1]
+        assert torch.equal(mix, mixtures[1].mix)
+        speeds = tuple(
+            round(pitch(source) / hertz, 2)
+            for source, hertz in zip(sources.T, (300, 500), strict=True)
+        )
+        heard.add(speeds)
+        assert len(mix) == len(sources) == 12000 / max(1, *speeds)
+        assert pitch(mix - sources.sum(-1)) == pytest.approx(1000, abs=1)
+    assert heard == {(0.8, 0.8), (0.8, 1.25), (1.25, 0.8), (1.25, 1.25)}
+
+
+@pytest.mark.parametrize("speeds", [[95, 105], [80], [100]])
+def test_segments_are_full_at_any_speed(prepared, speeds):
+    mixtures = read_prepared(prepared, speeds=speeds, segment_seconds=1.0)
+    for epoch in range(3):
+        mixtures.set_epoch(epoch)
+        assert len(mixtures[1].mix) == 8000
+
+
+def test_augmented_mixtures_of_a_manifest_hold_their_noise_once(prepared):
+    options = {"augmentations": ["equalise", "reverberate", "drop_chunks"]}
+    whole, varied = read_prepared(prepared)[0], read_prepared(prepared, **options)[0]
+    assert torch.equal(varied.mix, read_prepared(prepared, **options)[0].mix)
+    gate = (varied.sources != 0).any(-1)
+    assert 0 < (~gate).sum() < 7000
+    noise = whole.mix - whole.sources.sum(-1)
+    torch.testing.assert_close(
+        varied.mix - varied.sources.sum(-1), noise * gate, atol=1e-5, rtol=0
+    )
+    options["augmentations"] = ["equalise", "reverberate"]
+    voices = read_prepared(prepared, **options)[0].sources
+    torch.testing.assert_close(voices.square().sum(0), whole.sources.square().sum(0))
+
+
+def test_a_list_is_varied_as_well(corpus):
+    mixtures = read_list(corpus, speeds=[125], augmentations=["change_gain"])
+    id, mix, sources = mixtures[0]
+    assert sources.shape == (6400, 2)
+    torch.testing.assert_close(mix, sources.sum(-1))
+
+
 def damage(kind, folder):
     """Breaks one file of mixture y; returns the file's name."""
     path = folder / ("y-mix.wav" if kind == "old" else "y-s2.wav")

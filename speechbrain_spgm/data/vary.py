@@ -1,0 +1,143 @@
+"""Mixtures on disk that differ in every epoch: speeds and augmentations.
+
+Axes: T samples, spks sources.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import torch
+
+from speechbrain_spgm.data.audio import change_rate, frames_needed
+from speechbrain_spgm.data.augment import Augmentations
+from speechbrain_spgm.data.errors import UserError
+
+
+class Variation:
+    """Gives the sources of a mixture other speeds and augments it.
+
+    What the mixture holds beside its sources (noise, rounding) stays as it is until the
+    augmentations of the whole mixture. Augmentations of single voices keep the power of
+    each. The result is not longer than the original.
+
+    Arguments
+    ---------
+    speeds : sequence of int
+        Speeds in per cent to draw from, one per source; [100] leaves the speed alone.
+    augmentations : dict of str to float, or list of str, optional
+        See ``Augmentations``.
+
+    Raises
+    ------
+    UserError
+        If a speed is not above 0, or an augmentation is unknown.
+
+    Example
+    -------
+    >>> sources = torch.rand(8000, 2)
+    >>> variation = Variation(speeds=[125])
+    >>> rng = np.random.default_rng(0)
+    >>> mix, sources = variation(sources.sum(-1), sources, 8000, rng)
+    >>> sources.shape, torch.allclose(mix, sources.sum(-1), atol=1e-5)
+    (torch.Size([6400, 2]), True)
+    """
+
+    def __init__(
+        self,
+        speeds: Iterable[int] = (100,),
+        augmentations: Mapping[str, float] | Iterable[str] | None = None,
+    ) -> None:
+        self.speeds = check_speeds(speeds)
+        self.augmentations = Augmentations(augmentations or {})
+
+    def __call__(
+        self,
+        mix: torch.Tensor,
+        sources: torch.Tensor,
+        rate: int,
+        rng: np.random.Generator,
+        most: int | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draws a variation.
+
+        Arguments
+        ---------
+        mix : torch.Tensor
+            Mixture [T].
+        sources : torch.Tensor
+            Its sources [T, spks].
+        rate : int
+            Samples per second.
+        rng : np.random.Generator
+            Source of the draws.
+        most : int, optional
+            Cut the result to so many samples.
+
+        Returns
+        -------
+        mix, sources : torch.Tensor
+            Of the same length, T or less.
+        """
+        if self.speeds != [100]:
+            mix, sources = self._change_speeds(mix, sources, rate, rng)
+        mix, sources = mix[:most], sources[:most]
+        if self.augmentations.probabilities:
+            mix, sources = self._augment(mix, sources, rate, rng)
+        return mix, sources
+
+    def frames_for(self, samples: int, rate: int) -> int:
+        """How many samples to pass to get ``samples``, whatever speeds are drawn.
+
+        Example
+        -------
+        >>> Variation(speeds=[95, 105]).frames_for(8000, 8000)
+        8400
+        """
+        return frames_needed(samples, rate, rate, max(100, *self.speeds))
+
+    def _change_speeds(
+        self,
+        mix: torch.Tensor,
+        sources: torch.Tensor,
+        rate: int,
+        rng: np.random.Generator,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        rest = mix - sources.sum(-1)
+        waves = [
+            change_rate(source.contiguous(), rate, rate, int(rng.choice(self.speeds)))
+            for source in sources.T
+        ]
+        length = min(len(wave) for wave in (mix, *waves))
+        sources = torch.stack([wave[:length] for wave in waves], dim=-1)
+        return sources.sum(-1) + rest[:length], sources
+
+    def _augment(
+        self,
+        mix: torch.Tensor,
+        sources: torch.Tensor,
+        rate: int,
+        rng: np.random.Generator,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        spks = sources.shape[-1]
+        rest = (mix - sources.sum(-1)).numpy()
+        voices = sources.T.contiguous().numpy()
+        augmented = self.augmentations.voices(voices, rate, rng)
+        parts = np.vstack([keep_power(augmented, voices), rest])
+        parts = torch.from_numpy(self.augmentations.mixture(parts, rate, rng))
+        return parts.sum(0), parts[:spks].T
+
+
+def keep_power(waves: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """Rows as loud as those of another array; a silent row stays silent."""
+    old, new = (np.square(rows).sum(-1, keepdims=True) for rows in (like, waves))
+    return waves * np.sqrt(old / np.where(new > 0, new, 1))
+
+
+def check_speeds(speeds: Iterable[int]) -> list[int]:
+    """At least one speed above 0, or a sentence that says what is wrong."""
+    speeds = list(speeds)
+    if not speeds or min(speeds) < 1:
+        raise UserError(f"The speeds are {speeds}, but must be per cent above 0.")
+    return speeds
