@@ -216,8 +216,8 @@ def open_dataset(
     """The mixtures of a manifest, or without one those of the list ``<name>_list``."""
     options = {"num_spks": hparams["num_spks"], "sample_rate": hparams["sample_rate"]}
     if name == TRAIN:
-        options["segment_seconds"] = hparams["segment_seconds"]
-        options["seed"] = hparams["seed"]
+        for knob in ("segment_seconds", "seed", "speeds", "augmentations"):
+            options[knob] = hparams[knob]
     elif name == VALID:
         options["limit"] = hparams["valid_mixtures"]
     if manifest is not None:
