@@ -313,7 +313,9 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply(200, content, headers)
         digest = sha256(content)
         self.hub.large[digest] = content
-        headers["Location"] = f"{self.hub.address}/large/{digest}"
+        # To another host, as on the Hub: the client stops there to read the headers.
+        storage = self.hub.address.replace("127.0.0.1", "localhost")
+        headers["Location"] = f"{storage}/large/{digest}"
         headers["X-Linked-Etag"] = f'"{digest}"'
         headers["X-Linked-Size"] = str(len(content))
         self.reply(302, b"", headers)

@@ -136,8 +136,8 @@ def _read_text(path: Path) -> str | None:
 def clean_command(command: str | Sequence[str]) -> str:
     """A command line without local paths and secrets, in one line.
 
-    An absolute path becomes ``/path/to/<its last part>``; of a program or a script (the
-    words before the first option) only the last part stays. The value of an option
+    An absolute path becomes ``/path/to/<its last part>``; of the program, the script
+    and the yaml only the last part stays. The value of an option
     whose name speaks of a secret becomes ``...``.
 
     Arguments
@@ -152,26 +152,27 @@ def clean_command(command: str | Sequence[str]) -> str:
 
     Example
     -------
-    >>> clean_command("/usr/bin/python /home/a/train.py x.yaml --data_folder '/d/my x'")
-    "python train.py x.yaml --data_folder '/path/to/my x'"
+    >>> clean_command("/usr/bin/python /home/a/train.py /b/x.yaml --data '/d/my x'")
+    "python train.py x.yaml --data '/path/to/my x'"
     >>> clean_command(["train.py", "--lists=[/a/b.csv,C:\\\\c\\\\d.csv]", "--token=a"])
     'train.py --lists=[/path/to/b.csv,/path/to/d.csv] --token=...'
     """
     if isinstance(command, str):
         command = _words(command)
     cleaned: list[str] = []
-    in_options, secret = False, False
-    for word in command:
+    secret = False
+    for previous, word in zip(["", *command], command, strict=False):
         option, equals, value = word.partition("=")
         is_option = option.startswith("-")
-        in_options |= is_option
+        # The program, the script, and the yaml after it.
+        is_own = not previous or word.endswith(".py") or previous.endswith(".py")
         if secret and not is_option:
             cleaned.append("...")
         elif is_option and equals and SECRET_OPTION.search(option):
             cleaned.append(f"{option}=...")
         elif equals and (is_option or option.isidentifier()):
             cleaned.append(f"{option}={_clean_value(value)}")
-        elif not in_options and _is_absolute(word):
+        elif is_own and _is_absolute(word):
             cleaned.append(_last_part(word))
         else:
             cleaned.append(_clean_value(word))

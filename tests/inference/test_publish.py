@@ -1,0 +1,466 @@
+"""spgm publish: what is assembled, what is refused, and the way to the Hub and back."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import soundfile
+import torch
+from huggingface_hub import ModelCard
+from speechbrain.inference.separation import SepformerSeparation
+
+from speechbrain_spgm import cli
+from speechbrain_spgm.inference import ModelError, SPGMSeparation
+from speechbrain_spgm.inference.layouts import convert
+from speechbrain_spgm.inference.publishing import assemble
+from speechbrain_spgm.inference.publishing.privacy import clean_command, find_leaks
+from speechbrain_spgm.inference.remote import FolderFiles
+from tests.hub_server import TOKEN, Hub, Repository, serve
+
+REPO = "user/random"
+SECRET = "hf_" + "aB3" * 11
+FILES = {
+    "README.md",
+    "config.json",
+    "decoder.ckpt",
+    "encoder.ckpt",
+    "examples/mixture.flac",
+    "examples/mixture_spk1.flac",
+    "examples/mixture_spk2.flac",
+    "hyperparams.yaml",
+    "masknet.ckpt",
+    "model.safetensors",
+    "test_summary.json",
+    "training_curves.png",
+}
+SUMMARY = {
+    "n": 30,
+    "si_sdr": {"mean": 8.1, "ci95": 0.5},
+    "si_sdri": {"mean": 8.25, "ci95": 0.4},
+}
+# Every way of loading that the card names, in a process that knows only the Hub.
+LOAD = """
+import sys, torch
+from huggingface_hub import PyTorchModelHubMixin
+from speechbrain.inference.separation import SepformerSeparation
+from speechbrain_spgm.inference import SPGMSeparation
+from speechbrain_spgm.inference.published import build
+from speechbrain_spgm.lobes.separator import separate
+
+class ByMixin(torch.nn.Module, PyTorchModelHubMixin):
+    def __init__(self, config: dict):
+        super().__init__()
+        self.encoder, self.masknet, self.decoder = build(config)
+    @torch.no_grad()
+    def separate_batch(self, mix):
+        return separate(self.encoder, self.masknet, self.decoder, mix)
+
+repo, folder = sys.argv[1:]
+mix = torch.load(f"{folder}/mix.pt")
+cpu = {"device": "cpu"}
+with torch.no_grad():
+    torch.save([
+        SPGMSeparation.from_pretrained(repo, run_opts=cpu).separate_batch(mix),
+        SPGMSeparation.from_hparams(source=repo, run_opts=cpu).separate_batch(mix),
+        SepformerSeparation.from_hparams(
+            source=repo, savedir=f"{folder}/stock", run_opts=cpu
+        ).separate_batch(mix),
+        ByMixin.from_pretrained(repo).separate_batch(mix),
+    ], f"{folder}/est.pt")
+"""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, published) -> Path:
+    """What a run of a recipe leaves, full of what must not be published."""
+    run = tmp_path_factory.mktemp("run")
+    shutil.copytree(published, run / "model")
+    (run / "test_summary.json").write_text(json.dumps(SUMMARY))
+    (run / "command.txt").write_text(
+        "torchrun --nproc_per_node 2 /home/ann/spgm/train.py hparams/spgm.yaml "
+        f"--data_folder '/home/ann/my data' --hub_token {SECRET}\n"
+    )
+    (run / "hyperparams.yaml").write_text(
+        "# /home/ann/spgm/hparams/spgm.yaml\n"
+        "test_list:\n"
+        "data_folder: /home/ann/my data/Libri2Mix\n"
+        f"hub_token: {SECRET}\n"
+    )
+    (run / "env.log").write_text(
+        "Python version:\n3.11.7 (main)[GCC 12]\n"
+        "torch==2.7.1\nspeechbrain==1.1.0\nx @ file:///home/ann/x\n"
+    )
+    (run / "train_log.txt").write_text("epoch: 1, /home/ann/spgm\n")
+    (run / "curves.png").write_bytes(b"\x89PNG\r\n\x1a\n a picture")
+    (run / "save").mkdir()
+    for folder in (run / "save", run / "model"):
+        torch.save({"optimizer": torch.ones(3)}, folder / "optimizer.ckpt")
+    (run / "examples").mkdir()
+    mix = torch.randn(500, generator=torch.Generator().manual_seed(1)) / 9
+    soundfile.write(run / "examples" / "1_a_mix.wav", mix.numpy(), 8000)
+    return run
+
+
+@pytest.fixture
+def run(finished, tmp_path) -> Path:
+    """A copy of the run that a test may change."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """The Hub on this machine, in place of the real one; waiting costs no time."""
+    constants = huggingface_hub.constants
+    with serve() as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.address)
+        template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
+        yield hub
+        huggingface_hub.close_session()
+
+
+def publish(folder: Path, *options: str) -> int:
+    return cli.main(["publish", str(folder), "--repo-id", REPO, *options])
+
+
+def test_what_is_assembled(finished, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    kept = tmp_path / "kept"
+    options = ["--dry-run", "--output", str(kept), "--datasets", "openslr/librispeech"]
+    assert publish(finished, *options) == 0
+    shown = capsys.readouterr()
+    assert {
+        path.relative_to(kept).as_posix() for path in kept.rglob("*") if path.is_file()
+    } == FILES
+    assert all(name in shown.out for name in FILES)
+    for path in filter(Path.is_file, kept.rglob("*")):
+        content = path.read_bytes()
+        for planted in (b"/home/ann", SECRET.encode(), b"optimizer"):
+            assert planted not in content, path
+    config = json.loads((kept / "config.json").read_text())
+    assert config["speechbrain_interface"] == "SepformerSeparation"
+    assert config["speechbrain_spgm"]["licence"] == "cc0-1.0"
+
+    card = ModelCard.load(kept / "README.md")
+    assert card.text in shown.out
+    data = card.data
+    assert (data.license, data.datasets) == ("cc0-1.0", ["openslr/librispeech"])
+    assert {"speechbrain", "audio-to-audio", "audio-source-separation"} <= {*data.tags}
+    (si_sdri,) = (r for r in data.eval_results if r.metric_type == "si-sdri")
+    assert si_sdri.metric_value == 8.25
+    assert si_sdri.metric_args == {"n": 30, "ci95": 0.4}
+    assert si_sdri.dataset_name == "Libri2Mix test"
+    for words in (
+        "n = 30",
+        "8.25 ± 0.40 dB",
+        "torchrun --nproc_per_node 2 train.py hparams/spgm.yaml --data_folder "
+        "'/path/to/my data' --hub_token ...",
+        "torch 2.7.1",
+        f'from_pretrained("{REPO}")',
+        f'from_hparams(source="{REPO}")',
+        "yip2024spgm",
+        "(training_curves.png)",
+        "examples/mixture_spk2.flac",
+    ):
+        assert words in card.text, words
+
+    # What was published is a model folder, which gives the same files again.
+    assert publish(kept, *options[:2], str(tmp_path / "again"), *options[3:]) == 0
+    for name in FILES - {"training_curves.png"}:
+        assert (tmp_path / "again" / name).read_bytes() == (kept / name).read_bytes()
+
+
+def test_round_trip_through_the_real_client(hub: Hub, run, model, tmp_path, capsys):
+    assert publish(run) == 0
+    repository = hub.repositories[REPO]
+    assert repository.files().keys() == FILES | {".gitattributes"}
+    assert len(repository.branches["main"]) == 2 and not repository.private
+    assert "Published 12 files" in capsys.readouterr().out
+
+    mix = torch.randn(2, 900)
+    torch.save(mix, tmp_path / "mix.pt")
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": hub.address,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_DISABLE_XET": "1",
+        "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
+    }
+    loading = [sys.executable, "-c", LOAD, REPO, str(tmp_path)]
+    done = subprocess.run(loading, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    published, hparams, by_speechbrain, mixin = torch.load(tmp_path / "est.pt")
+    expected = model.separate_batch(mix)
+    for est in (published, hparams, mixin):
+        assert torch.equal(est, expected)
+    # SpeechBrain's class takes other steps, to which its own result is the measure.
+    stock = SepformerSeparation(dict(model.mods), {"num_spks": 2}, {"device": "cpu"})
+    with torch.no_grad():
+        assert torch.equal(by_speechbrain, stock.separate_batch(mix))
+    assert torch.allclose(by_speechbrain, expected, atol=1e-6)
+
+    # The same once more: nothing is sent. Other results: only what names them.
+    hub.asked.clear()
+    assert publish(run) == 0
+    assert "Nothing has changed" in capsys.readouterr().out
+    assert not hub.requests("^PUT|/commit/|/preupload/")
+    summary = {**SUMMARY, "si_sdri": {"mean": 9.0, "ci95": 0.3}}
+    (run / "test_summary.json").write_text(json.dumps(summary))
+    assert publish(run, "--revision", "next") == 0
+    assert not hub.requests("^PUT")
+    before, after = repository.files("main"), repository.files("next")
+    assert {name for name in after if after[name] != before[name]} == {
+        "README.md",
+        "config.json",
+        "test_summary.json",
+    }
+    assert 'revision="next"' in after["README.md"].decode()
+
+
+@pytest.mark.parametrize("where", ["^PUT /large/", "^POST .*/commit/"])
+def test_a_connection_cut_in_an_upload(hub: Hub, run, capsys, where):
+    hub.faults[where] = "cut"
+    assert publish(run) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"spgm: {REPO} was not published: the connection")
+    assert hub.repositories[REPO].files().keys() == {".gitattributes"}
+    hub.faults.clear()
+    assert publish(run) == 0
+    assert hub.repositories[REPO].files().keys() == FILES | {".gitattributes"}
+
+
+def test_a_connection_cut_in_a_download(hub: Hub, published, model):
+    files = {path.name: path.read_bytes() for path in published.iterdir()}
+    hub.repositories[REPO] = Repository()
+    hub.repositories[REPO].commit("main", files)
+    hub.faults["^GET /large/"] = "cut"
+    with pytest.raises(ModelError, match=f"^The Hub repository {REPO} .*try again"):
+        SPGMSeparation.from_pretrained(REPO, device="cpu")
+    hub.faults.clear()
+    mix = torch.randn(1, 300)
+    loaded = SPGMSeparation.from_pretrained(REPO, device="cpu")
+    assert torch.equal(loaded.separate_batch(mix), model.separate_batch(mix))
+
+
+@pytest.mark.parametrize(
+    ("fault", "token", "words"),
+    [
+        ({}, None, "you are not logged in: run hf auth login"),
+        ({}, "wrong", "does not accept the token"),
+        ({"repos/create": 403, "^GET /api": 403}, TOKEN, "no right to write"),
+        ({"/preupload/": 403}, TOKEN, "no right to write"),
+        ({"/info/lfs/": 404}, TOKEN, "does not know the repository"),
+        ({"/commit/": 412}, TOKEN, "at the same time: try again"),
+        ({"/preupload/": 429}, TOKEN, "asks to slow down"),
+        ({"/preupload/": 500}, TOKEN, "answered 500"),
+    ],
+)
+def test_each_refusal_of_the_hub_is_one_sentence(
+    hub: Hub, finished, monkeypatch, capsys, fault, token, words
+):
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", "missing")
+    hub.faults |= fault
+    options = ["--token", token] if token else []
+    assert publish(finished / "model", *options) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"spgm: {REPO} was not published: ") and words in error
+
+
+def test_a_repository_that_is_public_or_somebody_elses(hub: Hub, finished, capsys):
+    assert publish(finished, "--private") == 0
+    assert hub.repositories[REPO].private
+    hub.repositories[REPO].private = False
+    assert publish(finished, "--private") == 2
+    assert "is public, so --private cannot be kept" in capsys.readouterr().err
+    hub.repositories[REPO].commit("main", {"hyperparams.yaml": b"N: 1\n"})
+    assert publish(finished) == 2
+    assert "already holds another model" in capsys.readouterr().err
+    hub.repositories[REPO].commit("main", {"notes.txt": b"mine\n"})
+    assert publish(finished) == 0
+    assert hub.repositories[REPO].files()["notes.txt"] == b"mine\n"
+    assert "Left as they are there: notes.txt." in capsys.readouterr().out
+
+
+def test_without_a_network(finished, monkeypatch, capsys):
+    constants = huggingface_hub.constants
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
+    assert publish(finished) == 2
+    assert "the connection to the Hub failed" in capsys.readouterr().err
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    huggingface_hub.close_session()
+    assert publish(finished) == 2
+    assert "HF_HUB_OFFLINE is set: unset it" in capsys.readouterr().err
+    huggingface_hub.close_session()
+
+
+def no_results(run: Path) -> None:
+    (run / "test_summary.json").unlink()
+
+
+def empty_results(run: Path) -> None:
+    (run / "test_summary.json").write_text('{"n": 0, "si_sdri": {"mean": NaN}}')
+
+
+def no_licence(run: Path) -> None:
+    edit_card(run, licence="")
+
+
+def private_path(run: Path) -> None:
+    edit_card(run, training_data="/data/wsj0, read by us")
+
+
+def windows_path(run: Path) -> None:
+    edit_card(run, training_data="D:\\wsj0")
+
+
+def secret(run: Path) -> None:
+    (run / "model" / "README.md").write_text(f"# Mine\nexport HF_TOKEN={SECRET}\n")
+
+
+def no_model(run: Path) -> None:
+    shutil.rmtree(run / "model")
+
+
+def bad_weights(run: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = run / "model" / "model.safetensors"
+    state = load_file(path)
+    state["encoder.conv1d.weight"][0] = float("inf")
+    save_file(state, path)
+
+
+def two_models(run: Path) -> None:
+    """Weights in SpeechBrain's layout that are not those of model.safetensors."""
+    folder = run / "model"
+    convert(FolderFiles(folder), "model", run / "other", "speechbrain")
+    for name in ("hyperparams.yaml", "encoder.ckpt", "masknet.ckpt", "decoder.ckpt"):
+        shutil.copy(run / "other" / name, folder / name)
+    state = torch.load(folder / "decoder.ckpt")
+    torch.save({name: -value for name, value in state.items()}, folder / "decoder.ckpt")
+
+
+def edit_card(run: Path, **changes: object) -> None:
+    path = run / "model" / "config.json"
+    config = json.loads(path.read_text())
+    config["speechbrain_spgm"] |= changes
+    path.write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (no_results, "No measured results: there is no test_summary.json.*--results"),
+        (empty_results, "No measured results: .*must hold n"),
+        (no_licence, "No licence: give one by --license"),
+        (private_path, r"config.json, line \d+, holds a local path \(/data/wsj0\)"),
+        (windows_path, r"config.json, line \d+, holds a local path \(D:"),
+        (secret, r"README.md, line \d+, holds a Hugging Face token \(hf_a\.\.\.\)"),
+        (no_model, "has no folder model: test it by train.py --test_only"),
+        (bad_weights, "NaN or infinity in encoder"),
+        (two_models, "do not load back to the same output by .*hyperparams.yaml"),
+    ],
+)
+def test_what_is_refused(run, tmp_path, spoil, words):
+    spoil(run)
+    with pytest.raises(ModelError, match=words) as refused:
+        assemble(run, tmp_path / "assembled", REPO)
+    assert SECRET not in str(refused.value)
+
+
+def test_the_authors_words_are_kept(run, tmp_path):
+    text = "---\nlicense: mit\n---\n# Mine\n\n```bash\n# as it is\n```\n"
+    (run / "model" / "README.md").write_text(text)
+    first = assemble(run, tmp_path / "1", REPO, licence="my own")
+    card = (first.folder / "README.md").read_text()
+    assert "## Mine\n\n```bash\n# as it is\n```\n" in card
+    assert "license: other\nlicense_name: my-own" in card
+    second = assemble(first.folder, tmp_path / "2", REPO)
+    assert (second.folder / "README.md").read_text() == card
+
+
+def test_recordings_of_unknown_data_are_not_published(run, tmp_path):
+    (run / "hyperparams.yaml").write_text("data_folder: /corpora/wsj0-mix\n")
+    assembled = assemble(run, tmp_path / "1", REPO)
+    assert not (assembled.folder / "examples").exists()
+    assert any("--example" in remark for remark in assembled.remarks)
+    example = run / "examples" / "1_a_mix.wav"
+    assembled = assemble(run, tmp_path / "2", REPO, example=example)
+    assert len([*(assembled.folder / "examples").iterdir()]) == 3
+
+
+@pytest.mark.parametrize("repo", ["random", "a/b/c", "user/a b", "../x", "user/"])
+def test_a_wrong_name_of_a_repository(run, tmp_path, repo):
+    with pytest.raises(ModelError, match="is no name of a Hub repository"):
+        assemble(run, tmp_path / "assembled", repo)
+    assert not (tmp_path / "assembled").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "in /home/ann/x.wav",
+        'data: "/data"',
+        "--data_folder=/mnt/corpora/wsj0",
+        "[/scratch/a.csv,b]",
+        "-I/usr/include",
+        "~/speech/wsj0",
+        "C:\\Users\\ann",
+        '"C:\\\\Users\\\\ann"',
+        "D:/speech/wsj0",
+        "\\\\server\\share",
+        "file:///etc/passwd",
+        "AKIA" + "A1B2" * 4,
+        "ghp_" + "a1" * 18,
+        "-----BEGIN OPENSSH PRIVATE KEY-----",
+        "api_key: 0123456789abcdef0123",
+        "https://ann:pass1@example.org/x",
+    ],
+)
+def test_leaks_are_found(text):
+    assert len([*find_leaks(f"all is well\n{text}")]) >= 1
+    assert all(leak.line == 2 for leak in find_leaks(f"all is well\n{text}"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://huggingface.co/home/ann and user/name",
+        "recipes/LibriMix/separation/train.py or ../data/x",
+        "/path/to/LibriSpeech",
+        "SI-SDR/SI-SDRi, and/or, 3/4, n/a, km / h",
+        '<audio src="examples/a.flac"></audio>',
+        'token=os.environ["HF_TOKEN"], token: str',
+        "!new:speechbrain.lobes.models.dual_path.Encoder",
+        "D: 5, ratio 1:2",
+    ],
+)
+def test_ordinary_text_is_no_leak(text):
+    assert not [*find_leaks(text)]
+
+
+def test_a_cleaned_command_holds_no_leak():
+    command = (
+        "/opt/py/bin/python3 /home/a/train.py hparams/x.yaml --a /d/e/f --b=~/g/h "
+        "--c '[/i/j,C:\\k\\l]' --d '\\\\m\\n\\o' --api_key 12345 --lr 1e-3 data=/p/q"
+    )
+    cleaned = clean_command(command)
+    assert not [*find_leaks(cleaned)]
+    assert cleaned == (
+        "python3 train.py hparams/x.yaml --a /path/to/f --b=/path/to/h "
+        "--c [/path/to/j,/path/to/l] --d /path/to/o --api_key ... --lr 1e-3 "
+        "data=/path/to/q"
+    )
