@@ -244,6 +244,11 @@ def open_mixing(hparams: Mapping[str, Any]) -> DynamicMixing:
     voices = find_voices(folder, hparams["train_splits"]) if folder is not None else []
     if extra is not None:
         voices += read_voices(extra, split="train")
+    if hparams["dynamic_seconds"] is None:
+        raise UserError(
+            "Mixtures that are mixed dynamically need a duration: give "
+            "--dynamic_seconds."
+        )
     noise = hparams["noise_folder"]
     if noise is None and hparams.get("mixture_type", "mix_clean") != "mix_clean":
         raise UserError(

@@ -182,6 +182,11 @@ MISTAKES = {
         ["--dynamic_mixing=True"],
         "There is nothing to mix dynamically: give --base_folder_dm.",
     ),
+    "no duration": (
+        "LibriMix-sepformer",
+        ["--dynamic_seconds=null"],
+        "Mixtures that are mixed dynamically need a duration: give --dynamic_seconds.",
+    ),
     "no noise": (
         "LibriMix-sepformer",
         ["--mixture_type=mix_both"],
@@ -208,7 +213,7 @@ def test_mistakes_end_with_one_sentence(
 
 def test_two_processes(corpora: Path, tmp_path: Path) -> None:
     """torchrun, as a user starts it."""
-    name = "LibriMix-spgm"
+    name = "WSJ0Mix-spgm"
     argv = command(name, tmp_path / "out", "--distributed_backend=gloo")
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     run = subprocess.run(
