@@ -137,8 +137,10 @@ class BucketBatchSampler(Sampler[list[int]]):
         self._skip = batch
 
     def __iter__(self) -> Iterator[list[int]]:
+        # A generator, so that an iterator that is never used uses up no start: the
+        # DataLoader makes one of these before its own.
         skip, self._skip = self._skip, 0
-        return iter(self._batches[skip:])
+        yield from self._batches[skip:]
 
     def __len__(self) -> int:
         """Batches of this rank in the whole epoch."""

@@ -63,16 +63,20 @@ def test_draws_depend_on_seed_epoch_and_index_only(folder):
     assert not torch.equal(drawn, epoch(1, seed=6))
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 1 worker")
 def test_an_epoch_is_the_same_on_two_ranks_and_after_a_pause(folder):
     dataset = mixing(folder, mixtures_per_epoch=6)
 
-    def batches(batch_size, start=0, **ranks):
+    def batches(batch_size, start=0, workers=0, **ranks):
         sampler = BucketBatchSampler(dataset.seconds, batch_size, seed=3, **ranks)
         for counter in (dataset, sampler):
             counter.set_epoch(2)
         sampler.start(start)
         loader = DataLoader(
-            dataset, batch_sampler=sampler, collate_fn=MixtureBatch.collate
+            dataset,
+            batch_sampler=sampler,
+            num_workers=workers,
+            collate_fn=MixtureBatch.collate,
         )
         return [batch.mix for batch in loader]
 
@@ -81,8 +85,9 @@ def test_an_epoch_is_the_same_on_two_ranks_and_after_a_pause(folder):
     assert len(alone) == len(first) == len(second) == 3
     for step, halves in zip(alone, zip(first, second, strict=True), strict=True):
         assert torch.equal(step, torch.cat(halves))
-    resumed = batches(2, start=2)
-    assert len(resumed) == 1 and torch.equal(resumed[0], alone[2])
+    for workers in (0, 1):
+        resumed = batches(2, start=2, workers=workers)
+        assert len(resumed) == 1 and torch.equal(resumed[0], alone[2])
 
 
 def test_workers_that_persist_see_a_new_epoch(folder):
