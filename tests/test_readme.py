@@ -15,6 +15,7 @@ What the READMEs keep to, so that this file can try them:
 """
 
 import re
+import runpy
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,10 +25,9 @@ import pytest
 import soundfile
 import speechbrain as sb
 import torch
-from hyperpyyaml import load_hyperpyyaml
+from hyperpyyaml import load_hyperpyyaml, resolve_references
 
 from speechbrain_spgm.cli import main, make_parser
-from speechbrain_spgm.training.experiment import load_hparams
 
 ROOT = Path(__file__).resolve().parents[1]
 READMES = [ROOT / "README.md", *sorted(ROOT.glob("recipes/**/README.md"))]
@@ -112,7 +112,7 @@ def test_commands_work(readme: Path, text: str, request: pytest.FixtureRequest) 
         elif name == "make":
             try_make(command)
         elif name in ("python", "python3", "torchrun"):
-            try_script(command, request)
+            try_script(command)
         elif name == "pip":
             try_pip(command)
         else:
@@ -155,18 +155,20 @@ def try_pip(command: Command) -> None:
                 assert re.search(rf"^{name} =", section, re.MULTILINE), word
 
 
-def try_script(command: Command, request: pytest.FixtureRequest) -> None:
-    """The script is there; a recipe's yaml builds, and knows every key given."""
+def try_script(command: Command) -> None:
+    """The script is there; its arguments, or the keys of its yaml, are known to it."""
     words = command.words[1:]
     place = next(i for i, word in enumerate(words) if word.endswith(".py"))
-    assert (command.folder / words[place]).is_file(), words[place]
-    arguments = words[place + 1 :]
-    if not arguments or not arguments[0].endswith(".yaml"):
-        return
-    yaml = str(command.folder / arguments[0])
-    _, _, overrides = sb.parse_arguments([yaml, *arguments[1:]])
-    request.getfixturevalue("samples")  # the output folder goes there
-    assert load_hparams(yaml, overrides)["modules"].keys() >= {"encoder", "masknet"}
+    script, arguments = command.folder / words[place], words[place + 1 :]
+    assert script.is_file(), script
+    if script.name == "prepare_data.py":
+        prepare = runpy.run_path(str(script))
+        prepare["make_parser"]().parse_args(arguments)
+    elif arguments and arguments[0].endswith(".yaml"):
+        yaml = command.folder / arguments[0]
+        _, _, overrides = sb.parse_arguments([str(yaml), *arguments[1:]])
+        with open(yaml, encoding="utf-8") as file:
+            resolve_references(file, overrides, overrides_must_match=True)
 
 
 @pytest.mark.parametrize(
