@@ -123,8 +123,8 @@ def generate(
 ) -> Report:
     """Writes the files of all plans that are not there yet.
 
-    Call it from a file with ``if __name__ == "__main__":`` if ``jobs`` is above 1: the
-    worker processes import that file.
+    With ``jobs`` above 1, call it below ``if __name__ == "__main__":``, because worker
+    processes import the file that was started.
 
     Arguments
     ---------
@@ -282,7 +282,10 @@ def run(
     if min(jobs, len(plans)) <= 1:
         yield from map(work, plans)
         return
-    context = multiprocessing.get_context("spawn")
+    # One process imports all that workers need, and they are copies of it: quicker than
+    # spawned ones, and without the threads of this process, unlike forked ones.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
     chunk = min(CHUNK, -(-len(plans) // jobs))
     with ProcessPoolExecutor(
         min(jobs, len(plans)), mp_context=context, initializer=start_worker
@@ -397,20 +400,20 @@ def is_right(path: Path, plan: Plan) -> bool:
 
 def wait_for(plans: Sequence[Plan], patience: float) -> None:
     """Returns when other processes have written all files of these plans."""
-    left = [plan for plan in plans if not is_done(plan)]
+    left = list(reversed(plans))
     news = time.monotonic()
     while left:
-        if time.monotonic() - news > patience:
-            raise UserError(
-                f"{len(left)} mixtures of the other processes are missing, first "
-                f"{left[0].path('mix').stem} in {left[0].folder}, and none came for "
-                f"{patience:.0f} s: start all processes again."
-            )
-        time.sleep(min(1.0, patience))
-        before = len(left)
-        left = [plan for plan in left if not is_done(plan)]
-        if len(left) < before:
+        if is_done(left[-1]):
+            left.pop()
             news = time.monotonic()
+        elif time.monotonic() - news < patience:
+            time.sleep(min(1.0, patience))
+        else:
+            raise UserError(
+                f"The mixture {left[-1].id} in {left[-1].folder} is due from another "
+                f"process and did not come in {patience:.0f} s: start all processes "
+                "again."
+            )
 
 
 def resampled_length(frames: int, rate: int, target_rate: int) -> int:
