@@ -378,6 +378,7 @@ def test_what_is_refused(run, tmp_path, spoil, words):
     spoil(run)
     with pytest.raises(ModelError, match=words) as refused:
         assemble(run, tmp_path / "assembled", REPO)
+    assert {path.name for path in tmp_path.iterdir()} == {"run"}
     assert SECRET not in str(refused.value)
 
 
@@ -403,10 +404,15 @@ def test_recordings_of_unknown_data_are_not_published(run, tmp_path):
 
 
 @pytest.mark.parametrize("repo", ["random", "a/b/c", "user/a b", "../x", "user/"])
-def test_a_wrong_name_of_a_repository(run, tmp_path, repo):
+def test_a_wrong_name_of_a_repository(finished, tmp_path, repo):
     with pytest.raises(ModelError, match="is no name of a Hub repository"):
-        assemble(run, tmp_path / "assembled", repo)
-    assert not (tmp_path / "assembled").exists()
+        assemble(finished, tmp_path / "assembled", repo)
+
+
+@pytest.mark.parametrize("revision", ["a b", "-x", "a'b", "0123456789" * 4])
+def test_a_wrong_name_of_a_branch(finished, tmp_path, revision):
+    with pytest.raises(ModelError, match="is no branch: give a name"):
+        assemble(finished, tmp_path / "assembled", REPO, revision=revision)
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,13 @@ Axes: T samples, spks sources.
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 import soundfile
 import torch
@@ -106,6 +110,10 @@ def assemble(
         hold a local path or a secret.
     """
     check_repo(repo)
+    check_branch(revision)
+    target = Path(target)
+    if target.exists() and any(target.iterdir()):
+        raise ModelError(f"The folder {target} is not empty: take another one.")
     source = read_source(source_folder, summary, example)
     terms = Terms(
         repo,
@@ -114,19 +122,46 @@ def assemble(
         revision or "main",
         private,
     )
-    target = _empty(Path(target))
-    remarks = [*_remarks(source, terms)]
+    with replacing_folder(target) as temporary:
+        _write_files(source, terms, temporary)
+        check_folder(temporary)
+        check_outputs(source, temporary)
+    return Assembled(target, terms, tuple(_remarks(source, terms)))
+
+
+@contextmanager
+def replacing_folder(target: Path) -> Iterator[Path]:
+    """A new folder that becomes ``target``, new or empty, when the block ends well.
+
+    Example
+    -------
+    >>> target = getfixture("tmp_path") / "a"
+    >>> with replacing_folder(target) as temporary:
+    ...     _ = (temporary / "b").write_text("c")
+    >>> [path.name for path in target.iterdir()]
+    ['b']
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{uuid4().hex}.part")
+    temporary.mkdir()
+    try:
+        yield temporary
+        if target.exists():
+            target.rmdir()
+        temporary.replace(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_files(source: Source, terms: Terms, target: Path) -> None:
     _write_model(source, terms, target)
-    _write(target / SUMMARY_FILE, source.results.summary)
+    _write_json(target / SUMMARY_FILE, source.results.summary)
     if source.picture is not None:
         (target / PICTURE).write_bytes(source.picture.read_bytes())
     if source.example is not None:
         _write_example(source.model, source.example, target / EXAMPLES)
     card = write_card(source, terms, [*list_files(target)])
     (target / "README.md").write_text(card, encoding="utf-8")
-    check_folder(target)
-    check_outputs(source, target)
-    return Assembled(target, terms, tuple(remarks))
 
 
 def check_repo(repo: str) -> None:
@@ -144,6 +179,17 @@ def check_repo(repo: str) -> None:
         )
 
 
+def check_branch(revision: str | None) -> None:
+    """Refuses what cannot be a branch to publish on."""
+    if revision is None:
+        return
+    is_commit = re.fullmatch(r"[0-9a-f]{40}", revision) is not None
+    if is_commit or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*", revision):
+        raise ModelError(
+            f"The revision {revision} is no branch: give a name such as main or v2."
+        )
+
+
 def list_files(folder: Path) -> dict[str, int]:
     """The files below a folder by their relative names, with their sizes in bytes."""
     return {
@@ -151,13 +197,6 @@ def list_files(folder: Path) -> dict[str, int]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-
-
-def _empty(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    if any(folder.iterdir()):
-        raise ModelError(f"The folder {folder} is not empty: take another one.")
-    return folder
 
 
 def _datasets(card: Mapping[str, Any]) -> tuple[str, ...]:
@@ -200,7 +239,7 @@ def _write_model(source: Source, terms: Terms, target: Path) -> None:
     write_speechbrain(target, nn.ModuleDict(modules).state_dict(), config)
 
 
-def _write(path: Path, content: Mapping[str, Any]) -> None:
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     text = json.dumps(content, indent=2, ensure_ascii=False)
     path.write_text(text + "\n", encoding="utf-8")
 

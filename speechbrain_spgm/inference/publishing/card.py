@@ -180,7 +180,7 @@ def _metadata(source: Source, terms: Terms, name: str) -> ModelCardData:
                 if metric.unit
                 else metric.name,
                 metric_value=metric.mean,
-                metric_args={"n": results.n, "ci95": metric.ci95},
+                metric_args={"n": metric.n, "ci95": metric.ci95},
             )
             for metric in measured
         ],
@@ -215,9 +215,12 @@ def _introduction(source: Source) -> str:
 
 
 def _results(results: Results) -> str:
-    rows = [f"| {metric.name} | {_value(metric)} |" for metric in results.measured]
+    rows = [
+        f"| {metric.name} | {metric.n} | {_value(metric)} |"
+        for metric in results.measured
+    ]
     table = "\n".join(
-        ["| metric | mean ± 95% confidence interval |", "|---|---|", *rows]
+        ["| metric | n | mean ± 95% confidence interval |", "|---|---|---|", *rows]
     )
     return f"Measured on {results.test_set}, n = {results.n} mixtures:\n\n{table}"
 

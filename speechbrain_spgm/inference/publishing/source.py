@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from speechbrain.lobes.models.dual_path import Dual_Path_Model
+
 from speechbrain_spgm.inference.layouts import YAML_FILE
 from speechbrain_spgm.inference.published import (
     CARD,
@@ -32,24 +34,20 @@ PICTURES = ("training_curves.png", "curves.png", "curve.png")
 PUBLISHED_EXAMPLE = "examples/mixture.flac"
 # Recordings that may be passed on; an example of other data must be asked for.
 FREE_DATA = re.compile(r"libri", re.IGNORECASE)
-METRICS = {  # in a summary: name, unit
-    "si_sdri": ("SI-SDRi", "dB"),
-    "sdri": ("SDRi", "dB"),
-    "si_sdr": ("SI-SDR", "dB"),
-    "sdr": ("SDR", "dB"),
-    "si_sdr_mix": ("SI-SDR of the mixtures", "dB"),
-    "sdr_mix": ("SDR of the mixtures", "dB"),
-    "pesq": ("PESQ", ""),
-    "stoi": ("STOI", ""),
+UNITS = {"SI-SDR": "dB", "SDR": "dB", "PESQ": "", "STOI": ""}
+METRICS = {  # in a summary: name and unit; the improvements first
+    f"{name.lower().replace('-', '_')}{key}": (name + words, unit)
+    for key, words in (("i", "i"), ("", ""), ("_mix", " of the mixtures"))
+    for name, unit in UNITS.items()
 }
-QUALITY = re.compile(r"(-?\d+(?:\.\d+)?) dB ± (\d+(?:\.\d+)?) \(95% CI\)")
 
 
 class Measured(NamedTuple):
-    """A metric on the test set: the mean is known to plus or minus ``ci95``."""
+    """A metric on n mixtures: the mean is known to plus or minus ``ci95``."""
 
     name: str
     unit: str
+    n: int
     mean: float
     ci95: float
 
@@ -108,10 +106,10 @@ def read_source(
     folder = Path(folder)
     home, run = find_model(folder)
     model, config, card = load_model(home)
-    results = read_results([home, run], summary, card)
+    results = read_results(home, run, summary)
     free = FREE_DATA.search(results.test_set) is not None
     if example is None and run is not None and free:
-        example = next(iter(sorted(run.rglob("*_mix.wav"))), None)
+        example = next(iter(sorted((run / "examples").glob("*_mix.wav"))), None)
     if example is None and (home / PUBLISHED_EXAMPLE).is_file():
         example = home / PUBLISHED_EXAMPLE  # of a model that was published before
     if example is not None and not Path(example).is_file():
@@ -178,41 +176,44 @@ def load_model(
         model = SPGMSeparation.from_hparams(folder, run_opts={"device": "cpu"})
         given = getattr(model.hparams, "config", {})
         name = str(given.get("config_name") or folder.resolve().name)
+        if not isinstance(model.mods.masknet, Dual_Path_Model):
+            raise ModelError(
+                f"The mask network of {folder} is a "
+                f"{type(model.mods.masknet).__name__}, which the published layout "
+                "cannot express."
+            )
         config = config_of(**model.mods, sample_rate=model.sample_rate, name=name)
     card = given.get(CARD)
     return model, config, dict(card) if isinstance(card, Mapping) else {}
 
 
-def read_results(
-    places: list[Path | None], given: str | Path | None, card: Mapping[str, Any]
-) -> Results:
+def read_results(home: Path, run: Path | None, given: str | Path | None) -> Results:
     """What the test measured.
 
     Arguments
     ---------
-    places : list of Path or None
+    home, run : Path
         The model's folder and the run's; test_summary.json is looked for there.
     given : str or Path, optional
         A summary in place of that.
-    card : mapping
-        The model's card: its ``quality``, if a recipe wrote it, is the last resort.
+
+    Returns
+    -------
+    results : Results
 
     Raises
     ------
     ModelError
         If there are no results or they cannot be right.
     """
-    path = Path(given) if given is not None else None
-    path = path or _first([place for place in places if place], [SUMMARY_FILE])
+    places = [home] if run is None else [home, run]
+    path = Path(given) if given is not None else _first(places, [SUMMARY_FILE])
     if path is None:
-        summary = _summary_of_card(card)
-        if summary is None:
-            raise ModelError(
-                f"No measured results: there is no {SUMMARY_FILE} in "
-                f"{places[1] or places[0]}. Test the model by spgm evaluate (or "
-                "train.py --test_only), and give the summary by --results."
-            )
-        return _results(summary, "test set")
+        raise ModelError(
+            f"No measured results: there is no {SUMMARY_FILE} in {places[-1]}. Test "
+            "the model by spgm evaluate (or train.py --test_only), and give its "
+            "summary by --results."
+        )
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -221,47 +222,33 @@ def read_results(
         raise ModelError(
             f"No measured results: {path} is no JSON. Test the model again."
         ) from None
-    return _results(summary, _test_set(places[1]), path)
+    return _results(summary, path, _test_set(run))
 
 
-def _results(summary: Any, test_set: str, path: Path | None = None) -> Results:
+def _results(summary: Any, path: Path, test_set: str) -> Results:
     entries = summary if isinstance(summary, Mapping) else {}
     n = entries.get("n")
     kept = {
-        key: {"mean": value["mean"], "ci95": value["ci95"]}
+        key: {name: value[name] for name in ("mean", "ci95", "n") if name in value}
         for key, value in entries.items()
-        if isinstance(value, Mapping)
-        and all(_is_number(value.get(name)) for name in ("mean", "ci95"))
+        if isinstance(value, Mapping) and _is_measured(value)
     }
     if type(n) is not int or n < 1 or "si_sdri" not in kept:
         raise ModelError(
-            f"No measured results: {path or 'the card'} must hold n, the number of "
-            "test mixtures, and the mean and ci95 of si_sdri. Test the model again."
+            f"No measured results: {path} must hold n, the number of test mixtures, "
+            "and the mean and ci95 of si_sdri. Test the model again."
         )
-    named = {**{key: METRICS[key] for key in METRICS if key in kept}}
+    named = {key: METRICS[key] for key in METRICS if key in kept}
     named |= {key: (key, "") for key in kept if key not in named}
-    measured = tuple(
-        Measured(*named[key], kept[key]["mean"], kept[key]["ci95"]) for key in named
-    )
-    given = entries.get("test_set")
-    test_set = given if isinstance(given, str) and given else test_set
+    measured = tuple(Measured(*named[key], **{"n": n, **kept[key]}) for key in named)
+    if isinstance(entries.get("test_set"), str):
+        test_set = _file_name(entries["test_set"]) or test_set
     return Results(n, test_set, measured, {"test_set": test_set, "n": n, **kept})
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
-
-
-def _summary_of_card(card: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The summary that a recipe has put into the card as text."""
-    quality = card.get("quality")
-    if not isinstance(quality, Mapping):
-        return None
-    match = QUALITY.fullmatch(str(quality.get("SI-SDRi")))
-    if match is None:
-        return None
-    si_sdri = {"mean": float(match[1]), "ci95": float(match[2])}
-    return {"n": quality.get("mixtures"), "si_sdri": si_sdri}
+def _is_measured(value: Mapping[str, Any]) -> bool:
+    numbers = [value.get("mean"), value.get("ci95"), value.get("n", 1)]
+    return all(type(x) in (int, float) and math.isfinite(x) for x in numbers)
 
 
 def _test_set(run: Path | None) -> str:
@@ -271,11 +258,15 @@ def _test_set(run: Path | None) -> str:
         match = re.match(r"(test_list|test_manifest|data_folder):\s*([^#]*)", line)
         value = match[2].strip().strip("'\"") if match else ""
         if value not in ("", "null", "~", "!PLACEHOLDER"):
-            found[match[1]] = re.split(r"[/\\]", value.rstrip("/\\"))[-1]
+            found[match[1]] = _file_name(value)
     for name in ("test_manifest", "test_list"):
         if name in found:
-            return found[name].removesuffix(".csv")
+            return found[name]
     return f"{found['data_folder']} test" if "data_folder" in found else "test set"
+
+
+def _file_name(path: str) -> str:
+    return re.split(r"[/\\]", path.rstrip("/\\"))[-1].removesuffix(".csv")
 
 
 def _command(places: list[Path], card: Mapping[str, Any]) -> str | None:
@@ -288,7 +279,9 @@ def _command(places: list[Path], card: Mapping[str, Any]) -> str | None:
         lines = card["command"].splitlines()
     commands = [clean_command(line) for line in lines if line.strip()]
     # A run that was interrupted and started again repeats its command.
-    return "\n".join(dict.fromkeys(commands)) or None
+    commands = list(dict.fromkeys(commands))
+    training = [command for command in commands if "--test_only" not in command]
+    return "\n".join(training or commands) or None
 
 
 def _versions(run: Path | None) -> dict[str, str]:
