@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from speechbrain_spgm import __version__
-from speechbrain_spgm.commands import Problem, convert, export, publish
+from speechbrain_spgm.commands import Problem, convert, evaluate, export, publish
 
 if TYPE_CHECKING:
     from speechbrain_spgm.inference import SPGMSeparation
 
 WRONG_INPUT, INTERRUPTED = 2, 130
 # Modules of speechbrain_spgm.commands, each with add_parser(commands).
-COMMANDS = (convert, export, publish)
+COMMANDS = (convert, evaluate, export, publish)
 
 
 class Job(NamedTuple):

@@ -1,0 +1,272 @@
+"""``spgm evaluate``: how well a model separates mixtures whose sources are known.
+
+Axes: B utterances, T samples, spks sources.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from speechbrain_spgm.commands import Problem
+
+if TYPE_CHECKING:
+    from speechbrain_spgm.data import MixtureBatch
+    from speechbrain_spgm.data.mixtures import VariedDataset
+    from speechbrain_spgm.inference import SPGMSeparation
+    from speechbrain_spgm.training.evaluation import Score, Worst
+
+LEVEL_STEPS = (2, 5)  # dB between the loudest and the softest source
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """The arguments of ``spgm evaluate``."""
+    from speechbrain_spgm.cli import add_model_options
+
+    command = commands.add_parser(
+        "evaluate",
+        help="measure a model on mixtures with known sources",
+        description="Print SI-SDR, SDR and their improvements, with 95%% confidence "
+        "intervals, as a Markdown table. With --output, also write a row per utterance "
+        "(test_results.csv), the summary (test_summary.json, test_results.md), a "
+        "picture of the spread (test_results.png) and the five worst utterances "
+        "(worst/). Utterances whose sources are all silent have no score.",
+    )
+    add_model_options(command, "--model")
+    command.add_argument(
+        "--manifest",
+        required=True,
+        type=Path,
+        metavar="CSV",
+        help="the mixtures: a manifest with the columns id, duration, mix, s1, s2, "
+        "..., or a metadata list of LibriMix (then give --data-folder)",
+    )
+    command.add_argument(
+        "--data-folder",
+        type=Path,
+        metavar="DIR",
+        help="the LibriSpeech folder that a metadata list refers to",
+    )
+    command.add_argument(
+        "--mode",
+        choices=["min", "max"],
+        default="min",
+        help="of a metadata list: cut to the shortest source (default) or pad to the "
+        "longest",
+    )
+    command.add_argument("--output", type=Path, metavar="DIR", help="where to write")
+    command.add_argument(
+        "--metrics",
+        default="si_sdr,sdr",
+        metavar="LIST",
+        help="some of si_sdr,sdr,pesq,stoi with commas between (default: si_sdr,sdr); "
+        "pesq and stoi need the packages pesq and pystoi",
+    )
+    command.add_argument(
+        "--speakers",
+        type=Path,
+        metavar="CSV",
+        help="a list with the columns speaker and gender, to show the result by gender "
+        "as well; ids must be as in LibriMix: <speaker>-..._<speaker>-...",
+    )
+    command.add_argument(
+        "--batch-size",
+        type=positive(int),
+        metavar="N",
+        help="mixtures separated at a time (default: 8, or what --batch-seconds gives)",
+    )
+    command.add_argument(
+        "--batch-seconds",
+        type=positive(float),
+        metavar="S",
+        help="most audio separated at a time",
+    )
+    command.add_argument(
+        "--limit", type=positive(int), metavar="N", help="only the first N mixtures"
+    )
+    command.add_argument(
+        "--jobs",
+        type=positive(int),
+        metavar="N",
+        help="processes that read files ahead; by default none",
+    )
+    command.set_defaults(run=run)
+
+
+def positive(kind: type) -> type:
+    """The type of an argument that must be above 0."""
+
+    def parse(text: str) -> float:
+        value = kind(text)
+        if not value > 0:
+            raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        return value
+
+    parse.__name__ = kind.__name__  # argparse names it in its messages
+    return parse
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Evaluates; returns the exit code."""
+    from speechbrain_spgm.cli import count, load_model, make_folder, say
+    from speechbrain_spgm.training.evaluation import (
+        Worst,
+        breakdown,
+        check_metrics,
+        format_groups,
+        format_table,
+        write_results,
+    )
+
+    model = load_model(arguments.model, arguments.device, arguments.trust_remote_code)
+    metrics = [name.strip() for name in arguments.metrics.split(",") if name.strip()]
+    check_metrics(metrics, model.sample_rate)
+    dataset = open_dataset(arguments, model)
+    genders = read_genders(arguments.speakers) if arguments.speakers else {}
+    if genders:  # before the work rather than after it
+        gender_groups([entry[0] for entry in dataset.entries], genders)
+    if arguments.output is not None:
+        make_folder(arguments.output)
+
+    worst, levels = Worst(), {}
+    scores = separate_and_score(model, dataset, metrics, arguments, worst, levels)
+    if not scores:
+        raise Problem(f"all sources in {arguments.manifest} are silent: check them.")
+    if len(scores) < len(dataset):
+        left_out = count(len(dataset) - len(scores), "mixture")
+        say(f"spgm: {left_out} with nothing but silent sources left out.")
+
+    groups = {"level difference": levels}
+    if genders:
+        groups["genders"] = gender_groups([score.id for score in scores], genders)
+    print(format_table(scores))
+    for heading, names in groups.items():
+        print("\n" + format_groups(heading, breakdown(scores, names)))
+    if arguments.output is not None:
+        write_results(
+            scores,
+            arguments.output,
+            about={"test_set": arguments.manifest.stem, "metrics": metrics},
+            groups=groups,
+            worst=worst.examples,
+            sample_rate=model.sample_rate,
+        )
+        say(f"spgm: wrote the results to {arguments.output}.")
+    return 0
+
+
+def open_dataset(arguments: argparse.Namespace, model: SPGMSeparation) -> VariedDataset:
+    """The mixtures of a manifest or of a LibriMix list, all their files checked."""
+    from speechbrain_spgm.data.mixtures import ManifestDataset, MixtureList
+    from speechbrain_spgm.data.voices import read_table
+
+    path, num_spks = arguments.manifest, model.mods.masknet.num_spks
+    shape = {"num_spks": num_spks, "sample_rate": model.sample_rate}
+    columns = read_table(path, columns=())[0]
+    if "mixture_ID" not in columns:
+        return ManifestDataset(path, **shape, limit=arguments.limit)
+    if arguments.data_folder is None:
+        raise Problem(
+            f"{path} is a metadata list of LibriMix: give the LibriSpeech folder by "
+            "--data-folder."
+        )
+    folder = arguments.data_folder
+    return MixtureList(
+        path, folder, **shape, mode=arguments.mode, limit=arguments.limit
+    )
+
+
+def separate_and_score(
+    model: SPGMSeparation,
+    dataset: VariedDataset,
+    metrics: list[str],
+    arguments: argparse.Namespace,
+    worst: Worst,
+    levels: dict[str, str],
+) -> list[Score]:
+    """Scores all mixtures, sorted by id; fills ``worst`` and ``levels`` on the way."""
+    from torch.utils.data import DataLoader
+    from tqdm import tqdm
+
+    from speechbrain_spgm.data import MixtureBatch
+    from speechbrain_spgm.data.batching import BucketBatchSampler
+    from speechbrain_spgm.training.evaluation import score_batch
+    from speechbrain_spgm.training.losses import pit_si_sdr_loss
+
+    batch_size = arguments.batch_size
+    if batch_size is None and arguments.batch_seconds is None:
+        batch_size = 8
+    sampler = BucketBatchSampler(
+        dataset.seconds, batch_size, arguments.batch_seconds, shuffle=False
+    )
+    loader = DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        collate_fn=MixtureBatch.collate,
+        num_workers=arguments.jobs or 0,
+    )
+    scores = []
+    with tqdm(
+        total=len(dataset), desc="evaluating", unit="mix", disable=None, file=sys.stderr
+    ) as bar:
+        for batch in loader:
+            levels |= level_groups(batch)
+            batch = batch.to(model.device)
+            estimates = model.separate_batch(batch.mix, batch.lengths)
+            pit = pit_si_sdr_loss(estimates, batch.sources, batch.lengths)
+            new = score_batch(estimates, batch, pit, metrics, model.sample_rate)
+            worst.add(new, estimates, batch, pit)
+            scores += new
+            bar.update(len(batch.ids))
+    return sorted(scores, key=lambda score: score.id)
+
+
+def level_groups(batch: MixtureBatch) -> dict[str, str]:
+    """For each id, how far apart the levels of its sources are.
+
+    Example
+    -------
+    >>> import torch
+    >>> from speechbrain_spgm.data import Mixture, MixtureBatch
+    >>> sources = torch.tensor([[1.0, 0.6], [-1.0, 0.6]])  # 4.4 dB apart
+    >>> level_groups(MixtureBatch.collate([Mixture("a", sources.sum(-1), sources)]))
+    {'a': '2 to 5 dB'}
+    """
+    energy = batch.sources.square().sum(1).clamp_min(1e-20)  # [B, spks]
+    differences = 10 * (energy.amax(1) / energy.amin(1)).log10()
+    low, high = LEVEL_STEPS
+    names = (f"0 to {low} dB", f"{low} to {high} dB", f"above {high} dB")
+    places = [(d > low) + (d > high) for d in differences.tolist()]
+    return {id: names[place] for id, place in zip(batch.ids, places, strict=True)}
+
+
+def read_genders(path: Path) -> dict[str, str]:
+    """From speaker to gender."""
+    from speechbrain_spgm.data.voices import read_table
+
+    columns = ("speaker", "gender")
+    return {row["speaker"]: row["gender"] for row in read_table(path, columns)}
+
+
+def gender_groups(ids: Iterable[str], genders: dict[str, str]) -> dict[str, str]:
+    """For each id, the genders of its speakers in alphabetical order.
+
+    Example
+    -------
+    >>> gender_groups(["61-1-0_84-2-0"], {"61": "M", "84": "F"})
+    {'61-1-0_84-2-0': 'F+M'}
+    """
+    groups = {}
+    for id in ids:
+        speakers = [part.split("-")[0] for part in id.split("_")]
+        unknown = [speaker for speaker in speakers if speaker not in genders]
+        if unknown:
+            raise Problem(
+                f"the speaker {unknown[0]} of mixture {id} is not in --speakers: add "
+                "the speaker, or leave --speakers out."
+            )
+        groups[id] = "+".join(sorted(genders[speaker] for speaker in speakers))
+    return groups
