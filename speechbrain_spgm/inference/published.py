@@ -162,13 +162,14 @@ def read_fields(path: Path) -> dict[str, Any]:
     try:
         with open(path, "rb") as file:
             text = file.read(LARGEST_CONFIG + 1)
-        if len(text) > LARGEST_CONFIG:
-            raise ModelError(f"{path} has more than {LARGEST_CONFIG} bytes.")
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}.") from None
+    if len(text) > LARGEST_CONFIG:
+        raise ModelError(f"{path} has more than {LARGEST_CONFIG} bytes.")
+    try:
         config = json.loads(
             text.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_constant
         )
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError:
         raise ModelError(f"{path} is not UTF-8 text: download it again.") from None
     except _Twice as error:

@@ -88,6 +88,7 @@ REFERENCE_TAGS = {"!ref", "!copy", "!PLACEHOLDER"}
 CALL = re.compile(r"!(new|name|apply):([\w.]+)")
 INCLUDE = "!include:"
 ATTRIBUTE = re.compile(r"<[^>]*\.[^>]*>")  # <object.attribute>
+DEEP = re.compile(r"([\[{]\s*){100}")  # would keep the yaml's parser busy
 TUPLE = re.compile(r"^\(.*\)$")  # what HyperPyYAML takes for a tuple
 
 REMEDY = (
@@ -199,6 +200,8 @@ def _read(path: Path, name: str) -> str:
         raise ModelError(f"{name} is not UTF-8 text: download it again.") from None
     if len(raw) > LARGEST_TEXT:
         raise ModelError(f"{name} has more than {LARGEST_TEXT} bytes.")
+    if DEEP.search(text):
+        raise ModelError(f"{name} is nested too deeply.")
     if any(line.startswith("%") for line in text.splitlines()):
         raise ModelError(f"{name} has a yaml directive (a line that begins with %).")
     return text

@@ -190,13 +190,15 @@ class SPGMSeparation(SepformerSeparation):
                 with TemporaryDirectory() as temporary:
                     return super().from_hparams(
                         source if isinstance(source, FetchSource) else str(source),
-                        hparams_file,
-                        overrides or {},
-                        overrides_must_match,
-                        temporary if savedir is None and is_url(source) else savedir,
-                        download_only,
-                        local_strategy,
-                        replace(
+                        hparams_file=hparams_file,
+                        overrides=overrides or {},
+                        overrides_must_match=overrides_must_match,
+                        savedir=temporary
+                        if is_url(source) and not savedir
+                        else savedir,
+                        download_only=download_only,
+                        local_strategy=local_strategy,
+                        fetch_config=replace(
                             fetching,
                             revision=hub["revision"],
                             token=hub["token"],
