@@ -38,7 +38,7 @@ from tqdm import tqdm
 from speechbrain_spgm.data.atomic import replacing
 from speechbrain_spgm.data.audio import THREADS, AudioFile, read_audio
 from speechbrain_spgm.data.errors import UserError
-from speechbrain_spgm.data.manifest import ManifestRow
+from speechbrain_spgm.data.manifest import ManifestRow, write_if_new
 from speechbrain_spgm.data.voices import read_table
 
 FULL_SCALE = 32768
@@ -265,11 +265,7 @@ def write_origin(path: Path, record: dict[str, dict[str, str]]) -> None:
     writer = csv.DictWriter(text, ["id", *parts], restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(record[id] for id in sorted(record))
-    content = text.getvalue().encode()
-    if not path.is_file() or path.read_bytes() != content:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
-            temporary.write_bytes(content)
+    write_if_new(path, text.getvalue())
 
 
 def run(

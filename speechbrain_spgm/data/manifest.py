@@ -63,8 +63,8 @@ def write_manifest(path: str | Path, rows: Iterable[ManifestRow]) -> None:
     Raises
     ------
     UserError
-        If there are no rows, an id comes twice, or the rows differ in their number of
-        sources.
+        If there are no rows, an id comes twice, the rows differ in their number of
+        sources, or the file cannot be written.
 
     Example
     -------
@@ -101,12 +101,23 @@ def write_manifest(path: str | Path, rows: Iterable[ManifestRow]) -> None:
         files = [portable(file, path.parent) for file in (row.mix, *row.sources)]
         noise = "" if row.noise is None else portable(row.noise, path.parent)
         writer.writerow([row.id, repr(float(row.duration)), *files, noise])
-    content = text.getvalue().encode()
-    if path.is_file() and path.read_bytes() == content:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
+    write_if_new(path, text.getvalue())
+
+
+def write_if_new(path: Path, text: str) -> None:
+    """Writes a text file, unless it already says the same; its folder is made."""
+    content = text.encode()
+    try:
+        if path.is_file() and path.read_bytes() == content:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            temporary.write_bytes(content)
+    except OSError as error:
+        raise UserError(
+            f"The file {path} cannot be written ({error.strerror}): take another "
+            "output folder."
+        ) from None
 
 
 def portable(file: Path, folder: Path) -> str:

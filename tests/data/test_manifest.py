@@ -50,6 +50,12 @@ def test_wrong_rows_are_not_written(tmp_path):
     assert not path.exists()
 
 
+def test_a_place_that_cannot_be_written_to_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file/x.csv cannot be written"):
+        write_manifest(tmp_path / "file" / "x.csv", [row(tmp_path, "a")])
+
+
 @pytest.mark.parametrize(
     "text, message",
     [
