@@ -16,7 +16,6 @@ import numpy as np
 import soundfile
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torchmetrics.functional.audio import (
     permutation_invariant_training,
     pit_permutate,
@@ -25,13 +24,18 @@ from torchmetrics.functional.audio import (
 
 from speechbrain_spgm.data.errors import UserError
 from speechbrain_spgm.inference import SPGMSeparation
+from speechbrain_spgm.training.pictures import (
+    MIXTURE_COLOR,
+    VOICE_COLORS,
+    add_level_bar,
+    decibels,
+    draw_spectrogram,
+    new_figure,
+    save,
+)
 
 HERE = Path(__file__).resolve().parent
 VOICES = {"reading-en.flac": "man, English", "prompt-ru.flac": "woman, Russian"}
-
-MIXTURE_COLOR = "#4d4d4d"
-VOICE_COLORS = ("#0072b2", "#d55e00")  # told apart by colour-blind readers too
-LEVELS_DB = (-65, -10)  # of the spectrograms, 0 dB = loudest bin of the mixture
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -153,7 +157,7 @@ def draw(
     sample_rate : int
         In Hz.
     """
-    figure = Figure(figsize=(13, 7.6), layout="constrained")
+    figure = new_figure(13, 7.6)
     axes = figure.subplot_mosaic(
         [
             ["wave mix", "wave est 0", "wave est 1"],
@@ -164,50 +168,24 @@ def draw(
         height_ratios=[1, 2, 1, 2],
     )
     panels = [("mix", "Mixture", mixture, MIXTURE_COLOR)]
-    for k, (voice, color) in enumerate(zip(VOICES.values(), VOICE_COLORS, strict=True)):
+    for k, (voice, color) in enumerate(
+        zip(VOICES.values(), VOICE_COLORS, strict=False)
+    ):
         panels.append((f"est {k}", f"Separated: {voice}", estimates[k], color))
         panels.append((f"ref {k}", f"As recorded: {voice}", references[k], color))
 
     peak = mixture.abs().max().item()
-    loudest = decibels(mixture).max()
+    loudest = decibels(mixture, sample_rate).max()
     seconds = len(mixture) / sample_rate
     for name, title, wave, color in panels:
         top, bottom = axes[f"wave {name}"], axes[f"spec {name}"]
         top.set_title(title, color=color, fontweight="bold", loc="left")
         top.plot(np.linspace(0, seconds, len(wave)), wave, color=color, linewidth=0.4)
         top.set(xlim=(0, seconds), ylim=(-peak, peak), xticklabels=[], yticks=[])
-        image = bottom.imshow(
-            decibels(wave) - loudest,
-            vmin=LEVELS_DB[0],
-            vmax=LEVELS_DB[1],
-            cmap="magma",
-            origin="lower",
-            aspect="auto",
-            extent=(0, seconds, 0, sample_rate / 2000),
-        )
-        bottom.set(xlabel="time (s)", ylabel="frequency (kHz)")
+        image = draw_spectrogram(bottom, wave, sample_rate, loudest)
     draw_scores(axes["scores"], before, after)
-    figure.colorbar(
-        image,
-        ax=[*axes.values()],
-        label="level (dB, loudest bin of the mixture = 0)",
-        extend="both",
-        aspect=50,
-        pad=0.01,
-    )
-    figure.savefig(path, dpi=110)
-
-
-def decibels(wave: torch.Tensor) -> np.ndarray:
-    """The level of each time-frequency bin of a waveform [T], in dB."""
-    spectrum = torch.stft(
-        wave,
-        n_fft=512,
-        hop_length=64,
-        window=torch.hann_window(512),
-        return_complex=True,
-    )
-    return 20 * spectrum.abs().clamp_min(1e-8).log10().numpy()
+    add_level_bar(figure, image, [*axes.values()])
+    save(figure, path)
 
 
 def draw_scores(axes: Axes, before: torch.Tensor, after: torch.Tensor) -> None:

@@ -1,0 +1,1 @@
+"""Measurements beside SpeechBrain's own modules; never a test."""
