@@ -17,10 +17,13 @@ from speechbrain.inference.separation import SepformerSeparation
 from speechbrain_spgm import cli
 from speechbrain_spgm.inference import ModelError, SPGMSeparation
 from speechbrain_spgm.inference.layouts import convert
-from speechbrain_spgm.inference.publishing import assemble
+from speechbrain_spgm.inference.publishing import Assembled, assemble, upload
 from speechbrain_spgm.inference.publishing.privacy import clean_command, find_leaks
 from speechbrain_spgm.inference.remote import FolderFiles
 from tests.hub_server import TOKEN, Hub, Repository, serve
+
+# Of the Hub's client, about its own HTTP library.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
 REPO = "user/random"
 SECRET = "hf_" + "aB3" * 11
@@ -104,6 +107,12 @@ def finished(tmp_path_factory, published) -> Path:
     mix = torch.randn(500, generator=torch.Generator().manual_seed(1)) / 9
     soundfile.write(run / "examples" / "1_a_mix.wav", mix.numpy(), 8000)
     return run
+
+
+@pytest.fixture(scope="module")
+def ready(finished, tmp_path_factory) -> Assembled:
+    """The run, ready to be published."""
+    return assemble(finished, tmp_path_factory.mktemp("ready") / "files", REPO)
 
 
 @pytest.fixture
@@ -228,14 +237,13 @@ def test_round_trip_through_the_real_client(hub: Hub, run, model, tmp_path, caps
 
 
 @pytest.mark.parametrize("where", ["^PUT /large/", "^POST .*/commit/"])
-def test_a_connection_cut_in_an_upload(hub: Hub, run, capsys, where):
+def test_a_connection_cut_in_an_upload(hub: Hub, ready: Assembled, where):
     hub.faults[where] = "cut"
-    assert publish(run) == 2
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith(f"spgm: {REPO} was not published: the connection")
+    with pytest.raises(ModelError, match=f"^{REPO} was not published: the connection"):
+        upload(ready)
     assert hub.repositories[REPO].files().keys() == {".gitattributes"}
     hub.faults.clear()
-    assert publish(run) == 0
+    assert {*upload(ready).changed} == FILES
     assert hub.repositories[REPO].files().keys() == FILES | {".gitattributes"}
 
 
@@ -266,43 +274,41 @@ def test_a_connection_cut_in_a_download(hub: Hub, published, model):
     ],
 )
 def test_each_refusal_of_the_hub_is_one_sentence(
-    hub: Hub, finished, monkeypatch, capsys, fault, token, words
+    hub: Hub, ready: Assembled, monkeypatch, fault, token, words
 ):
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", "missing")
     hub.faults |= fault
-    options = ["--token", token] if token else []
-    assert publish(finished / "model", *options) == 2
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith(f"spgm: {REPO} was not published: ") and words in error
+    with pytest.raises(ModelError, match=f"^{REPO} was not published: .*{words}"):
+        upload(ready, token)
 
 
-def test_a_repository_that_is_public_or_somebody_elses(hub: Hub, finished, capsys):
-    assert publish(finished, "--private") == 0
+def test_a_repository_that_is_public_or_somebody_elses(hub: Hub, ready: Assembled):
+    private = ready._replace(terms=ready.terms._replace(private=True))
+    upload(private)
     assert hub.repositories[REPO].private
     hub.repositories[REPO].private = False
-    assert publish(finished, "--private") == 2
-    assert "is public, so --private cannot be kept" in capsys.readouterr().err
+    with pytest.raises(ModelError, match="is public, so --private cannot be kept"):
+        upload(private)
     hub.repositories[REPO].commit("main", {"hyperparams.yaml": b"N: 1\n"})
-    assert publish(finished) == 2
-    assert "already holds another model" in capsys.readouterr().err
+    with pytest.raises(ModelError, match="already holds another model"):
+        upload(ready)
     hub.repositories[REPO].commit("main", {"notes.txt": b"mine\n"})
-    assert publish(finished) == 0
+    assert upload(ready).others == ("notes.txt",)
     assert hub.repositories[REPO].files()["notes.txt"] == b"mine\n"
-    assert "Left as they are there: notes.txt." in capsys.readouterr().out
 
 
-def test_without_a_network(finished, monkeypatch, capsys):
+def test_without_a_network(ready: Assembled, monkeypatch):
     constants = huggingface_hub.constants
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
-    assert publish(finished) == 2
-    assert "the connection to the Hub failed" in capsys.readouterr().err
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with pytest.raises(ModelError, match="the connection to the Hub failed"):
+        upload(ready)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     huggingface_hub.close_session()
-    assert publish(finished) == 2
-    assert "HF_HUB_OFFLINE is set: unset it" in capsys.readouterr().err
+    with pytest.raises(ModelError, match="HF_HUB_OFFLINE is set: unset it"):
+        upload(ready)
     huggingface_hub.close_session()
 
 

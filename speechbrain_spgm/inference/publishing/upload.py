@@ -167,6 +167,8 @@ def _reason(error: BaseException, has_token: bool) -> str:
         return f"the Hub answered {status} ({_first_line(http)}): try again later"
     if isinstance(error, ValueError) and "metadata" in str(error):
         return f"the Hub does not accept the card ({' '.join(str(error).split())})"
+    while error.__cause__ is not None:  # the client says which file, this says why
+        error = error.__cause__
     return (
         f"the connection to the Hub failed ({type(error).__name__}: "
         f"{_first_line(error)}). What is there stays as it was, and files that arrived "
