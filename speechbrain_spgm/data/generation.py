@@ -235,6 +235,7 @@ def check_origin(plans: Sequence[Plan], write: bool) -> None:
     """Refuses to mix with what an earlier run made from other recordings or gains.
 
     The record holds one row per mixture; a part that was not wanted so far is empty.
+    It binds a mixture as long as one of its files is there.
     """
     by_folder: dict[Path, list[Plan]] = {}
     for plan in plans:
@@ -247,15 +248,20 @@ def check_origin(plans: Sequence[Plan], write: bool) -> None:
         for plan in members:
             row = record.setdefault(plan.id, {"id": plan.id})
             for part, text in plan.made_from.items():
-                if row.setdefault(part, "") not in ("", text):
+                if row.setdefault(part, "") not in ("", text) and has_files(plan):
                     raise UserError(
                         f"The mixture {plan.id} in {folder} was made from {row[part]}, "
-                        f"not from {text}: remove that folder and {path}, or choose "
-                        "another output folder."
+                        f"not from {text}: remove that folder, or choose another output "
+                        "folder."
                     )
                 row[part] = text
         if write:
             write_origin(path, record)
+
+
+def has_files(plan: Plan) -> bool:
+    """Whether any file of a plan is there."""
+    return any(plan.path(name).exists() for name in plan.names)
 
 
 def write_origin(path: Path, record: dict[str, dict[str, str]]) -> None:

@@ -99,6 +99,9 @@ def test_other_recordings_or_gains_are_not_mixed_in(tmp_path, plans):
     with pytest.raises(UserError, match="m2 in .*tr was made from 0, not from 1"):
         generate([plan(tmp_path, "new", 1), plan(tmp_path, "m2", 1)])
     assert snapshot(tmp_path) == before
+    for name in ("s1", "s2", "mix"):
+        plans[2].path(name).unlink()
+    assert generate([plan(tmp_path, "new", 1), plan(tmp_path, "m2", 1)]) == (6, 0, 0)
 
 
 def test_more_mixtures_may_follow(tmp_path, plans):
