@@ -251,8 +251,8 @@ def check_origin(plans: Sequence[Plan], write: bool) -> None:
                 if row.setdefault(part, "") not in ("", text) and has_files(plan):
                     raise UserError(
                         f"The mixture {plan.id} in {folder} was made from {row[part]}, "
-                        f"not from {text}: remove that folder, or choose another output "
-                        "folder."
+                        f"not from {text}: remove that folder, or choose another "
+                        "output folder."
                     )
                 row[part] = text
         if write:
