@@ -114,8 +114,11 @@ def measure_sdr(
     signals, references = (pad(x, (0, missing)) for x in (signals, references))
     try:
         ratio = signal_distortion_ratio(signals, references, filter_length=TAPS)
-    except torch.linalg.LinAlgError:  # a reference such as a constant
-        ratio = torch.full(signals.shape[:1], torch.nan)
+    except torch.linalg.LinAlgError:  # some reference is, for example, periodic
+        if len(signals) > 1:  # the others must not notice
+            pairs = zip(signals.split(1), references.split(1), strict=True)
+            return torch.cat([measure_sdr(*pair) for pair in pairs])
+        ratio = signals.new_full((1,), torch.nan)
     # A pure tone's correlation matrix is singular, and nothing is left of a perfect
     # estimate: both are measured again on a matrix that is a little larger.
     odd = ~ratio.isfinite() & signals.isfinite().all(-1)
@@ -326,9 +329,11 @@ class Worst:
             length = batch.lengths[b]
             signals = (batch.mix[b], estimates[b], batch.sources[b])
             example = Example(score.id, *(x[:length].cpu().clone() for x in signals))
-            self.kept.append((score, example))
-            self.kept.sort(key=lambda pair: -badness(pair[0]))
-            del self.kept[self.number :]
+            self.merge([*self.kept, (score, example)])
+
+    def merge(self, pairs: Sequence[tuple[Score, Example]]) -> None:
+        """Keeps the worst of ``pairs``, for example those of all ranks."""
+        self.kept = sorted(pairs, key=lambda pair: -badness(pair[0]))[: self.number]
 
     @property
     def examples(self) -> list[Example]:

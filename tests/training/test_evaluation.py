@@ -20,6 +20,7 @@ from speechbrain_spgm.training.evaluation import (
     Worst,
     check_metrics,
     format_table,
+    measure_sdr,
     score_batch,
     summarise,
     write_results,
@@ -120,6 +121,17 @@ def test_tones_constants_and_perfect_or_silent_estimates_have_a_finite_sdr():
         batch = MixtureBatch.collate([Mixture("a", sources.sum(-1), sources)])
         (result,) = score(batch, estimates[None])
         assert all(map(math.isfinite, result.values.values()))
+
+
+def test_a_singular_reference_leaves_the_others_as_they_are():
+    references = torch.randn(3, 2000)
+    references[1] = 0  # the solver raises
+    signals = references + torch.randn(3, 2000)
+    batched = measure_sdr(signals, references)
+    for b in (0, 2):
+        alone = signal_distortion_ratio(signals[b], references[b])
+        assert batched[b] == pytest.approx(alone.item(), abs=1e-6)
+    assert batched[1].isfinite()
 
 
 def test_a_missing_package_and_an_unknown_metric_are_named(monkeypatch):
