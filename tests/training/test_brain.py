@@ -4,48 +4,26 @@ import copy
 import csv
 import json
 import os
+import sys
+from statistics import fmean
 
 import pytest
+import speechbrain as sb
 import torch
-from speechbrain.lobes.models.dual_path import (
-    Decoder,
-    Encoder,
-    SBTransformerBlock,
-)
-from speechbrain.utils.epoch_loop import EpochCounter
-from speechbrain.utils.train_logger import FileTrainLogger
+from speechbrain.utils.train_logger import FileTrainLogger, TrainLogger
 
-from speechbrain_spgm.data import Mixture, MixtureList, UserError
-from speechbrain_spgm.data.seeded import SeededDataset
-from speechbrain_spgm.lobes.masknet import SPGMMaskNet
-from speechbrain_spgm.lobes.spgm import SPGMBlock
+from speechbrain_spgm.data import Mixture, MixtureBatch, MixtureList, UserError
 from speechbrain_spgm.training.brain import SeparationBrain
-from speechbrain_spgm.training.checkpoints import WholeCheckpointer
-from speechbrain_spgm.training.initialise import initialise
-
-RATE = 8000
-
-
-class Tones(SeededDataset):
-    """Pairs of a low and a high tone; every third mixture is shorter."""
-
-    def __len__(self) -> int:
-        return 7
-
-    def __getitem__(self, index: int) -> Mixture:
-        rng = self.generator(index)
-        times = torch.arange(1200 if index % 3 else 900) / RATE
-        hertz = torch.tensor([rng.uniform(200, 400), rng.uniform(1000, 2000)])
-        sources = 0.1 * torch.sin(2 * torch.pi * times.unsqueeze(1) * hertz)
-        return Mixture(str(index), sources.sum(-1), sources)
+from speechbrain_spgm.training.losses import pit_si_sdr_loss
+from tests.training.tiny import RATE, Tones, fit, make_brain
 
 
 class Killed(Exception):
     """Stands for a kill signal."""
 
 
-class FragileBrain(SeparationBrain):
-    """Is killed at a chosen training step."""
+class Fragile(SeparationBrain):
+    """Is killed at a chosen training batch."""
 
     killed_at = None
     steps = 0
@@ -57,51 +35,35 @@ class FragileBrain(SeparationBrain):
         return super().fit_batch(batch)
 
 
-def make_brain(folder, epochs=2, N=16, K=20, **run_opts) -> FragileBrain:
-    """A tiny network with its checkpointer, the same for every call."""
-    torch.manual_seed(0)
-    masknet = SPGMMaskNet(
-        N,
-        N,
-        SBTransformerBlock(1, N, 2, d_ffn=32, dropout=0.0, norm_before=True),
-        SPGMBlock(N, "att", chunk_size=K),
-        num_layers=2,
-        K=K,
-        linear_layer_after_inter_intra=False,
-    )
-    modules = {
-        "encoder": Encoder(kernel_size=16, out_channels=N),
-        "masknet": masknet,
-        "decoder": Decoder(N, 1, kernel_size=16, stride=8, bias=False),
-    }
-    initialise(modules)
-    counter = EpochCounter(limit=epochs)
-    folder.mkdir(exist_ok=True)
-    return FragileBrain(
-        modules,
-        opt_class=lambda parameters: torch.optim.Adam(parameters, lr=3e-3),
-        hparams={
-            "sample_rate": RATE,
-            "output_folder": folder,
-            "train_logger": FileTrainLogger(folder / "train_log.txt"),
-            "epoch_counter": counter,
-            "warmup_steps": 3,
-        },
-        run_opts={"device": "cpu", "noprogressbar": True, **run_opts},
-        checkpointer=WholeCheckpointer(
-            folder / "save", {**modules, "epoch_counter": counter}
-        ),
-    )
+class Broken(Tones):
+    """Tones, of which one is not a number."""
+
+    def __getitem__(self, index):
+        mixture = super().__getitem__(index)
+        return mixture._replace(mix=mixture.mix / 0) if index == 3 else mixture
 
 
-def fit(brain, train_set=None, valid_set=None) -> None:
-    brain.fit(
-        brain.hparams.epoch_counter,
-        train_set or Tones(seed=1),
-        valid_set or Tones(seed=2),
-        train_loader_kwargs={"batch_size": 2, "shuffle": True},
-        valid_loader_kwargs={"batch_size": 4},
-    )
+class Rows(TrainLogger):
+    """A logger that keeps what it is told."""
+
+    def __init__(self):
+        self.rows = []
+
+    def log_stats(self, stats_meta, **stats):
+        self.rows.append({**stats_meta, **stats})
+
+
+def parameters(brain):
+    """A copy of all parameters, by name."""
+    return {k: v.clone() for k, v in brain.networks.state_dict().items()}
+
+
+def assert_same(one, other, **tolerance):
+    """The same parameters, exactly if there is no tolerance."""
+    assert one.keys() == other.keys()
+    tolerance = tolerance or {"rtol": 0, "atol": 0}
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], **tolerance)
 
 
 def test_a_killed_run_ends_like_an_uninterrupted_one(tmp_path):
@@ -109,18 +71,18 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(tmp_path):
     fit(whole)
 
     # 4 steps an epoch: killed in the second, 1 step after a checkpoint.
-    killed = make_brain(tmp_path / "killed", ckpt_interval_steps=3)
+    killed = make_brain(tmp_path / "killed", brain_class=Fragile, ckpt_interval_steps=3)
     killed.killed_at = 4 + 4
     with pytest.raises(Killed):
         fit(killed)
-    resumed = make_brain(tmp_path / "killed", ckpt_interval_steps=3)
+    resumed = make_brain(
+        tmp_path / "killed", brain_class=Fragile, ckpt_interval_steps=3
+    )
     fit(resumed)
 
     assert resumed.steps == 1
     assert resumed.optimizer_step == whole.optimizer_step == 8
-    expected = whole.modules.state_dict()
-    for name, value in resumed.modules.state_dict().items():
-        assert torch.equal(value, expected[name]), name
+    assert_same(parameters(resumed), parameters(whole))
 
 
 def test_a_checkpoint_killed_while_written_is_not_loaded(tmp_path, monkeypatch):
@@ -139,6 +101,25 @@ def test_a_checkpoint_killed_while_written_is_not_loaded(tmp_path, monkeypatch):
     again = make_brain(tmp_path / "run", epochs=1)
     assert len(list((tmp_path / "run" / "save").iterdir())) == 2
     assert again.checkpointer.recover_if_possible().path == good.path
+
+
+def test_a_checkpoint_killed_while_deleted_does_not_count(tmp_path, monkeypatch):
+    brain = make_brain(tmp_path / "run", epochs=1)
+    brain.checkpointer.save_checkpoint()
+    (old,) = brain.checkpointer.list_checkpoints()
+
+    def kill(folder):
+        (folder / "masknet.ckpt").unlink()
+        raise Killed
+
+    monkeypatch.setattr("shutil.rmtree", kill)
+    with pytest.raises(Killed):
+        brain.checkpointer.save_and_keep_only()
+    monkeypatch.undo()
+    assert old not in brain.checkpointer.list_checkpoints()
+    assert len(brain.checkpointer.list_checkpoints()) == 1
+    brain.checkpointer.save_checkpoint()
+    assert not list(brain.checkpointer.checkpoints_dir.glob("*/*.partial"))
 
 
 def test_scores_do_not_depend_on_the_batch(tmp_path):
@@ -171,7 +152,7 @@ def test_a_finished_run_is_tested_again_without_training(tmp_path):
     brain = make_brain(tmp_path / "run")
     fit(brain)
     brain.evaluate(Tones(seed=3), max_key="si_sdri")
-    again = make_brain(tmp_path / "run", test_only=True)
+    again = make_brain(tmp_path / "run", brain_class=Fragile, test_only=True)
     fit(again)
     again.evaluate(Tones(seed=3), max_key="si_sdri")
     assert again.steps == 0
@@ -194,6 +175,179 @@ def test_blocks_start_from_different_weights(tmp_path):
         for name in same
     )
     assert len(same) < len(first)
+
+
+def test_each_utterance_of_a_batch_has_the_loss_it_has_alone(tmp_path):
+    brain = make_brain(tmp_path / "run")
+    mixtures = []
+    for index, samples in enumerate((1, 15, 16, 170, 333, 800, 1601, 2400)):
+        sources = torch.randn(samples, 2)
+        mixtures.append(Mixture(str(index), sources.sum(-1), sources))
+    brain.modules.train()
+    for batch in [mixtures, *([mixture] for mixture in mixtures)]:
+        batch = MixtureBatch.collate(batch)
+        estimates = brain.compute_forward(batch, sb.Stage.TRAIN)
+        brain.compute_objectives(estimates, batch, sb.Stage.TRAIN)
+        if len(batch.ids) == 8:
+            together = brain.losses
+        else:
+            assert brain.losses[0].item() == pytest.approx(
+                together[int(batch.ids[0])].item(), abs=1e-4
+            )
+
+
+@pytest.mark.parametrize("dropped", [0, 2])
+def test_accumulated_batches_make_one_step(tmp_path, dropped):
+    """Of unequal length, and where the threshold drops some: the mean of all kept."""
+    tones = Tones(seed=1, number=4)
+    tones.set_epoch(1)
+    batch = MixtureBatch.collate([tones[i] for i in range(4)])
+    brain = make_brain(tmp_path / "manual")
+    with torch.no_grad():
+        estimates = brain.compute_forward(batch, sb.Stage.TRAIN)
+        brain.compute_objectives(estimates, batch, sb.Stage.TRAIN)
+    threshold = (brain.losses.sort().values[dropped] - 1e-3).item()
+    estimates = brain.compute_forward(batch, sb.Stage.TRAIN)
+    kept = brain.losses > threshold
+    pit_si_sdr_loss(estimates, batch.sources, batch.lengths).loss[
+        kept
+    ].mean().backward()
+    rate = 3e-3 / 3  # the first of three steps of warm-up
+    expected = {
+        name: (parameter - rate * parameter.grad).detach()
+        for name, parameter in brain.networks.named_parameters()
+    }
+    assert kept.sum() == 4 - dropped
+
+    for batch_size, factor in ((4, 1), (2, 2), (1, 4)):
+        brain = make_brain(
+            tmp_path / f"{batch_size}",
+            epochs=1,
+            optimizer=torch.optim.SGD,
+            hparams={"loss_threshold": threshold},
+            grad_accumulation_factor=factor,
+            max_grad_norm=-1,
+        )
+        fit(brain, train_set=tones, batch_size=batch_size)
+        assert brain.optimizer_step == 1
+        moved = {name: parameters(brain)[name] for name in expected}
+        assert_same(moved, expected, rtol=0, atol=1e-6)
+
+
+def test_easy_batches_make_no_step(tmp_path):
+    brain = make_brain(tmp_path / "run", epochs=1, hparams={"loss_threshold": 1000})
+    start = parameters(brain)
+    fit(brain)
+    assert brain.optimizer_step == 0
+    assert_same(parameters(brain), start)
+
+
+def test_batches_that_are_not_finite_are_left_out_and_counted(tmp_path):
+    rows = Rows()
+    brain = make_brain(
+        tmp_path / "run",
+        epochs=2,
+        hparams={"train_logger": [rows, FileTrainLogger(tmp_path / "log.txt")]},
+    )
+    fit(brain, train_set=Broken(seed=1), batch_size=1)
+    assert [row["train_stats"]["skipped"] for row in rows.rows] == [1, 1]
+    assert "train skipped: 1" in (tmp_path / "log.txt").read_text()
+    assert brain.optimizer_step == 2 * 6
+    assert all(torch.isfinite(v).all() for v in parameters(brain).values())
+    # Positive dB are good: the mean of what was learned from, and of all validated.
+    stats = rows.rows[-1]
+    assert stats["train_stats"]["si_sdr"] == pytest.approx(brain.progress.si_sdr)
+    assert stats["valid_stats"]["si_sdri"] == pytest.approx(
+        fmean(score.si_sdri for score in brain.scores)
+    )
+
+
+def test_gradients_that_are_not_finite_are_left_out(tmp_path):
+    brain = make_brain(tmp_path / "run", epochs=1)
+    start = parameters(brain)
+    brain.modules.decoder.weight.register_hook(lambda grad: grad / 0)
+    with pytest.raises(UserError, match="last 4 steps .* not finite"):
+        fit(brain, batch_size=1)
+    assert_same(parameters(brain), start)
+
+
+def test_a_moving_average_is_validated_tested_and_left_in_the_modules(tmp_path):
+    brain = make_brain(tmp_path / "run", hparams={"ema_decay": 0.5})
+    assert not brain.ema.training
+    trail = []
+
+    def remember(*args):
+        trail.append(parameters(brain))
+
+    brain.optimizers_step = lambda: (SeparationBrain.optimizers_step(brain), remember())
+    fit(brain)
+    expected = trail[0]
+    for weights in trail[1:]:
+        expected = {k: (expected[k] + weights[k]) / 2 for k in expected}
+    assert_same(brain.ema.module.state_dict(), expected, rtol=0, atol=1e-6)
+
+    validated = [score.si_sdri for score in brain.scores]
+    again = make_brain(
+        tmp_path / "run", hparams={"ema_decay": 0.5}, test_only=True, epochs=2
+    )
+    fit(again)
+    again.evaluate(Tones(seed=2))  # the newest checkpoint
+    assert_same(parameters(again), brain.ema.module.state_dict())
+    # The same mixtures but for the epoch, which Tones knows of in training only.
+    assert fmean(s.si_sdri for s in again.scores) == pytest.approx(
+        fmean(validated), abs=1e-3
+    )
+
+
+def test_the_best_checkpoints_are_kept_and_averaged(tmp_path):
+    hparams = {"average_checkpoints": 2}
+    brain = make_brain(tmp_path / "run", epochs=4, hparams=hparams)
+    fit(brain, train_set=Tones(seed=1, number=2))
+    kept = brain.checkpointer.find_checkpoints(max_key="si_sdri")
+    history = [row["valid_si_sdri"] for row in brain.progress.history]
+    assert [c.meta["si_sdri"] for c in kept[:2]] == sorted(history)[:1:-1]
+    assert len(kept) == 2 + (history[-1] not in sorted(history)[2:])
+
+    brain.evaluate(Tones(seed=3), max_key="si_sdri")
+    for name in ("encoder", "masknet", "decoder"):
+        first, second = (torch.load(c.paramfiles[name]) for c in kept[:2])
+        mean = {key: (first[key] + second[key]) / 2 for key in first}
+        assert_same(brain.networks[name].state_dict(), mean, rtol=0, atol=1e-7)
+        assert not torch.equal(first[key := next(iter(first))], second[key])
+
+
+def test_bfloat16_keeps_weights_loss_and_residual_in_float32(tmp_path):
+    full = make_brain(tmp_path / "fp32")
+    short = make_brain(tmp_path / "bf16", precision="bf16")
+    fit(full)
+    fit(short)
+    losses = [row["train_si_sdr"] for row in short.progress.history]
+    expected = [row["train_si_sdr"] for row in full.progress.history]
+    assert losses == pytest.approx(expected, abs=0.5)
+    assert losses != expected
+    assert short.losses.dtype == torch.float32
+    assert {v.dtype for v in parameters(short).values()} == {torch.float32}
+
+
+def test_half_precision_on_a_cpu_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="not yet supported on CPU"):
+        make_brain(tmp_path / "run", precision="fp16")
+
+
+def test_a_run_shows_curves_and_examples(tmp_path):
+    brain = make_brain(tmp_path / "run", epochs=1, hparams={"num_examples": 1})
+    fit(brain)
+    assert (tmp_path / "run" / "curves.png").stat().st_size > 1000
+    shown = {path.name for path in (tmp_path / "run" / "examples").iterdir()}
+    assert {"1_0_mix.wav", "1_0_est1.wav", "1_0_ref2.wav", "1_0.png"} <= shown
+
+
+def test_a_run_without_matplotlib_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    brain = make_brain(tmp_path / "run", epochs=1, hparams={"num_examples": 1})
+    fit(brain)
+    assert not (tmp_path / "run" / "curves.png").exists()
+    assert (tmp_path / "run" / "examples" / "1_0_mix.wav").exists()
 
 
 def test_two_real_voices_are_learned(shared, tmp_path):
