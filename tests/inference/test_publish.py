@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,10 @@ import pytest
 import soundfile
 import torch
 from huggingface_hub import ModelCard
+from hyperpyyaml import load_hyperpyyaml
+from safetensors.torch import load_file, save_file
 from speechbrain.inference.separation import SepformerSeparation
+from speechbrain.lobes.models.dual_path import Dual_Path_Model
 
 from speechbrain_spgm import cli
 from speechbrain_spgm.inference import ModelError, SPGMSeparation
@@ -20,7 +24,8 @@ from speechbrain_spgm.inference.layouts import convert
 from speechbrain_spgm.inference.publishing import Assembled, assemble, upload
 from speechbrain_spgm.inference.publishing.privacy import clean_command, find_leaks
 from speechbrain_spgm.inference.remote import FolderFiles
-from tests.hub_server import TOKEN, Hub, Repository, serve
+from speechbrain_spgm.lobes.masknet import SPGMMaskNet
+from tests.hub_server import TOKEN, Hub, Repository
 
 # Of the Hub's client, about its own HTTP library.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -42,6 +47,7 @@ FILES = {
     "training_curves.png",
 }
 SUMMARY = {
+    "test_set": "test",
     "n": 30,
     "si_sdr": {"mean": 8.1, "ci95": 0.5},
     "si_sdri": {"mean": 8.25, "ci95": 0.4},
@@ -85,7 +91,7 @@ def finished(tmp_path_factory, published) -> Path:
     shutil.copytree(published, run / "model")
     (run / "test_summary.json").write_text(json.dumps(SUMMARY))
     (run / "command.txt").write_text(
-        "torchrun --nproc_per_node 2 /home/ann/spgm/train.py hparams/spgm.yaml "
+        "torchrun --nproc_per_node 2 /home/ann/train.py /home/ann/hparams/spgm.yaml "
         f"--data_folder '/home/ann/my data' --hub_token {SECRET}\n"
     )
     (run / "hyperparams.yaml").write_text(
@@ -119,23 +125,6 @@ def ready(finished, tmp_path_factory) -> Assembled:
 def run(finished, tmp_path) -> Path:
     """A copy of the run that a test may change."""
     return Path(shutil.copytree(finished, tmp_path / "run"))
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    """The Hub on this machine, in place of the real one; waiting costs no time."""
-    constants = huggingface_hub.constants
-    with serve() as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.address)
-        template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
-        yield hub
-        huggingface_hub.close_session()
 
 
 def publish(folder: Path, *options: str) -> int:
@@ -182,6 +171,11 @@ def test_what_is_assembled(finished, tmp_path, capsys, monkeypatch):
         "examples/mixture_spk2.flac",
     ):
         assert words in card.text, words
+
+    blocks = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
+    assert len(blocks) == 4
+    for block in blocks:
+        compile(block, "card", "exec")
 
     # What was published is a model folder, which gives the same files again.
     assert publish(kept, *options[:2], str(tmp_path / "again"), *options[3:]) == 0
@@ -233,7 +227,7 @@ def test_round_trip_through_the_real_client(hub: Hub, run, model, tmp_path, caps
         "config.json",
         "test_summary.json",
     }
-    assert 'revision="next"' in after["README.md"].decode()
+    assert 'FetchConfig(revision="next")' in after["README.md"].decode()
 
 
 @pytest.mark.parametrize("where", ["^PUT /large/", "^POST .*/commit/"])
@@ -341,12 +335,28 @@ def no_model(run: Path) -> None:
 
 
 def bad_weights(run: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     path = run / "model" / "model.safetensors"
     state = load_file(path)
     state["encoder.conv1d.weight"][0] = float("inf")
     save_file(state, path)
+
+
+def no_spgm(run: Path) -> None:
+    """A model of SpeechBrain's, a SepFormer."""
+    folder = run / "model"
+    convert(FolderFiles(folder), "model", run / "other", "speechbrain")
+    shutil.rmtree(folder)
+    shutil.move(run / "other", folder)
+    text = (folder / "hyperparams.yaml").read_text()
+    text = text.replace("inter_model: !ref <inter>", "inter_model: !ref <intra>")
+    ours, theirs = SPGMMaskNet, Dual_Path_Model
+    text = text.replace(
+        f"{ours.__module__}.{ours.__name__}", f"{theirs.__module__}.{theirs.__name__}"
+    )
+    (folder / "hyperparams.yaml").write_text(text)
+    with open(folder / "hyperparams.yaml", encoding="utf-8") as file:
+        masknet = load_hyperpyyaml(file)["modules"]["masknet"]
+    torch.save(masknet.state_dict(), folder / "masknet.ckpt")
 
 
 def two_models(run: Path) -> None:
@@ -377,6 +387,7 @@ def edit_card(run: Path, **changes: object) -> None:
         (secret, r"README.md, line \d+, holds a Hugging Face token \(hf_a\.\.\.\)"),
         (no_model, "has no folder model: test it by train.py --test_only"),
         (bad_weights, "NaN or infinity in encoder"),
+        (no_spgm, "is no SPGM separator"),
         (two_models, "do not load back to the same output by .*hyperparams.yaml"),
     ],
 )

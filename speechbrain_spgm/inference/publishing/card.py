@@ -139,7 +139,7 @@ def write_card(source: Source, terms: Terms, files: Sequence[str]) -> str:
         _results(source.results),
         *_example(terms, files),
         "## Use it",
-        _usage(terms),
+        _usage(source, terms),
         "## How it was trained",
         *_training(source, files),
         "## What it is not good at",
@@ -203,12 +203,12 @@ def _slug(text: str) -> str:
 
 def _introduction(source: Source) -> str:
     config = source.config
+    rate = config["sample_rate"]
     parts = [source.model.mods[name] for name in ("encoder", "masknet", "decoder")]
-    millions = count_parameters(parts) / 1e6
     return (
         f"Separates the voices of {config['masknet_numspks']} people who talk at once: "
-        f"speech at {config['sample_rate']} Hz, {millions:.2f} M parameters. The "
-        "network is **SPGM** (Single-Path Global Modulation, [Yip et al., ICASSP "
+        f"speech at {rate} Hz, {count_parameters(parts):,} parameters. "
+        "The network is **SPGM** (Single-Path Global Modulation, [Yip et al., ICASSP "
         "2024](https://arxiv.org/abs/2309.12608)): SepFormer whose inter-chunk "
         "transformer is replaced by a pooling and a small modulation."
     )
@@ -250,7 +250,7 @@ def _example(terms: Terms, files: Sequence[str]) -> list[str]:
     ]
 
 
-def _usage(terms: Terms) -> str:
+def _usage(source: Source, terms: Terms) -> str:
     repo, name = terms.repo, terms.repo.split("/")[1]
     at = "" if terms.revision == "main" else f', revision="{terms.revision}"'
     # SpeechBrain's own class takes the revision and the token in its FetchConfig.
@@ -290,7 +290,13 @@ model = SepformerSeparation.from_hparams(
     source="{repo}", savedir="pretrained_models/{name}"{fetch_option}
 )
 voices = model.separate_batch(mix)  # [B, T] -> [B, T, spks]
-```
+```{_authors_way(source, repo, at)}"""  # noqa: E501
+
+
+def _authors_way(source: Source, repo: str, at: str) -> str:
+    if source.config["spgm_block_pool"] == "none":
+        return ""  # which the author's code does not know
+    return f"""
 
 With the [code of SPGM's author]({AUTHORS_CODE}), which reads config.json and
 model.safetensors by huggingface_hub's `PyTorchModelHubMixin`:

@@ -137,8 +137,8 @@ def clean_command(command: str | Sequence[str]) -> str:
     """A command line without local paths and secrets, in one line.
 
     An absolute path becomes ``/path/to/<its last part>``; of the program, the script
-    and the yaml only the last part stays. The value of an option
-    whose name speaks of a secret becomes ``...``.
+    and the yaml only the last part stays (the yaml's with its folder ``hparams``). The
+    value of an option whose name speaks of a secret becomes ``...``.
 
     Arguments
     ---------
@@ -173,7 +173,9 @@ def clean_command(command: str | Sequence[str]) -> str:
         elif equals and (is_option or option.isidentifier()):
             cleaned.append(f"{option}={_clean_value(value)}")
         elif is_own and _is_absolute(word):
-            cleaned.append(_last_part(word))
+            name = _last_part(word)
+            in_hparams = re.search(r"[/\\]hparams[/\\][^/\\]+$", word)
+            cleaned.append(f"hparams/{name}" if in_hparams else name)
         else:
             cleaned.append(_clean_value(word))
         secret = is_option and not equals and bool(SECRET_OPTION.search(option))

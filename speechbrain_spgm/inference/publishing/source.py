@@ -26,6 +26,7 @@ from speechbrain_spgm.inference.published import (
 )
 from speechbrain_spgm.inference.publishing.privacy import clean_command
 from speechbrain_spgm.inference.separation import SPGMSeparation
+from speechbrain_spgm.lobes.spgm import SPGMBlock
 
 MODEL_FOLDER = "model"  # of a run
 SUMMARY_FILE = "test_summary.json"
@@ -34,6 +35,7 @@ PICTURES = ("training_curves.png", "curves.png", "curve.png")
 PUBLISHED_EXAMPLE = "examples/mixture.flac"
 # Recordings that may be passed on; an example of other data must be asked for.
 FREE_DATA = re.compile(r"libri", re.IGNORECASE)
+VAGUE = ("", "test", "tt")  # names of a test set that do not say of which corpus
 UNITS = {"SI-SDR": "dB", "SDR": "dB", "PESQ": "", "STOI": ""}
 METRICS = {  # in a summary: name and unit; the improvements first
     f"{name.lower().replace('-', '_')}{key}": (name + words, unit)
@@ -176,11 +178,12 @@ def load_model(
         model = SPGMSeparation.from_hparams(folder, run_opts={"device": "cpu"})
         given = getattr(model.hparams, "config", {})
         name = str(given.get("config_name") or folder.resolve().name)
-        if not isinstance(model.mods.masknet, Dual_Path_Model):
+        masknet = model.mods.masknet
+        blocks = [part for part in masknet.modules() if isinstance(part, SPGMBlock)]
+        if not blocks or not isinstance(masknet, Dual_Path_Model):
             raise ModelError(
-                f"The mask network of {folder} is a "
-                f"{type(model.mods.masknet).__name__}, which the published layout "
-                "cannot express."
+                f"The model in {folder} is no SPGM separator: only these can be "
+                "published in both layouts."
             )
         config = config_of(**model.mods, sample_rate=model.sample_rate, name=name)
     card = given.get(CARD)
@@ -241,8 +244,9 @@ def _results(summary: Any, path: Path, test_set: str) -> Results:
     named = {key: METRICS[key] for key in METRICS if key in kept}
     named |= {key: (key, "") for key in kept if key not in named}
     measured = tuple(Measured(*named[key], **{"n": n, **kept[key]}) for key in named)
-    if isinstance(entries.get("test_set"), str):
-        test_set = _file_name(entries["test_set"]) or test_set
+    given = _file_name(str(entries.get("test_set") or ""))
+    if given not in VAGUE or not test_set:
+        test_set = given or "test set"
     return Results(n, test_set, measured, {"test_set": test_set, "n": n, **kept})
 
 
@@ -252,7 +256,10 @@ def _is_measured(value: Mapping[str, Any]) -> bool:
 
 
 def _test_set(run: Path | None) -> str:
-    """What a run was tested on: its test list, else its data folder, by their names."""
+    """What a run was tested on: its test list, else its data folder, by their names.
+
+    Empty if there is no run.
+    """
     found = {}
     for line in _lines(run, YAML_FILE):
         match = re.match(r"(test_list|test_manifest|data_folder):\s*([^#]*)", line)
@@ -262,7 +269,7 @@ def _test_set(run: Path | None) -> str:
     for name in ("test_manifest", "test_list"):
         if name in found:
             return found[name]
-    return f"{found['data_folder']} test" if "data_folder" in found else "test set"
+    return f"{found['data_folder']} test" if "data_folder" in found else ""
 
 
 def _file_name(path: str) -> str:
