@@ -284,8 +284,7 @@ def test_the_shipped_model_is_the_default(run, model, tmp_path, monkeypatch):
     assert run("separate", source, "--output", tmp_path / "out")[0] == 0
 
 
-def test_code_is_only_run_for_a_speechbrain_folder(run, model, tmp_path):
-    """And then it is said."""
+def test_code_is_only_run_if_it_is_trusted(run, model, tmp_path):
     marker = tmp_path / "ran"
     trap = f"x: !apply:os.mkdir [{marker}]\n"
     both = tmp_path / "both"
@@ -297,11 +296,12 @@ def test_code_is_only_run_for_a_speechbrain_folder(run, model, tmp_path):
 
     (both / "model.safetensors").unlink()
     code, _, stderr = run("info", both)
+    assert code == 2 and not marker.exists()
+    assert "key x: !apply:os.mkdir is not allowed" in stderr[0] and len(stderr) == 1
+
+    code, _, stderr = run("info", both, "--trust-remote-code")
     assert code == 2 and marker.exists()
-    assert stderr[0].endswith(
-        "is in SpeechBrain's layout: running its hyperparams.yaml."
-    )
-    assert "cannot be loaded (KeyError: 'pretrainer')" in stderr[1] and len(stderr) == 2
+    assert "cannot be loaded (KeyError: 'pretrainer')" in stderr[0]
 
 
 @pytest.mark.parametrize(
