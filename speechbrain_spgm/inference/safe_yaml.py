@@ -13,8 +13,10 @@ The files are read once. What is built is the very text that was checked.
 
 from __future__ import annotations
 
+import codecs
 import importlib
 import inspect
+import locale
 import posixpath
 import pydoc
 import re
@@ -28,6 +30,7 @@ from hyperpyyaml import resolve_references
 from ruamel.yaml import YAML, SafeLoader
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from speechbrain.utils.run_opts import RunOptions
 from torch import nn
 
 from speechbrain_spgm.inference.published import ModelError
@@ -91,6 +94,9 @@ ATTRIBUTE = re.compile(r"<[^>]*\.[^>]*>")  # <object.attribute>
 DEEP = re.compile(r"([\[{]\s*){100}")  # would keep the yaml's parser busy
 TUPLE = re.compile(r"^\(.*\)$")  # what HyperPyYAML takes for a tuple
 
+# Compilers, devices and processes are the user's to choose, by run_opts or overrides.
+RUN_OPTIONS = set(RunOptions().as_dict())
+
 REMEDY = (
     "if you trust the source, pass trust_remote_code=True "
     "(on the command line --trust-remote-code)"
@@ -119,7 +125,9 @@ def load_safely(
     Returns
     -------
     hparams : dict
-        As from ``load_hyperpyyaml``, but seed calls and parts of a training are None.
+        As from ``load_hyperpyyaml``, but seed calls and parts of a training are None,
+        and SpeechBrain's run options (``device``, ``compile``, ...) are not there
+        unless they are the user's.
 
     Raises
     ------
@@ -151,9 +159,13 @@ def load_safely(
             for key, value in (overrides or {}).items()
             if not isinstance(value, Mapping)
         }
+        if _include_path("", name) != name:
+            raise ModelError(f"{name} must be the name of a file in the source.")
         texts = _read_all(find, name, replaced)
         text = _resolve(texts, name, overrides, overrides_must_match)
-        return _build(text, name, trusted)
+        hparams = _build(text, name, trusted)
+        chosen = RUN_OPTIONS - set(overrides or {})
+        return {key: value for key, value in hparams.items() if key not in chosen}
     except ModelError:
         raise
     except RecursionError:
@@ -178,28 +190,42 @@ def _read_all(
             continue
         if len(texts) == MOST_FILES:
             raise ModelError(f"{name} includes more than {MOST_FILES} files.")
-        texts[file] = _read(find(file), file)
+        texts[file] = _read(find(file), file, file != name)
         root = YAML().compose(texts[file])
         if not isinstance(root, MappingNode):
             raise ModelError(f"{file} must hold keys and values, but does not.")
         if file == name:
-            kept = [pair for pair in root.value if pair[0].value not in replaced]
-            root.value = kept
+            root.value = [
+                pair for pair in root.value if not _is_replaced(pair[0], replaced)
+            ]
         waiting += _check(root, file, set())
     return texts
 
 
-def _read(path: Path, name: str) -> str:
+def _is_replaced(key: Node, replaced: set[str]) -> bool:
+    """Whether the user overrides this very key; one with a tag is another key."""
+    return key.tag == "tag:yaml.org,2002:str" and key.value in replaced
+
+
+def is_utf8() -> bool:
+    """Whether text files are opened as UTF-8 here."""
+    return codecs.lookup(locale.getpreferredencoding(False)).name == "utf-8"
+
+
+def _read(path: Path, name: str, included: bool) -> str:
     try:
         with open(path, "rb") as file:
             raw = file.read(LARGEST_TEXT + 1)
-        text = raw.decode("utf-8")
+        text = raw.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
     except OSError as error:
         raise ModelError(f"{name} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError:
         raise ModelError(f"{name} is not UTF-8 text: download it again.") from None
     if len(raw) > LARGEST_TEXT:
         raise ModelError(f"{name} has more than {LARGEST_TEXT} bytes.")
+    # HyperPyYAML opens included files in the encoding of the user's locale.
+    if included and not (text.isascii() or is_utf8()):
+        raise ModelError(f"{name} is not ASCII: set a UTF-8 locale to include it.")
     if DEEP.search(text):
         raise ModelError(f"{name} is nested too deeply.")
     if any(line.startswith("%") for line in text.splitlines()):

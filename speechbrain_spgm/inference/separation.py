@@ -215,8 +215,16 @@ class SPGMSeparation(SepformerSeparation):
         if download_only:
             return None
         check_hparams(hparams, hparams_file)
-        hparams = {"config": config, **hparams, "savedir": savedir}
-        return cls(modules=hparams["modules"], hparams=hparams, **kwargs)
+        if not isinstance(hparams.get("config"), Mapping):
+            hparams["config"] = config
+        hparams["savedir"] = savedir
+        try:
+            return cls(modules=hparams["modules"], hparams=hparams, **kwargs)
+        except (KeyError, TypeError) as error:  # odd names of keys or modules
+            reason = (str(error).splitlines() or [""])[0]
+            raise ModelError(
+                f"{hparams_file} makes no separator ({type(error).__name__}: {reason})."
+            ) from None
 
     @classmethod
     def from_pretrained(

@@ -257,6 +257,50 @@ def test_what_an_override_names_is_trusted(folder):
     assert "cannot be built (KeyError" in message
 
 
+def test_an_override_hides_nothing_but_its_own_key(folder, canary):
+    """A key of another type that reads the same is another key."""
+    append(folder, f"? !odd sample_rate\n: !applyref:os.mkdir [{canary}]\n")
+    refused(folder, overrides={"sample_rate": 16000}, overrides_must_match=False)
+    assert not canary.exists()
+    replace(folder, "? !odd sample_rate", "? 1")
+    message = refused(folder, overrides={"1": 2}, overrides_must_match=False)
+    assert "!applyref:os.mkdir is not allowed" in message and not canary.exists()
+
+
+def test_run_options_are_the_users(folder):
+    append(folder, "device: [3]\ncompile: true\ndistributed_launch: true\n")
+    model = SPGMSeparation.from_hparams(folder, overrides={"device": "cpu"})
+    assert model.device == "cpu" and not model.compile
+    assert not model.distributed_launch
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("3: 4", "makes no separator"), ("config: text", None), ("a b: 3", None)],
+)
+def test_odd_keys(folder, text, words):
+    append(folder, f"{text}\n")
+    if words:
+        assert words in refused(folder)
+    else:
+        SPGMSeparation.from_hparams(folder, run_opts=CPU)
+
+
+@pytest.mark.parametrize("name", ["../model/hyperparams.yaml", "", "."])
+def test_the_yaml_is_a_file_of_the_source(folder, name):
+    refused(folder, hparams_file=name)
+    refused(folder, hparams_file=str(folder / "hyperparams.yaml"))
+
+
+def test_included_files_mean_the_same_in_every_locale(folder, monkeypatch):
+    """A letter of UTF-8 may hold a line break of Latin-1."""
+    (folder / "a.yaml").write_text("# \u00c5\nn: 3\n", encoding="utf-8")
+    append(folder, "a: !include:a.yaml\n")
+    SPGMSeparation.from_hparams(folder, run_opts=CPU)
+    monkeypatch.setattr("locale.getpreferredencoding", lambda _: "latin-1")
+    assert "a.yaml is not ASCII" in refused(folder)
+
+
 def replace(folder: Path, old: str, new: str) -> None:
     file = folder / "hyperparams.yaml"
     text = file.read_text()
