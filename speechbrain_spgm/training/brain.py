@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import speechbrain as sb
@@ -32,7 +33,9 @@ from speechbrain_spgm.training.averaging import (
 )
 from speechbrain_spgm.training.evaluation import (
     Score,
+    Worst,
     average,
+    check_metrics,
     format_table,
     score_batch,
     write_results,
@@ -73,6 +76,7 @@ class SeparationBrain(sb.Brain):
         ``lr_annealing`` (see ``schedule.anneal``), ``activation_checkpointing``,
         ``ema_decay`` (validates and tests a moving average of the weights),
         ``average_checkpoints`` (tests the mean of that many best checkpoints),
+        ``metrics`` (what a test measures, see ``evaluation.METRICS``),
         ``num_examples`` (separated mixtures written after each epoch).
     run_opts : RunOptions or dict, optional
         Device, precision, clipping and so on, as in SpeechBrain.
@@ -110,10 +114,12 @@ class SeparationBrain(sb.Brain):
         self.epoch = 0
         self.train_set: Dataset | None = None
         self.valid_set: Dataset | None = None
+        self.test_name = ""
         self.train_stats: dict[str, float] = {}
         self.losses = torch.zeros(0)  # of the last batch [B]
         self.tally = new_tally(self.device)  # of the step under way, this rank's
         self.scores: list[Score] = []
+        self.worst = Worst()
         self.audio_seconds = 0.0
         self.stage_start = 0.0
         self._add_recoverables()
@@ -163,8 +169,18 @@ class SeparationBrain(sb.Brain):
         self.losses = pit.loss.detach()
         if stage == sb.Stage.TRAIN:
             return training_loss(pit.loss, self._option("loss_threshold"))
-        self.scores += score_batch(estimates, batch, pit)
+        if stage == sb.Stage.VALID:
+            self.scores += score_batch(estimates, batch, pit)
+        else:
+            rate = self.hparams.sample_rate
+            scores = score_batch(estimates, batch, pit, self._metrics(), rate)
+            self.worst.add(scores, estimates, batch, pit)
+            self.scores += scores
         return pit.loss.mean()
+
+    def _metrics(self) -> list[str]:
+        """What a test measures."""
+        return list(self._option("metrics") or ["si_sdr"])
 
     def fit_batch(self, batch: MixtureBatch) -> torch.Tensor:
         """Learns from one batch; returns the detached loss."""
@@ -328,7 +344,7 @@ class SeparationBrain(sb.Brain):
 
     def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:
         """Starts the stage's statistics; seeds the training mixtures of this epoch."""
-        self.scores = []
+        self.scores, self.worst = [], Worst()
         self.stage_start = time.monotonic()
         if stage != sb.Stage.TRAIN:
             return
@@ -400,8 +416,15 @@ class SeparationBrain(sb.Brain):
     def _end_test(self) -> None:
         meta = {"epoch loaded": self.hparams.epoch_counter.current}
         self._log(meta, test_stats=average(self.scores))
+        self.worst.merge(gather(self.worst.kept))
         if if_main_process():
-            write_results(self.scores, self.hparams.output_folder)
+            write_results(
+                self.scores,
+                self.hparams.output_folder,
+                about={"test_set": self.test_name, "metrics": self._metrics()},
+                worst=self.worst.examples,
+                sample_rate=self.hparams.sample_rate,
+            )
             print(format_table(self.scores))
 
     def _log(self, meta: dict[str, float], **stats: dict[str, float]) -> None:
@@ -456,6 +479,8 @@ class SeparationBrain(sb.Brain):
         test_loader_kwargs: Mapping[str, Any] | None = None,
     ) -> float:
         """As in SpeechBrain; returns the mean loss over all ranks in dB."""
+        check_metrics(self._metrics(), self.hparams.sample_rate)
+        self.test_name = Path(getattr(test_set, "path", "test")).stem
         kwargs = dict(test_loader_kwargs or {})  # SpeechBrain adds to it
         super().evaluate(test_set, max_key, min_key, progressbar, kwargs)
         return -average(self.scores)["si_sdr"]

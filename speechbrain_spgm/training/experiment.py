@@ -24,6 +24,7 @@ from speechbrain_spgm.data.voices import find_noise, find_voices, read_voices
 from speechbrain_spgm.training.brain import SeparationBrain
 from speechbrain_spgm.training.checkpoints import WholeCheckpointer
 from speechbrain_spgm.training.command import record_command
+from speechbrain_spgm.training.evaluation import check_metrics
 from speechbrain_spgm.training.initialise import initialise
 
 TRAIN, VALID, TEST = "train", "valid", "test"
@@ -134,6 +135,7 @@ def open_datasets(
     UserError
         If something is missing or wrong; the output folder is then as it was.
     """
+    check_metrics(hparams["metrics"], hparams["sample_rate"])
     names = [TEST] if test_only else [TRAIN, VALID, TEST]
     output = Path(hparams["output_folder"])
     with nothing_new_after_errors(output, output / "manifests"):

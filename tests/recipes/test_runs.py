@@ -19,6 +19,7 @@ import torch
 from speechbrain.inference.separation import SepformerSeparation
 
 from speechbrain_spgm.inference import SPGMSeparation
+from speechbrain_spgm.training import pictures
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = {}
@@ -47,9 +48,10 @@ def train(
     """Runs train.py in this process, where it must leave nothing behind."""
     monkeypatch.chdir(corpora)
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-    # The first would close pytest's own log handlers, the second takes seconds.
+    # The first would close pytest's own log handlers, the others take seconds.
     monkeypatch.setattr(sb.utils.logger, "setup_logging", lambda *args: None)
     monkeypatch.setattr(sb.utils.logger, "get_environment_description", str)
+    monkeypatch.setattr(pictures, "save", lambda figure, path: Path(path).touch())
 
     def run(name: str, *flags: str) -> Path:
         argv = command(name, tmp_path / "out", *flags)
@@ -99,6 +101,9 @@ def test_a_run_trains_resumes_and_tests(
     assert twice["n"] == once["n"] >= 2
 
     check_files(name, output, missing=("log.txt",))
+    assert once["sdri"]["mean"] == pytest.approx(
+        once["sdr"]["mean"] - once["sdr_mix"]["mean"], abs=1e-3
+    )
     if name.endswith("sepformer"):
         model = SepformerSeparation.from_hparams(
             str(output / "model"),
@@ -182,6 +187,11 @@ MISTAKES = {
         ["--dynamic_mixing=True"],
         "There is nothing to mix dynamically: give --base_folder_dm.",
     ),
+    "no such metric": (
+        "WSJ0Mix-spgm",
+        ["--metrics=[si_sdr,pesk]"],
+        "There is no metric 'pesk'",
+    ),
     "no duration": (
         "LibriMix-sepformer",
         ["--dynamic_seconds=null"],
@@ -231,4 +241,5 @@ def test_two_processes(corpora: Path, tmp_path: Path) -> None:
     started = (tmp_path / "out" / "command.txt").read_text()
     assert started.startswith("torchrun --nproc_per_node 2 train.py")
     scores = (tmp_path / "out" / "test_results.csv").read_text().splitlines()
+    assert (tmp_path / "out" / "curves.png").stat().st_size > 1000
     assert len(scores) == 3  # a header and two mixtures, one of each process
