@@ -2,7 +2,7 @@
 
 Same mathematics as ``SPGMMaskNet.forward``, arranged for caches and cores:
 
-- A few rows (about a megabyte) at a time go through all layers of a block, each such
+- A few rows (some megabytes) at a time go through all layers of a block, each such
   step in a single-threaded worker of its own: the state is read and written once per
   block, everything between stays in the core's cache.
 - Two tensors ``[S, K, N]`` are all that is held for an utterance: the state x and what
@@ -51,7 +51,7 @@ from speechbrain_spgm.lobes.chunking import chunk_frames, count_chunks
 from speechbrain_spgm.lobes.norms import norm_affine
 from speechbrain_spgm.lobes.workers import count_workers, run
 
-STEP_BYTES = 2**20  # the widest tensor of a step: what a core's cache holds
+STEP_BYTES = 3 * 2**20  # the widest tensor of a step; see _Utterance._steps
 TILE_FRAMES = 500
 
 Affine = tuple[Tensor, Tensor]  # scale and shift, each [N]
@@ -287,7 +287,7 @@ class _Utterance:
         """One dual computation block; see ``SPGMMaskNet._block`` for the formulas."""
         x, local, pending, sums = self.x, self.local, self.pending, self.sums
         spgm = block.inter_mdl
-        steps = _split(self.S, self._rows_per_step(block.intra_mdl))
+        steps = self._steps(block.intra_mdl)
         frames = self.S * self.K
 
         def attend(step: slice, worker: int) -> None:
@@ -329,12 +329,18 @@ class _Utterance:
         run(add, steps, self.workers)
         self.pending = None
 
-    def _rows_per_step(self, block: SBTransformerBlock) -> int:
+    def _steps(self, block: SBTransformerBlock) -> list[slice]:
+        """The rows that go through a block together.
+
+        More rows read the weights of a layer less often, fewer fit the cache: three of
+        spgm-base are best. A network with narrow layers takes more, so that Python's
+        share stays small.
+        """
         if self.net.rows_per_step is not None:
-            return self.net.rows_per_step or self.S
+            return _split(self.S, self.net.rows_per_step or self.S)
         _, K, N = self.x.shape
         row_bytes = K * intra.widest(block, N) * self.x.element_size()
-        return max(1, STEP_BYTES // row_bytes)
+        return _taper(self.S, max(1, STEP_BYTES // row_bytes))
 
     def _masks(self, tile: slice, scratch: _Scratch) -> Tensor:
         """Overlap-add and masks of some frames, ``[n, spks, N]``."""
@@ -351,7 +357,7 @@ class _Utterance:
                     frames = _affine(frames, self.pending)
                 added[start - tile.start : stop - tile.start] += net.prelu(frames)
 
-        each = scratch.take("each", n, net.num_spks * N)
+        each = scratch.take("wide", n, net.num_spks * N)
         weight = net.conv2d.weight.flatten(1).t()
         torch.addmm(net.conv2d.bias, added, weight, beta=2, out=each)
         each = each.view(-1, N)
@@ -446,7 +452,7 @@ def _add_attention(
     att: nn.MultiheadAttention, x: Tensor, out: Tensor, scratch: _Scratch
 ) -> None:
     R, K, N = x.shape
-    qkv = scratch.take("qkv", R * K, 3 * N)
+    qkv = scratch.take("wide", R * K, 3 * N)
     torch.addmm(att.in_proj_bias, x.view(-1, N), att.in_proj_weight.t(), out=qkv)
     q, k, v = qkv.view(R, K, 3, att.num_heads, -1).permute(2, 0, 3, 1, 4)
     heads = F.scaled_dot_product_attention(q, k, v)  # [R, H, K, D]
@@ -458,7 +464,7 @@ def _add_feed_forward(
 ) -> None:
     rise, activation, _, fall = ffn
     x = x.view(-1, x.shape[-1])
-    hidden = scratch.take("hidden", len(x), rise.out_features)
+    hidden = scratch.take("wide", len(x), rise.out_features)
     torch.addmm(rise.bias, x, rise.weight.t(), out=hidden)
     relu = type(activation) is nn.ReLU
     _add_linear(fall, hidden.relu_() if relu else activation(hidden), out)
@@ -496,3 +502,22 @@ def _split(count: int, size: int) -> list[slice]:
     [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
     """
     return [slice(i, min(i + size, count)) for i in range(0, count, size)]
+
+
+def _taper(count: int, size: int) -> list[slice]:
+    """Slices like those of :func:`_split`, ever shorter at the end.
+
+    The workers then end at about the same time. The number of workers plays no part: it
+    must not change the result.
+
+    Example
+    -------
+    >>> [part.stop - part.start for part in _taper(16, 3)]
+    [3, 3, 2, 2, 1, 1, 1, 1, 1, 1]
+    """
+    slices, start = [], 0
+    while start < count:
+        stop = start + min(size, max(1, (count - start) // 4))
+        slices.append(slice(start, stop))
+        start = stop
+    return slices

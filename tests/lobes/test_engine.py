@@ -2,7 +2,6 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from speechbrain.lobes.models.dual_path import (
     SBTransformerBlock,
 )
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from speechbrain_spgm.lobes import engine
 from speechbrain_spgm.lobes.masknet import SPGMMaskNet
@@ -21,7 +21,6 @@ from speechbrain_spgm.lobes.separator import separate
 from speechbrain_spgm.lobes.spgm import SPGMBlock
 
 N = 16
-CLEAR_PEAK = Path("/proc/self/clear_refs")
 
 
 def transformer(**kwargs: object) -> SBTransformerBlock:
@@ -90,8 +89,8 @@ def test_voices_equal_the_plain_paths(
     kernel: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts = model(kernel)
-    samples = [9000, 1, 15, 4000]
-    mix = torch.full((4, 9000), float("nan"))
+    samples = [5000, 1, 15, 2400]
+    mix = torch.full((4, 5000), float("nan"))
     for utterance, T in zip(mix, samples, strict=True):
         utterance[:T] = torch.randn(T)
     est = separate(*parts, mix, torch.tensor(samples))
@@ -168,27 +167,39 @@ def test_a_failing_worker_raises_in_the_caller(monkeypatch: pytest.MonkeyPatch) 
     assert separate(*parts, mix).isfinite().all()
 
 
-@pytest.mark.skipif(not CLEAR_PEAK.exists(), reason="no peak memory of the process")
+class Sizes(TorchFunctionMode):
+    """Collects the memory behind what PyTorch's functions return: values, places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places: dict[int, set[int]] = {}
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple) else (result,):
+            if type(tensor) is Tensor:
+                storage = tensor.untyped_storage()
+                values = storage.nbytes() // tensor.element_size()
+                self.places.setdefault(values, set()).add(storage.data_ptr())
+        return result
+
+
 @torch.no_grad()
-def test_only_two_tensors_grow_with_the_filters() -> None:
+def test_only_two_tensors_grow_with_the_filters(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     encoder, decoder = Encoder(4, N), Decoder(N, 1, 4, stride=2, bias=False)
-    masknet = SPGMMaskNet.from_dual_path(dual_path(K=100))
-    L = 150_000
-    mix = torch.randn(1, 2 * L + 2)
-    separate(encoder, masknet, decoder, mix[:, :5000])  # starts the workers
-    before = memory("VmRSS")
-    CLEAR_PEAK.write_text("5")
-    separate(encoder, masknet, decoder, mix)
-    frame = 4 * N  # bytes of one frame of the encoder's output
-    # Two states of two frames each, 2/8 of a frame for the voices. The encoder's output
-    # or the masks as a whole would need one or two more. Scratch is below one here.
-    assert 4 * L * frame <= memory("VmHWM") - before <= 5.5 * L * frame
-
-
-def memory(what: str) -> int:
-    """Bytes of this process."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split(what + ":")[1].split()[0]) * 1024
+    masknet = SPGMMaskNet.from_dual_path(dual_path(K=50))
+    monkeypatch.setattr(engine, "count_workers", lambda: 1)  # modes are the thread's
+    monkeypatch.setattr(engine, "STEP_BYTES", 2**16)
+    monkeypatch.setattr(engine, "TILE_FRAMES", 100)
+    L = 5000
+    with Sizes() as sizes:
+        separate(encoder, masknet, decoder, torch.randn(1, 2 * L + 2))
+    # The two voices have 4 L values; the encoder's output as a whole would have 16 L.
+    large = {values: at for values, at in sizes.places.items() if values > 8.1 * L}
+    assert list(large) == [2 * (L + 50) * N]
+    assert len(large.popitem()[1]) == 2
 
 
 @torch.no_grad()
