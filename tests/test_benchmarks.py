@@ -1,8 +1,9 @@
-"""The benchmark compares like with like; nothing is timed here."""
+"""The benchmarks compare like with like; nothing is timed here."""
 
+import pytest
 import torch
 
-from benchmarks import inference
+from benchmarks import inference, training
 
 
 @torch.no_grad()
@@ -31,3 +32,48 @@ def test_table_shows_ratios_of_the_same_turn() -> None:
     row = [cell.strip() for cell in text.splitlines()[-1].split("|")[1:-1]]
     assert row[:2] == ["4 s", inference.OURS]
     assert row[3:] == ["0.250", "2.50 (2.00 to 3.00)", "0", "0.200", "50%", "1.0e-07"]
+
+
+def test_training_takes_the_same_step_from_a_batch_of_one_utterance() -> None:
+    """With more, SpeechBrain's modules mix utterances and padding."""
+    batch = training.make_batch([0.3])
+    trainers = {
+        name: training.Trainer("tiny", contestant)
+        for name, contestant in training.CONTESTANTS.items()
+    }
+    for trainer in trainers.values():
+        assert trainer.parts.training
+    losses = {name: trainer.step(batch) for name, trainer in trainers.items()}
+    reference = trainers.pop(training.REFERENCE)
+    for name, trainer in trainers.items():
+        assert losses[name] == pytest.approx(losses[training.REFERENCE], abs=1e-3)
+        grads = [p.grad for p in trainer.parts.parameters()]
+        wanted = [p.grad for p in reference.parts.parameters()]
+        for grad, want in zip(grads, wanted, strict=True):
+            torch.testing.assert_close(grad, want, rtol=1e-2, atol=1e-3)
+
+
+def test_training_batches_and_their_padding() -> None:
+    seconds = [4.0, 1.0, 4.0, 1.0]
+    assert training.draw_epoch(seconds, 2, bucketed=False) == [[4.0, 1.0]] * 2
+    bucketed = training.draw_epoch(seconds, 2, bucketed=True)
+    assert sorted(bucketed) == [[1.0, 1.0], [4.0, 4.0]]
+    assert training.padding(bucketed) == 0
+    assert training.padding([[4.0, 1.0]]) == pytest.approx(3 / 8)
+
+
+def test_training_table_shows_ratios_and_what_does_not_fit() -> None:
+    base, packed, *_ = training.CONTESTANTS
+    runs = {
+        base: training.Result([2.0, 6.0], 200 * 2**20),
+        packed: training.Result([1.0, 2.0], 20 * 2**20),
+        "too large": training.Result([0.0, 0.0], None),
+    }
+    text = training.table({("tiny", 4, 0.25): runs})
+    ours, large = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in text.splitlines()[-2:]
+    ]
+    assert ours[:4] == ["tiny", "4", "25%", packed]
+    assert ours[5:] == ["2.50 (2.00 to 3.00)", "20", "0.10"]
+    assert large[4:] == ["", "", "more than there is", ""]
