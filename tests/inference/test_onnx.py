@@ -1,14 +1,20 @@
 """The ONNX file: the same voices at any length, in another program."""
 
 import importlib.util
+import re
+import runpy
+from pathlib import Path
 
 import pytest
+import soundfile
 import torch
 
 from speechbrain_spgm.cli import main
 from speechbrain_spgm.inference import SPGMSeparation, onnx, save_published
 from speechbrain_spgm.inference.published import build
 
+DOCUMENTATION = Path(__file__).resolve().parents[2] / "docs" / "onnx.md"
+EXAMPLE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 needs_onnx = pytest.mark.skipif(
     any(
         importlib.util.find_spec(name) is None
@@ -48,7 +54,7 @@ def test_what_is_exported_is_the_model(config, tmp_path, change):
 
 
 @needs_onnx
-def test_export(config, tmp_path, capsys):
+def test_export(config, tmp_path, capsys, monkeypatch):
     """From 1 to 30 s and down to two frames, at lengths it was not exported with."""
     import onnxruntime
 
@@ -71,6 +77,18 @@ def test_export(config, tmp_path, capsys):
         (est,) = session.run(None, {"mix": mix.numpy()})
         assert est.shape == (1, samples, 2)
         assert (torch.from_numpy(est) - model.separate_batch(mix)).abs().max() <= 1e-5
+
+    # The program that the documentation shows.
+    monkeypatch.chdir(path.parent)
+    soundfile.write("mixture.wav", torch.randn(4000).numpy() / 9, 8000, "FLOAT")
+    program = EXAMPLE.search(DOCUMENTATION.read_text(encoding="utf-8"))[1]
+    (path.parent / "example.py").write_text(program)
+    runpy.run_path("example.py")
+    mix = torch.from_numpy(soundfile.read("mixture.wav", dtype="float32")[0])
+    voices = model.separate_batch(mix.unsqueeze(0))[0]
+    written = soundfile.read("voice2.wav", dtype="float32")[0]
+    assert len(written) == 4000
+    assert (torch.from_numpy(written) - voices[:, 1]).abs().max() <= 1e-4
 
 
 @needs_onnx
