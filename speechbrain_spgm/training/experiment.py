@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -133,12 +133,11 @@ def open_datasets(
     Raises
     ------
     UserError
-        If something is missing or wrong; the output folder is then as it was.
+        If something is missing or wrong; a new output folder is then gone again.
     """
     check_metrics(hparams["metrics"], hparams["sample_rate"])
     names = [TEST] if test_only else [TRAIN, VALID, TEST]
-    output = Path(hparams["output_folder"])
-    with nothing_new_after_errors(output, output / "manifests"):
+    with nothing_new_after_errors(Path(hparams["output_folder"])):
         manifests = find_manifests(hparams, scan, names)
         datasets = {
             name: open_mixing(hparams)
@@ -151,27 +150,30 @@ def open_datasets(
 
 
 @contextmanager
-def nothing_new_after_errors(*folders: Path) -> Iterator[None]:
-    """Removes those folders that were made inside if an error ends it.
+def nothing_new_after_errors(folder: Path) -> Iterator[None]:
+    """Removes a folder that was made inside, and the empty ones above, after an error.
 
     Example
     -------
-    >>> folder = getfixture("tmp_path") / "results"
+    >>> folder = getfixture("tmp_path") / "results" / "1234"
     >>> with user_errors(), nothing_new_after_errors(folder):
-    ...     folder.mkdir()
+    ...     folder.mkdir(parents=True)
     ...     raise UserError("The data folder x does not exist.")
     Traceback (most recent call last):
     ...
     SystemExit: 2
-    >>> folder.exists()
+    >>> folder.parent.exists()
     False
     """
-    new = [folder for folder in folders if not folder.exists()]
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         yield
     except BaseException:
-        for folder in new if if_main_process() else ():
+        if new and if_main_process():
             shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):  # another run may work there by now
+                for path in new[1:]:
+                    path.rmdir()
         raise
 
 
@@ -198,9 +200,9 @@ def find_manifests(
                 f"{' and '.join(f'--{name}_manifest' for name in missing)}."
             )
         folder = Path(hparams["output_folder"]) / "manifests"
-        new = {name: folder / f"{name}.csv" for name in missing}
-        run_on_main(write_manifests, args=[hparams, scan, new])
-        manifests.update(new)
+        prepared = {name: folder / f"{name}.csv" for name in missing}
+        run_on_main(write_manifests, args=[hparams, scan, prepared])
+        manifests.update(prepared)
     return manifests
 
 

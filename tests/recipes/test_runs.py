@@ -54,10 +54,11 @@ def train(
     monkeypatch.setattr(pictures, "save", lambda figure, path: Path(path).touch())
 
     def run(name: str, *flags: str) -> Path:
-        argv = command(name, tmp_path / "out", *flags)
+        output = tmp_path / "results" / "out"
+        argv = command(name, output, *flags)
         monkeypatch.setattr(sys, "argv", argv)
         runpy.run_path(argv[0], run_name="__main__")
-        return tmp_path / "out"
+        return output
 
     return run
 
@@ -172,6 +173,11 @@ MISTAKES = {
         ["--test_manifest=tests/samples/own/truncated.csv"],
         "cut.wav",
     ),
+    "no manifest, after others were written": (
+        "WSJ0Mix-spgm",
+        ["--test_manifest=gone.csv"],
+        "The list gone.csv does not exist.",
+    ),
     "no lists": (
         "LibriMix-spgm-tiny",
         ["--test_list=tests/samples/gone.csv"],
@@ -218,7 +224,7 @@ def test_mistakes_end_with_one_sentence(
     assert exit_.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("Error: ") and sentence in line
-    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.iterdir())
 
 
 def test_two_processes(corpora: Path, tmp_path: Path) -> None:
