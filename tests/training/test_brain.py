@@ -196,9 +196,8 @@ def test_each_utterance_of_a_batch_has_the_loss_it_has_alone(tmp_path):
             )
 
 
-@pytest.mark.parametrize("dropped", [0, 2])
-def test_accumulated_batches_make_one_step(tmp_path, dropped):
-    """Of unequal length, and where the threshold drops some: the mean of all kept."""
+def test_accumulated_batches_make_one_step(tmp_path):
+    """Of unequal length, and the threshold drops one: the mean of all that are kept."""
     tones = Tones(seed=1, number=4)
     tones.set_epoch(1)
     batch = MixtureBatch.collate([tones[i] for i in range(4)])
@@ -206,7 +205,7 @@ def test_accumulated_batches_make_one_step(tmp_path, dropped):
     with torch.no_grad():
         estimates = brain.compute_forward(batch, sb.Stage.TRAIN)
         brain.compute_objectives(estimates, batch, sb.Stage.TRAIN)
-    threshold = (brain.losses.sort().values[dropped] - 1e-3).item()
+    threshold = (brain.losses.sort().values[1] - 1e-3).item()
     estimates = brain.compute_forward(batch, sb.Stage.TRAIN)
     kept = brain.losses > threshold
     pit_si_sdr_loss(estimates, batch.sources, batch.lengths).loss[
@@ -217,9 +216,9 @@ def test_accumulated_batches_make_one_step(tmp_path, dropped):
         name: (parameter - rate * parameter.grad).detach()
         for name, parameter in brain.networks.named_parameters()
     }
-    assert kept.sum() == 4 - dropped
+    assert kept.sum() == 3
 
-    for batch_size, factor in ((4, 1), (2, 2), (1, 4)):
+    for batch_size, factor in ((4, 1), (1, 4)):
         brain = make_brain(
             tmp_path / f"{batch_size}",
             epochs=1,

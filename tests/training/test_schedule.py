@@ -57,3 +57,14 @@ def test_the_peak_is_saved_with_the_optimizer(optimizer):
 def test_a_scheduler_per_step_is_refused(optimizer):
     with pytest.raises(UserError, match="NoamScheduler"):
         anneal(NoamScheduler(1.0, 10), optimizer, 1, 0.0)
+
+
+def test_new_bob_takes_a_falling_loss_in_decibels_for_an_improvement():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)
+    remember_peak(optimizer)
+    scheduler = NewBobScheduler(1.0, improvement_threshold=0.01)
+    rates = []
+    for epoch, loss in enumerate((-5.0, -8.0, -8.01, -9.0), start=1):
+        anneal(scheduler, optimizer, epoch, loss)
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates == [1.0, 1.0, 0.5, 0.5]

@@ -134,7 +134,7 @@ def full_run(
     """Trains with dynamic mixing, dropout, accumulation, warm-up, new-bob and EMA."""
     brain = make_brain(
         folder,
-        epochs=3,
+        epochs=2,
         dropout=0.2,
         brain_class=Telling,
         hparams={
