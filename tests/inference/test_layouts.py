@@ -49,10 +49,20 @@ def as_others_publish(folder: Path, config: dict) -> Path:
     "change",
     [
         {"masknet_numlayers": 4, "intra_numlayers": 2, "intra_dropout": 0},  # spgm-base
-        {"encoder_kernel_size": 32, "masknet_chunksize": 25, "masknet_numspks": 3},
-        {"masknet_norm": "gln", "spgm_block_att_h": 8, "spgm_block_att_dropout": 0.1},
-        {"spgm_block_pool": "lem", "masknet_useextralinearlayer": True},
-        {"intra_norm_before": False, "spgm_block_att_dropout": 0.5},
+        {
+            "encoder_kernel_size": 32,
+            "masknet_chunksize": 25,
+            "masknet_numspks": 3,
+            "masknet_useextralinearlayer": True,
+            "spgm_block_pool": "lem",
+            "spgm_block_att_dropout": 0.5,  # without effect, but kept
+        },
+        {
+            "masknet_norm": "gln",
+            "intra_norm_before": False,
+            "spgm_block_att_h": 8,
+            "spgm_block_att_dropout": 0.1,
+        },
     ],
 )
 def test_there_and_back_again(config, tmp_path, capsys, change):
