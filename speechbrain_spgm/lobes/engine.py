@@ -33,6 +33,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -71,7 +72,7 @@ def suits(masknet: Dual_Path_Model, x: Tensor) -> bool:
     -------
     suits : bool
         True in evaluation mode without gradients, on the CPU, in float32 or float64
-        without autocast, for standard transformers.
+        without autocast, for standard transformers; int8 in float32 only.
     """
     weight = masknet.conv1d.weight
     return (
@@ -80,13 +81,17 @@ def suits(masknet: Dual_Path_Model, x: Tensor) -> bool:
         and x.device.type == weight.device.type == "cpu"
         and x.dtype == weight.dtype
         and x.dtype in (torch.float32, torch.float64)
+        and (masknet.int8 is None or x.dtype == torch.float32)
         and not torch.is_autocast_enabled("cpu")
-        and all(_is_plain(block.intra_mdl) for block in masknet.dual_mdl)
+        and all(is_plain(block.intra_mdl) for block in masknet.dual_mdl)
     )
 
 
-def _is_plain(block: nn.Module) -> bool:
-    """Whether a transformer's linears are just that: their weights may be read."""
+def is_plain(block: nn.Module) -> bool:
+    """Whether a transformer is standard and its linears are just that.
+
+    Their weights may then be read in place of calling them.
+    """
     return intra.is_standard(block) and all(
         [type(part) for part in list(layer.pos_ffn.ffn)[::2]] == [nn.Linear, nn.Dropout]
         and type(layer.pos_ffn.ffn[3]) is nn.Linear
@@ -239,7 +244,7 @@ class _Utterance:
         self.pooled = like.new_empty(self.S, N)
         self.sums = _Sums(self.S, N)
         self.workers = count_workers()
-        self.scratch = [_Scratch(like) for _ in range(self.workers)]
+        self.scratch = [Scratch(like) for _ in range(self.workers)]
 
     def estimate(self, use: Callable[[int, int, Tensor], None]) -> None:
         """Hands the masks of every tile of frames to ``use(start, stop, masks)``.
@@ -293,7 +298,8 @@ class _Utterance:
         def attend(step: slice, worker: int) -> None:
             if pending is not None:
                 _affine(x[step], pending, out=x[step])
-            transform(block.intra_mdl, x[step], local[step], self.scratch[worker])
+            scratch = self.scratch[worker]
+            transform(block.intra_mdl, x[step], local[step], scratch, self.net.int8)
             if block.linear_layer_after_inter_intra:
                 local[step] = block.intra_linear(local[step])
             sums.put(step, local[step])
@@ -342,7 +348,7 @@ class _Utterance:
         row_bytes = K * intra.widest(block, N) * self.x.element_size()
         return _taper(self.S, max(1, STEP_BYTES // row_bytes))
 
-    def _masks(self, tile: slice, scratch: _Scratch) -> Tensor:
+    def _masks(self, tile: slice, scratch: Scratch) -> Tensor:
         """Overlap-add and masks of some frames, ``[n, spks, N]``."""
         net, n, N = self.net, tile.stop - tile.start, self.x.shape[-1]
         added = scratch.take("added", n, N).zero_()
@@ -393,7 +399,7 @@ class _Sums:
         return mean, (power - mean.square()).clamp_(min=0)
 
 
-class _Scratch:
+class Scratch:
     """Memory of one worker, taken once and used again in every step.
 
     Arguments
@@ -413,8 +419,56 @@ class _Scratch:
         return self.parts[name][:size].view(shape)
 
 
+class Linear(NamedTuple):
+    """A linear and how the engine uses it; ``quantised.Int8Linear`` is another.
+
+    Arguments
+    ---------
+    weight, bias : torch.Tensor
+        ``[out, in]`` and ``[out]``.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def of(self, x: Tensor, scratch: Scratch) -> Tensor:
+        """``linear(x)``, ``[M, in]`` to ``[M, out]``, until scratch is used again."""
+        out = scratch.take("wide", len(x), len(self.weight))
+        return torch.addmm(self.bias, x, self.weight.t(), out=out)
+
+    def relu_of(self, x: Tensor, scratch: Scratch) -> Tensor:
+        """``relu(linear(x))``, likewise."""
+        return self.of(x, scratch).relu_()
+
+    def add(self, x: Tensor, out: Tensor) -> None:
+        """``out += linear(x)``: the product is added where the residual stands."""
+        out.add_(self.bias).view(len(x), -1).addmm_(x, self.weight.t())
+
+
+class Linears(NamedTuple):
+    """The four linears of a transformer layer."""
+
+    qkv: Linear
+    heads: Linear
+    rise: Linear
+    fall: Linear
+
+
+def linears_of(layer: TransformerEncoderLayer) -> Linears:
+    """The linears of a layer in its own precision."""
+    att, (rise, _, _, fall) = layer.self_att.att, layer.pos_ffn.ffn
+    return Linears(
+        Linear(att.in_proj_weight, att.in_proj_bias),
+        *(Linear(part.weight, part.bias) for part in (att.out_proj, rise, fall)),
+    )
+
+
 def transform(
-    block: SBTransformerBlock, x: Tensor, out: Tensor, scratch: _Scratch
+    block: SBTransformerBlock,
+    x: Tensor,
+    out: Tensor,
+    scratch: Scratch,
+    int8: dict[nn.Module, Linears] | None = None,
 ) -> None:
     """The transformer of ``intra.transform``, written to ``out``.
 
@@ -424,55 +478,54 @@ def transform(
         One that ``suits``.
     x, out : torch.Tensor
         Rows, ``[R, K, N]``.
-    scratch : _Scratch
+    scratch : Scratch
         The worker's memory.
+    int8 : dict, optional
+        Linears to use in place of each layer's own.
     """
     if block.use_positional_encoding:
         torch.add(x, block.pos_enc(x), out=out)
     else:
         out.copy_(x)
     for layer in block.mdl.layers:
-        _layer(layer, out, scratch)
+        _layer(layer, linears_of(layer) if int8 is None else int8[layer], out, scratch)
     out.copy_(block.mdl.norm(out))
 
 
-def _layer(layer: TransformerEncoderLayer, x: Tensor, scratch: _Scratch) -> None:
+def _layer(
+    layer: TransformerEncoderLayer, linears: Linears, x: Tensor, scratch: Scratch
+) -> None:
     """One layer, in place."""
+    heads, activation = layer.self_att.att.num_heads, layer.pos_ffn.ffn[1]
     if layer.normalize_before:
-        _add_attention(layer.self_att.att, layer.norm1(x), x, scratch)
-        _add_feed_forward(layer.pos_ffn.ffn, layer.norm2(x), x, scratch)
+        _add_attention(linears, heads, layer.norm1(x), x, scratch)
+        _add_feed_forward(linears, activation, layer.norm2(x), x, scratch)
     else:
-        _add_attention(layer.self_att.att, x, x, scratch)
+        _add_attention(linears, heads, x, x, scratch)
         x.copy_(layer.norm1(x))
-        _add_feed_forward(layer.pos_ffn.ffn, x, x, scratch)
+        _add_feed_forward(linears, activation, x, x, scratch)
         x.copy_(layer.norm2(x))
 
 
 def _add_attention(
-    att: nn.MultiheadAttention, x: Tensor, out: Tensor, scratch: _Scratch
+    linears: Linears, num_heads: int, x: Tensor, out: Tensor, scratch: Scratch
 ) -> None:
     R, K, N = x.shape
-    qkv = scratch.take("wide", R * K, 3 * N)
-    torch.addmm(att.in_proj_bias, x.view(-1, N), att.in_proj_weight.t(), out=qkv)
-    q, k, v = qkv.view(R, K, 3, att.num_heads, -1).permute(2, 0, 3, 1, 4)
+    qkv = linears.qkv.of(x.view(-1, N), scratch)
+    q, k, v = qkv.view(R, K, 3, num_heads, -1).permute(2, 0, 3, 1, 4)
     heads = F.scaled_dot_product_attention(q, k, v)  # [R, H, K, D]
-    _add_linear(att.out_proj, heads.transpose(1, 2).reshape(-1, N), out)
+    linears.heads.add(heads.transpose(1, 2).reshape(-1, N), out)
 
 
 def _add_feed_forward(
-    ffn: nn.Sequential, x: Tensor, out: Tensor, scratch: _Scratch
+    linears: Linears, activation: nn.Module, x: Tensor, out: Tensor, scratch: Scratch
 ) -> None:
-    rise, activation, _, fall = ffn
     x = x.view(-1, x.shape[-1])
-    hidden = scratch.take("wide", len(x), rise.out_features)
-    torch.addmm(rise.bias, x, rise.weight.t(), out=hidden)
-    relu = type(activation) is nn.ReLU
-    _add_linear(fall, hidden.relu_() if relu else activation(hidden), out)
-
-
-def _add_linear(linear: nn.Linear, x: Tensor, out: Tensor) -> None:
-    """``out += linear(x)``: the product is added where the residual stands."""
-    out.add_(linear.bias).view(len(x), -1).addmm_(x, linear.weight.t())
+    if type(activation) is nn.ReLU:
+        hidden = linears.rise.relu_of(x, scratch)
+    else:
+        hidden = activation(linears.rise.of(x, scratch))
+    linears.fall.add(hidden, out)
 
 
 def _pointwise(layers: nn.Sequential, x: Tensor, out: Tensor) -> Tensor:

@@ -128,6 +128,7 @@ class SPGMMaskNet(Dual_Path_Model):
         )
         check_representable(self)
         self.rows_per_step = _check_rows(rows_per_step)
+        self.int8: dict[nn.Module, engine.Linears] | None = None  # see quantised.py
 
     @classmethod
     def from_dual_path(
@@ -165,7 +166,7 @@ class SPGMMaskNet(Dual_Path_Model):
         packed.num_layers, packed.use_global_pos_enc = model.num_layers, False
         for name, child in model.named_children():
             packed.add_module(name, child)
-        packed.rows_per_step = _check_rows(rows_per_step)
+        packed.rows_per_step, packed.int8 = _check_rows(rows_per_step), None
         packed.training = model.training  # the children keep the mode they are in
         return packed
 
@@ -188,12 +189,18 @@ class SPGMMaskNet(Dual_Path_Model):
         Raises
         ------
         ValueError
-            If ``frames`` is not B counts from 1 to L.
+            If ``frames`` is not B counts from 1 to L, or the network is in int8
+            and cannot run like that.
         """
         B, _, L = x.shape
         lengths = _check_frames(frames, B, L)
         if engine.suits(self, x):
             return engine.estimate_masks(self, x, lengths)
+        if self.int8 is not None:
+            raise ValueError(
+                "A network in int8 runs on the CPU, in evaluation mode, in float32, "
+                "without gradients and without autocast only: take precision fp32."
+            )
 
         embedded = [self._embed(x[b, :, : lengths[b]]) for b in range(B)]
         rows, chunks = segment(embedded, self.K)  # [C, K, N]
