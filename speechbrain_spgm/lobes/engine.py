@@ -71,12 +71,13 @@ def suits(masknet: Dual_Path_Model, x: Tensor) -> bool:
     Returns
     -------
     suits : bool
-        True in evaluation mode without gradients, on the CPU, in float32 or float64
-        without autocast, for standard transformers; int8 in float32 only.
+        True in evaluation mode where nothing needs gradients, on the CPU, in float32 or
+        float64 without autocast, for standard transformers; int8 in float32 only.
     """
     weight = masknet.conv1d.weight
+    learns = x.requires_grad or any(p.requires_grad for p in masknet.parameters())
     return (
-        not torch.is_grad_enabled()
+        not (learns and torch.is_grad_enabled())
         and not any(module.training for module in masknet.modules())
         and x.device.type == weight.device.type == "cpu"
         and x.dtype == weight.dtype

@@ -3,12 +3,18 @@
 Axes: B utterances, T samples, L encoder frames, N filters, spks sources.
 """
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speechbrain_spgm.lobes import engine
 from speechbrain_spgm.lobes.masknet import SPGMMaskNet
+
+# Up to so many frames the encoder, masks and decoder are SpeechBrain's own operations
+# on whole tensors: the same bits as its separate_batch. Longer ones come in tiles.
+DECODED_AT_ONCE = 5000
 
 
 def separate(
@@ -17,6 +23,7 @@ def separate(
     decoder: nn.Module,
     mix: Tensor,
     lengths: Tensor | None = None,
+    autocast: torch.dtype | None = None,
 ) -> Tensor:
     """Separate a batch of mixtures.
 
@@ -35,6 +42,10 @@ def separate(
     lengths : torch.Tensor, optional
         Valid samples of every mixture, ``[B]``, from 1 to T; ``None``: all T. What mix
         holds beyond them is never read.
+    autocast : torch.dtype, optional
+        Precision of the mask network's matrix products, for example
+        ``torch.bfloat16``; encoder, norms, pooling, residuals and decoder keep that of
+        the weights.
 
     Returns
     -------
@@ -60,7 +71,9 @@ def separate(
     samples = [T] * B if lengths is None else lengths.tolist()
     frames = [count_frames(n, kernel, stride) for n in samples]
     if (
-        isinstance(masknet, SPGMMaskNet)
+        autocast is None
+        and max(frames) > DECODED_AT_ONCE
+        and isinstance(masknet, SPGMMaskNet)
         and engine.suits(masknet, mix)
         and engine.suits_ends(encoder, decoder)
     ):
@@ -69,11 +82,14 @@ def separate(
     valid = torch.arange(T, device=mix.device) < _column(samples, mix.device)  # [B, T]
     mix = mix.where(valid, 0)
     mix_w = encoder(F.pad(mix, (0, max(0, kernel - T))))  # [B, N, L]
-    masks = _estimate_masks(masknet, mix_w, frames)  # [spks, B, N, L]
-    est = decoder((masks * mix_w).flatten(0, 1))  # [spks*B, T']
+    device = mix.device.type
+    with nullcontext() if autocast is None else torch.autocast(device, autocast):
+        masks = _estimate_masks(masknet, mix_w, frames)  # [spks, B, N, L]
+    voices = [decoder(mask * mix_w) for mask in masks]  # spks times [B, T']
 
-    est = F.pad(est, (0, max(0, T - est.shape[1])))[:, :T]
-    return est.unflatten(0, (-1, B)).permute(1, 2, 0).where(valid.unsqueeze(-1), 0)
+    est = torch.stack(voices, dim=-1)  # [B, T', spks]
+    est = F.pad(est, (0, 0, 0, max(0, T - est.shape[1])))[:, :T]
+    return est.where(valid.unsqueeze(-1), 0)
 
 
 def count_frames(samples: int, kernel: int, stride: int) -> int:
