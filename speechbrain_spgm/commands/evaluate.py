@@ -24,7 +24,7 @@ LEVEL_STEPS = (2, 5)  # dB between the loudest and the softest source
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
     """The arguments of ``spgm evaluate``."""
-    from speechbrain_spgm.cli import add_model_options
+    from speechbrain_spgm.cli import add_model_options, add_precision_option
 
     command = commands.add_parser(
         "evaluate",
@@ -36,6 +36,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "(worst/). Utterances whose sources are all silent have no score.",
     )
     add_model_options(command, "--model")
+    add_precision_option(command)
     command.add_argument(
         "--manifest",
         required=True,
@@ -121,7 +122,12 @@ def run(arguments: argparse.Namespace) -> int:
         write_results,
     )
 
-    model = load_model(arguments.model, arguments.device, arguments.trust_remote_code)
+    model = load_model(
+        arguments.model,
+        arguments.device,
+        arguments.trust_remote_code,
+        arguments.precision,
+    )
     metrics = [name.strip() for name in arguments.metrics.split(",") if name.strip()]
     check_metrics(metrics, model.sample_rate)
     dataset = open_dataset(arguments, model)
@@ -149,7 +155,11 @@ def run(arguments: argparse.Namespace) -> int:
         write_results(
             scores,
             arguments.output,
-            about={"test_set": arguments.manifest.stem, "metrics": metrics},
+            about={
+                "test_set": arguments.manifest.stem,
+                "metrics": metrics,
+                "precision": model.precision,
+            },
             groups=groups,
             worst=worst.examples,
             sample_rate=model.sample_rate,

@@ -46,6 +46,7 @@ from speechbrain_spgm.inference.remote import (
 from speechbrain_spgm.inference.safe_yaml import load_safely
 from speechbrain_spgm.inference.weights import card_config, load_weights
 from speechbrain_spgm.lobes.masknet import SPGMMaskNet
+from speechbrain_spgm.lobes.quantised import quantise
 from speechbrain_spgm.lobes.separator import separate
 from speechbrain_spgm.lobes.spgm import SPGMBlock
 
@@ -53,6 +54,7 @@ logger = logging.getLogger(__name__)
 
 SHIPPED_MODELS = Path(__file__).resolve().parents[1] / "pretrained"
 DEFAULT_MODEL = "spgm-tiny-8k"
+PRECISIONS = ("fp32", "bf16", "int8")
 
 
 class SPGMSeparation(SepformerSeparation):
@@ -76,11 +78,16 @@ class SPGMSeparation(SepformerSeparation):
         one.
     freeze_params : bool
         Freezes the parameters and sets evaluation mode.
+    precision : str, optional
+        ``"fp32"`` (default): as the weights are. ``"bf16"``: matrix products of the
+        mask network in bfloat16, for GPUs and processors that have it. ``"int8"``:
+        linears of the transformers in 8 bits, on the CPU only. The weights in memory
+        stay as they are in all three.
 
     Raises
     ------
     ModelError
-        If a module is missing or the device cannot be used.
+        If a module is missing, or the device or the precision cannot be used.
 
     Example
     -------
@@ -95,6 +102,7 @@ class SPGMSeparation(SepformerSeparation):
         hparams: Mapping[str, Any],
         run_opts: Mapping[str, Any] | RunOptions | None = None,
         freeze_params: bool = True,
+        precision: str | None = None,
     ) -> None:
         missing = [name for name in self.MODULES_NEEDED if name not in modules]
         if missing:
@@ -112,6 +120,7 @@ class SPGMSeparation(SepformerSeparation):
             run_opts,
             freeze_params,
         )
+        self.precision = prepare_precision(precision, self.mods, self.device)
 
     @classmethod
     def from_hparams(
@@ -129,6 +138,7 @@ class SPGMSeparation(SepformerSeparation):
         download_only: bool = False,
         local_strategy: LocalStrategy = LocalStrategy.SYMLINK,
         fetch_config: FetchConfig | None = None,
+        precision: str | None = None,
         **kwargs: Any,
     ) -> SPGMSeparation | None:
         """Loads a SpeechBrain-style folder: hyperparams.yaml and a .ckpt per module.
@@ -162,6 +172,8 @@ class SPGMSeparation(SepformerSeparation):
             Whether files are linked or copied to ``savedir``.
         fetch_config : FetchConfig, optional
             SpeechBrain's; its revision, token and cache are used if not given here.
+        precision : str, optional
+            ``"fp32"``, ``"bf16"`` or ``"int8"``, see the class.
         **kwargs
             ``run_opts`` and ``freeze_params``, see the class.
 
@@ -204,6 +216,7 @@ class SPGMSeparation(SepformerSeparation):
                             token=hub["token"],
                             huggingface_cache_dir=hub["cache_dir"],
                         ),
+                        precision=precision,
                         **kwargs,
                     )
             hparams = load_safely(find, hparams_file, overrides, overrides_must_match)
@@ -219,7 +232,12 @@ class SPGMSeparation(SepformerSeparation):
             hparams["config"] = config
         hparams["savedir"] = savedir
         try:
-            return cls(modules=hparams["modules"], hparams=hparams, **kwargs)
+            return cls(
+                modules=hparams["modules"],
+                hparams=hparams,
+                precision=precision,
+                **kwargs,
+            )
         except (KeyError, TypeError) as error:  # odd names of keys or modules
             reason = (str(error).splitlines() or [""])[0]
             raise ModelError(
@@ -237,6 +255,7 @@ class SPGMSeparation(SepformerSeparation):
         device: str | torch.device | None = None,
         run_opts: Mapping[str, Any] | None = None,
         freeze_params: bool = True,
+        precision: str | None = None,
     ) -> SPGMSeparation:
         """Loads a model in the published layout: config.json and model.safetensors.
 
@@ -260,6 +279,8 @@ class SPGMSeparation(SepformerSeparation):
             SpeechBrain's other run options.
         freeze_params : bool
             Freezes the parameters and sets evaluation mode.
+        precision : str, optional
+            ``"fp32"``, ``"bf16"`` or ``"int8"``, see the class.
 
         Returns
         -------
@@ -283,6 +304,7 @@ class SPGMSeparation(SepformerSeparation):
             },
             run_opts={"device": device, **(run_opts or {})},
             freeze_params=freeze_params,
+            precision=precision,
         )
 
     @property
@@ -330,7 +352,12 @@ class SPGMSeparation(SepformerSeparation):
         samples = None if lengths is None else samples_of(lengths, B, T)
         check_finite(mix, samples)
         return separate(
-            self.mods.encoder, self.mods.masknet, self.mods.decoder, mix, samples
+            self.mods.encoder,
+            self.mods.masknet,
+            self.mods.decoder,
+            mix,
+            samples,
+            autocast=torch.bfloat16 if self.precision == "bf16" else None,
         )
 
     def separate_file(
@@ -560,6 +587,54 @@ def packed(masknet: nn.Module) -> nn.Module:
     for block in blocks:
         block.chunk_size = block.chunk_size or masknet.K
     return masknet
+
+
+def prepare_precision(
+    precision: str | None, modules: nn.ModuleDict, device: str
+) -> str:
+    """Checks a precision; for int8, puts a quantised mask network in place.
+
+    Arguments
+    ---------
+    precision : str, optional
+        One of ``PRECISIONS``.
+    modules : torch.nn.ModuleDict
+        On their device; may be changed.
+    device : str
+        That device.
+
+    Returns
+    -------
+    precision : str
+        ``"fp32"`` by default.
+
+    Raises
+    ------
+    ModelError
+        If the device or the network has no such precision.
+    """
+    precision = precision or "fp32"
+    if precision not in PRECISIONS:
+        raise ModelError(
+            f"precision is {precision!r}, but must be one of {', '.join(PRECISIONS)}."
+        )
+    kind = torch.device(device).type
+    if precision == "bf16" and (
+        not torch.amp.is_autocast_available(kind)
+        or (kind == "cuda" and not torch.cuda.is_bf16_supported())
+    ):
+        raise ModelError(f"The device {device} has no bf16: take precision fp32.")
+    if precision == "int8":
+        if any(module.training for module in modules.values()):
+            raise ModelError(
+                "int8 is for separating only: leave freeze_params on, or take "
+                "precision fp32."
+            )
+        try:
+            modules["masknet"] = quantise(modules["masknet"])
+        except ValueError as error:
+            raise ModelError(str(error)) from None
+    return precision
 
 
 def usable_device(device: str | torch.device) -> str:

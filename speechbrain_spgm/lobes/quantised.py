@@ -83,15 +83,20 @@ def _saturates() -> bool:
     return bool((product / (64 * 255 * 127) - 1).abs().max() > 0.01)
 
 
-def quantise(masknet: nn.Module) -> None:
-    """Makes a mask network compute in int8 from now on.
+def quantise(masknet: nn.Module) -> SPGMMaskNet:
+    """A mask network in int8, on the parameters of one in float32.
 
-    Its parameters stay as they are; changes to them have no effect until the next call.
+    Later changes to the parameters do not reach the linears that are in 8 bits.
 
     Arguments
     ---------
     masknet : SPGMMaskNet
-        In float32 on the CPU, with SpeechBrain's standard transformers.
+        In float32 on the CPU, with SpeechBrain's standard transformers; stays as it is.
+
+    Returns
+    -------
+    masknet : SPGMMaskNet
+        For evaluation mode, without gradients.
 
     Raises
     ------
@@ -103,10 +108,10 @@ def quantise(masknet: nn.Module) -> None:
     >>> from speechbrain.lobes.models.dual_path import SBTransformerBlock
     >>> from speechbrain_spgm.lobes.spgm import SPGMBlock
     >>> net = SPGMMaskNet(64, 64, SBTransformerBlock(1, 64, 8), SPGMBlock(64, "att"))
-    >>> quantise(net.eval())
+    >>> x = torch.rand(1, 64, 300)
     >>> with torch.no_grad():
-    ...     net(torch.rand(1, 64, 300)).shape
-    torch.Size([2, 1, 64, 300])
+    ...     torch.allclose(quantise(net.eval())(x), net(x), atol=0.05)
+    True
     """
     if not isinstance(masknet, SPGMMaskNet) or not all(
         engine.is_plain(block.intra_mdl) for block in masknet.dual_mdl
@@ -122,6 +127,7 @@ def quantise(masknet: nn.Module) -> None:
             f"int8 needs a float32 model on the CPU, but this one is {weight.dtype} on "
             f"{weight.device}: take precision bf16, or the device cpu."
         )
+    masknet = SPGMMaskNet.from_dual_path(masknet, masknet.rows_per_step)
     masknet.int8 = {
         layer: engine.Linears(
             *(
@@ -132,3 +138,4 @@ def quantise(masknet: nn.Module) -> None:
         for block in masknet.dual_mdl
         for layer in block.intra_mdl.mdl.layers
     }
+    return masknet

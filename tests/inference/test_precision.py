@@ -1,0 +1,73 @@
+"""bf16 and int8: close to fp32, on the command line too; what cannot be is refused."""
+
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+from speechbrain.lobes.models.dual_path import Dual_Path_Model, SBTransformerBlock
+
+from speechbrain_spgm import cli
+from speechbrain_spgm.inference import SPGMSeparation
+from speechbrain_spgm.inference.published import ModelError
+from speechbrain_spgm.training.losses import si_sdr
+
+LENGTHS = [8000, 3000]
+
+
+@pytest.fixture(scope="module")
+def exact() -> SPGMSeparation:
+    return SPGMSeparation.from_pretrained(device="cpu")
+
+
+@pytest.mark.parametrize(("precision", "least"), [("bf16", 35), ("int8", 35)])
+def test_voices_are_close_to_fp32(
+    exact: SPGMSeparation, precision: str, least: float
+) -> None:
+    model = SPGMSeparation.from_pretrained(device="cpu", precision=precision)
+    assert model.precision == precision
+    assert next(model.mods.masknet.parameters()).dtype == torch.float32
+    mix = 0.1 * torch.randn(2, 8000)
+    est, wanted = model.separate_batch(mix, LENGTHS), exact.separate_batch(mix, LENGTHS)
+    assert est.dtype == torch.float32
+    assert not torch.equal(est, wanted)
+    assert si_sdr(est, wanted, torch.tensor(LENGTHS)).min() > least
+    alone = model.separate_batch(mix[1:, :3000])
+    if precision == "int8":
+        assert torch.equal(alone, est[1:, :3000])
+    assert si_sdr(alone, est[1:, :3000]).min() > 40  # bf16 rounds by shape
+
+
+def test_a_model_may_be_used_in_two_precisions(exact: SPGMSeparation) -> None:
+    mix = 0.1 * torch.randn(1, 2000)
+    before = exact.separate_batch(mix)
+    int8 = SPGMSeparation(dict(exact.mods), {}, {"device": "cpu"}, precision="int8")
+    assert not torch.equal(int8.separate_batch(mix), before)
+    assert torch.equal(exact.separate_batch(mix), before)
+
+
+def test_unusable_precisions_are_refused(exact: SPGMSeparation) -> None:
+    with pytest.raises(ModelError, match="'fp8', but must be one of fp32, bf16, int8"):
+        SPGMSeparation.from_pretrained(precision="fp8", device="cpu")
+    intra = SBTransformerBlock(1, 96, 4)
+    sepformer = Dual_Path_Model(96, 96, intra, intra, K=50)
+    with pytest.raises(ModelError, match="int8 needs an SPGMMaskNet"):
+        modules = {**exact.mods, "masknet": sepformer}
+        SPGMSeparation(modules, {}, {"device": "cpu"}, precision="int8")
+
+
+def test_command_line(tmp_path: Path, capfd, exact: SPGMSeparation) -> None:
+    source = tmp_path / "mixture.wav"
+    soundfile.write(source, 0.1 * torch.randn(2000).numpy(), 8000, subtype="FLOAT")
+    voices = {}
+    for precision in ("fp32", "int8"):
+        out = tmp_path / precision
+        words = ["separate", source, "--output", out, "--device", "cpu"]
+        assert cli.main([str(word) for word in [*words, "--precision", precision]]) == 0
+        voices[precision], _ = soundfile.read(out / "mixture_spk1.wav")
+    error = abs(voices["int8"] - voices["fp32"]).max()
+    assert 0 < error < 0.05 * abs(voices["fp32"]).max()
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["separate", str(source), "--output", "x", "--precision", "fp64"])
+    assert stop.value.code == 2
+    assert "invalid choice: 'fp64'" in capfd.readouterr().err
