@@ -15,7 +15,6 @@ import torch
 from huggingface_hub import ModelCard
 from hyperpyyaml import load_hyperpyyaml
 from safetensors.torch import load_file, save_file
-from speechbrain.inference.separation import SepformerSeparation
 from speechbrain.lobes.models.dual_path import Dual_Path_Model
 
 from speechbrain_spgm import cli
@@ -72,15 +71,14 @@ class ByMixin(torch.nn.Module, PyTorchModelHubMixin):
 repo, folder = sys.argv[1:]
 mix = torch.load(f"{folder}/mix.pt")
 cpu = {"device": "cpu"}
-with torch.no_grad():
-    torch.save([
-        SPGMSeparation.from_pretrained(repo, run_opts=cpu).separate_batch(mix),
-        SPGMSeparation.from_hparams(source=repo, run_opts=cpu).separate_batch(mix),
-        SepformerSeparation.from_hparams(
-            source=repo, savedir=f"{folder}/stock", run_opts=cpu
-        ).separate_batch(mix),
-        ByMixin.from_pretrained(repo).separate_batch(mix),
-    ], f"{folder}/est.pt")
+torch.save([
+    SPGMSeparation.from_pretrained(repo, run_opts=cpu).separate_batch(mix),
+    SPGMSeparation.from_hparams(source=repo, run_opts=cpu).separate_batch(mix),
+    SepformerSeparation.from_hparams(
+        source=repo, savedir=f"{folder}/stock", run_opts=cpu
+    ).separate_batch(mix),
+    ByMixin.from_pretrained(repo).separate_batch(mix),
+], f"{folder}/est.pt")
 """
 
 
@@ -202,15 +200,9 @@ def test_round_trip_through_the_real_client(hub: Hub, run, model, tmp_path, caps
     loading = [sys.executable, "-c", LOAD, REPO, str(tmp_path)]
     done = subprocess.run(loading, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    published, hparams, by_speechbrain, mixin = torch.load(tmp_path / "est.pt")
     expected = model.separate_batch(mix)
-    for est in (published, hparams, mixin):
+    for est in torch.load(tmp_path / "est.pt"):
         assert torch.equal(est, expected)
-    # SpeechBrain's class takes other steps, to which its own result is the measure.
-    stock = SepformerSeparation(dict(model.mods), {"num_spks": 2}, {"device": "cpu"})
-    with torch.no_grad():
-        assert torch.equal(by_speechbrain, stock.separate_batch(mix))
-    assert torch.allclose(by_speechbrain, expected, atol=1e-6)
 
     # The same once more: nothing is sent. Other results: only what names them.
     hub.asked.clear()

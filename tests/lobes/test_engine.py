@@ -15,12 +15,18 @@ from speechbrain.lobes.models.dual_path import (
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from speechbrain_spgm.lobes import engine
+from speechbrain_spgm.lobes import engine, separator
 from speechbrain_spgm.lobes.masknet import SPGMMaskNet
 from speechbrain_spgm.lobes.separator import separate
 from speechbrain_spgm.lobes.spgm import SPGMBlock
 
 N = 16
+
+
+@pytest.fixture(autouse=True)
+def tiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short mixtures are decoded in tiles like long ones."""
+    monkeypatch.setattr(separator, "DECODED_AT_ONCE", 0)
 
 
 def transformer(**kwargs: object) -> SBTransformerBlock:
