@@ -341,13 +341,15 @@ class _Utterance:
 
         More rows read the weights of a layer less often, fewer fit the cache: three of
         spgm-base are best. A network with narrow layers takes more, so that Python's
-        share stays small.
+        share stays small. In int8 the weights are a quarter as large, and one row is
+        best.
         """
         if self.net.rows_per_step is not None:
             return _split(self.S, self.net.rows_per_step or self.S)
         _, K, N = self.x.shape
         row_bytes = K * intra.widest(block, N) * self.x.element_size()
-        return _taper(self.S, max(1, STEP_BYTES // row_bytes))
+        step_bytes = STEP_BYTES if self.net.int8 is None else STEP_BYTES // 3
+        return _taper(self.S, max(1, step_bytes // row_bytes))
 
     def _masks(self, tile: slice, scratch: Scratch) -> Tensor:
         """Overlap-add and masks of some frames, ``[n, spks, N]``."""

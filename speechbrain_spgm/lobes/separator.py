@@ -72,8 +72,9 @@ def separate(
     frames = [count_frames(n, kernel, stride) for n in samples]
     if (
         autocast is None
-        and max(frames) > DECODED_AT_ONCE
         and isinstance(masknet, SPGMMaskNet)
+        # In int8 a last bit counts: always in tiles, whatever else the batch holds.
+        and (max(frames) > DECODED_AT_ONCE or masknet.int8 is not None)
         and engine.suits(masknet, mix)
         and engine.suits_ends(encoder, decoder)
     ):
