@@ -32,6 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from speechbrain_spgm.inference.published import config_of, load_published
 from speechbrain_spgm.inference.separation import find_published
+from speechbrain_spgm.lobes.quantised import quantise
 from speechbrain_spgm.lobes.separator import separate
 from speechbrain_spgm.lobes.spgm import SPGMBlock
 
@@ -62,6 +63,7 @@ CONTESTANTS = {
     "SepFormer": Contestant("sepformer", {}),
     "SPGM, this package": Contestant("ours", {}),
     "SPGM, tuned malloc": Contestant("ours", TUNED),
+    "SPGM, int8": Contestant("int8", {}),
 }
 REFERENCE, OURS = "SpeechBrain", "SPGM, this package"
 
@@ -82,7 +84,7 @@ def load(model: str, network: str) -> tuple[Callable[[Tensor], Tensor], nn.Modul
     model : str
         ``"base"``, ``"opt"``, ``"tiny"`` (shipped) or any source of a published model.
     network : str
-        ``"speechbrain"``, ``"sepformer"`` or ``"ours"``.
+        ``"speechbrain"``, ``"sepformer"``, ``"ours"`` or ``"int8"`` (ours as well).
 
     Returns
     -------
@@ -100,14 +102,16 @@ def load(model: str, network: str) -> tuple[Callable[[Tensor], Tensor], nn.Modul
     else:
         source = find_published(None if model == "tiny" else model)
         encoder, masknet, decoder, config = load_published(source)
-    if network != "ours":
+    if network in ("speechbrain", "sepformer"):
         state = masknet.state_dict()
         masknet = dual_path(config, sepformer=network == "sepformer")
         if network == "speechbrain":
             masknet.load_state_dict(state)
     parts = nn.ModuleDict({"encoder": encoder, "masknet": masknet, "decoder": decoder})
     parts.eval().requires_grad_(False)
-    if network == "ours":
+    if network == "int8":
+        parts["masknet"] = masknet = quantise(masknet)
+    if network in ("ours", "int8"):
         return lambda mix: separate(encoder, masknet, decoder, mix), parts
 
     def speechbrains(mix: Tensor) -> Tensor:
@@ -221,7 +225,7 @@ class Process:
 
 def count_flops(model: str, network: str, seconds: float) -> float:
     """Operations of the matrix products, as SpeechBrain's modules do them."""
-    run, parts = load(model, "speechbrain" if network == "ours" else network)
+    run, parts = load(model, "sepformer" if network == "sepformer" else "speechbrain")
     parts.to("meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         run(noise(seconds).to("meta"))
@@ -273,7 +277,7 @@ def measure(
             turns = results[seconds] = {}
             flops = {
                 network: count_flops(model, network, seconds)
-                for network in ("ours", "speechbrain", "sepformer")
+                for network in ("ours", "int8", "speechbrain", "sepformer")
             }
             for turn in range(repeats):
                 for name, process in processes.items():
@@ -380,9 +384,10 @@ Made by `python -m benchmarks.inference --seconds \
 ![Time and memory against the length]({picture.name})
 
 - Machine: {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()}
-  threads, PyTorch {torch.__version__}, float32; {peak / 1e9:.0f} GFLOP/s in a product
+  threads, PyTorch {torch.__version__}; {peak / 1e9:.0f} GFLOP/s in a product
   of two 2048 x 2048 matrices. Load before: {load_before:.1f}, after:
   {os.getloadavg()[0]:.1f} (the benchmark itself takes all cores).
+- "SPGM, int8" has the linears of the transformers in 8 bits; the others are float32.
 - "SpeechBrain" is its Dual_Path_Model with SPGMBlock on the same weights; "SepFormer"
   has inter transformers and half as many blocks, about as many parameters.
 - Malloc is glibc's in default settings, or "tuned": {settings}.
