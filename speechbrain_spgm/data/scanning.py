@@ -60,7 +60,9 @@ def find_set(data_folder: Path, tail: Sequence[str], split: str, mixture: str) -
     there = sorted(path.name for path in best.iterdir() if path.is_dir())
     raise UserError(
         f"The data folder {data_folder} has no {'/'.join(wanted)}: {best} holds "
-        f"{'only ' + ', '.join(there[:8]) if there else 'no folders'}."
+        f"{'only ' + ', '.join(there[:8]) if there else 'no folders'}; change "
+        "data_folder or what names that folder (num_spks, sample_rate, mixture_mode, "
+        "train_set, ...)."
     )
 
 
