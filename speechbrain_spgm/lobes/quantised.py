@@ -1,6 +1,6 @@
 """int8 linears for the engine: weights rounded once, activations at every product.
 
-The four linears of every transformer layer hold 97% of the work of spgm-base. Each gets
+The four linears of every transformer layer hold 85% of the work of spgm-base. Each gets
 weights in 8 bits with a scale per output, and rounds what comes in to 8 bits with one
 scale per step of the engine (a few chunks of one utterance). Attention, norms, pooling,
 residuals, encoder, masks and decoder stay in float32.
