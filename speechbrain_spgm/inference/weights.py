@@ -212,8 +212,8 @@ def fit(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     -------
     >>> fit(nn.Linear(1, 1), {"weight": torch.zeros(1, 1)}, "a.ckpt")
     Traceback (most recent call last):
-    speechbrain_spgm...ModelError: a.ckpt does not fit its yaml: it lacks bias.
-    """
+    speechbrain_spgm.inference.published.ModelError: a.ckpt does not fit its yaml: it lacks bias.
+    """  # noqa: E501
     shapes = {name: list(value.shape) for name, value in state.items()}
     problem = misfit(shapes, module.state_dict())
     if problem:
