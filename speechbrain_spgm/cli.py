@@ -22,6 +22,7 @@ from speechbrain_spgm.commands import Problem, convert, evaluate, export, publis
 
 if TYPE_CHECKING:
     from speechbrain_spgm.inference import SPGMSeparation
+    from speechbrain_spgm.inference.long.files import Options
 
 WRONG_INPUT, INTERRUPTED = 2, 130
 # Modules of speechbrain_spgm.commands, each with add_parser(commands).
@@ -113,6 +114,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="peak: every voice gets peak 1; by default the voices keep the level that "
         "they have in the mixture",
     )
+    add_length_options(command)
     command.set_defaults(run=separate)
 
     command = commands.add_parser(
@@ -161,11 +163,42 @@ def add_precision_option(command: argparse.ArgumentParser) -> None:
     )
 
 
+def add_length_options(command: argparse.ArgumentParser) -> None:
+    """What is done about long recordings."""
+    command.add_argument(
+        "--mode",
+        choices=["auto", "exact", "stitched"],
+        default="auto",
+        help="exact: each file as a whole; stitched: in overlapping windows, in little "
+        "memory; auto (default): exact where it fits, because it separates better",
+    )
+    command.add_argument(
+        "--max-memory",
+        metavar="BYTES",
+        help="what the exact mode may take, such as 4G; by default half of the "
+        "memory that is free",
+    )
+    command.add_argument(
+        "--window",
+        type=float,
+        default=15.0,
+        metavar="SECONDS",
+        help="length of a window, by default 15; neighbours share a third of it",
+    )
+    command.add_argument(
+        "--report",
+        action="store_true",
+        help="write DIR/<name>_report.json: mode, estimated memory, and the time, "
+        "permutation and confidence of every seam",
+    )
+
+
 def separate(arguments: argparse.Namespace) -> int:
     """``spgm separate``."""
     from tqdm import tqdm
 
     from speechbrain_spgm.data.errors import UserError
+    from speechbrain_spgm.inference.long.files import Options, check_options
 
     jobs, failures = find_jobs(arguments.inputs, arguments.output)
     for failure in failures:
@@ -178,6 +211,16 @@ def separate(arguments: argparse.Namespace) -> int:
         arguments.trust_remote_code,
         arguments.precision,
     )
+    options = check_options(
+        model,
+        Options(
+            normalize=arguments.normalize,
+            mode=arguments.mode,
+            max_memory=arguments.max_memory,
+            window=arguments.window,
+            progress=True,
+        ),
+    )
     check_outputs(jobs, model.mods.masknet.num_spks)
     make_folder(arguments.output)
 
@@ -185,7 +228,7 @@ def separate(arguments: argparse.Namespace) -> int:
     with tqdm(jobs, desc="separating", unit="file", disable=None) as bar:
         for job in bar:
             try:
-                rate = separate_one(model, job, arguments.normalize)
+                rate = separate_one(model, job, options, arguments.report)
                 lowered += rate > model.sample_rate
             except (UserError, Problem) as error:
                 failed += 1
@@ -207,18 +250,25 @@ def separate(arguments: argparse.Namespace) -> int:
     return WRONG_INPUT if failed else 0
 
 
-def separate_one(model: SPGMSeparation, job: Job, normalize: str | None) -> int:
+def separate_one(
+    model: SPGMSeparation, job: Job, options: Options, report: bool
+) -> int:
     """Separates one file, writes all its voices or none; returns its sample rate."""
-    from speechbrain_spgm.inference.audio import cut_off, read_audio, write_voices
+    from speechbrain_spgm.inference.long.files import explain, separate_to_files
 
-    with quiet_stderr():
-        recording = read_audio(job.source)
-    if recording.missing:
-        say(f"spgm: {cut_off(recording)}")
-    est = model.separate_recording(recording, normalize)[0]  # [T, spks]
     make_folder(job.target.parent)
-    write_voices(job.outputs(est.shape[1]), est, recording.sample_rate)
-    return recording.sample_rate
+    facts = separate_to_files(
+        model,
+        job.source,
+        str(job.source),
+        job.outputs(model.mods.masknet.num_spks),
+        options,
+        job.target.with_name(f"{job.target.name}_report.json") if report else None,
+        reading=quiet_stderr,
+    )
+    for line in explain(facts):
+        say(f"spgm: {line}")
+    return facts["sample_rate"]
 
 
 def info(arguments: argparse.Namespace) -> int:
@@ -372,6 +422,8 @@ def silence_libraries() -> None:
     """Keeps the warnings of other libraries from the user."""
     warnings.filterwarnings("ignore")
     logging.getLogger("speechbrain").setLevel(logging.ERROR)
+    # Its warnings come as sentences of this command.
+    logging.getLogger("speechbrain_spgm.inference.long").setLevel(logging.ERROR)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # file names may hold any bytes
 

@@ -6,7 +6,7 @@ Axes: T samples, spks sources.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
@@ -72,6 +72,39 @@ def read_audio(path: str | Path) -> Recording:
     AudioFileError
         If the file is missing, empty, no audio or damaged, or holds NaN or infinity.
     """
+    blocks: list[np.ndarray] = []
+    sample_rate, missing = stream_audio(path, blocks.append)
+    try:
+        samples = np.concatenate(blocks)
+    except MemoryError:
+        raise AudioFileError(f"{path} does not fit into memory: cut it up.") from None
+    return Recording(torch.from_numpy(samples), sample_rate, str(path), missing)
+
+
+def stream_audio(
+    path: str | Path, use: Callable[[np.ndarray], object]
+) -> tuple[int, int]:
+    """Reads a file a few seconds at a time; several channels are averaged to one.
+
+    Arguments
+    ---------
+    path : str or Path
+        As in ``read_audio``.
+    use : callable
+        Gets the blocks one after the other, ``[T]``, float32.
+
+    Returns
+    -------
+    sample_rate : int
+        In Hz.
+    missing : int
+        How many samples a cut-off file lacks at its end.
+
+    Raises
+    ------
+    AudioFileError
+        As ``read_audio``.
+    """
     path = Path(path)
     if path.is_dir():
         raise AudioFileError(f"{path} is a folder: give an audio file.")
@@ -79,46 +112,45 @@ def read_audio(path: str | Path) -> Recording:
         raise AudioFileError(f"{path} does not exist: check its name.")
     if path.stat().st_size == 0:
         raise AudioFileError(f"{path} is an empty file: copy or record it again.")
-    try:
-        samples, sample_rate, promised = _read_mono(path)
-    except PermissionError:
-        raise AudioFileError(f"{path} may not be read: change its rights.") from None
-    except MemoryError:
-        raise AudioFileError(f"{path} does not fit into memory: cut it up.") from None
-    # libsndfile's own errors are RuntimeErrors; it wants more arguments for .raw files
-    except (RuntimeError, OSError, TypeError, ValueError):
-        raise AudioFileError(
-            f"{path} is damaged or no audio file of a known kind: "
-            "convert it to WAV or FLAC."
-        ) from None
-
-    if len(samples) == 0:
+    length, sample_rate, promised = 0, 0, 0
+    blocks = _mono_blocks(path)
+    while True:
+        try:
+            block, sample_rate, promised = next(blocks)
+        except StopIteration:
+            break
+        except PermissionError:
+            raise AudioFileError(
+                f"{path} may not be read: change its rights."
+            ) from None
+        except MemoryError:
+            raise AudioFileError(
+                f"{path} does not fit into memory: cut it up."
+            ) from None
+        # libsndfile's own errors are RuntimeErrors; it wants more for .raw files
+        except (RuntimeError, OSError, TypeError, ValueError):
+            raise AudioFileError(
+                f"{path} is damaged or no audio file of a known kind: "
+                "convert it to WAV or FLAC."
+            ) from None
+        if not np.isfinite(block).all():
+            raise AudioFileError(
+                f"{path} holds samples that are NaN or infinite: export it again."
+            )
+        use(block)
+        length += len(block)
+    if length == 0:
         raise AudioFileError(f"{path} holds no samples: copy or record it again.")
-    if not np.isfinite(samples).all():
-        raise AudioFileError(
-            f"{path} holds samples that are NaN or infinite: export it again."
-        )
-    missing = max(0, promised - len(samples))
-    return Recording(torch.from_numpy(samples), sample_rate, str(path), missing)
+    return sample_rate, max(0, promised - length)
 
 
-def cut_off(recording: Recording) -> str:
-    """The sentence that says that a file ends before its header says so."""
-    there = len(recording.samples)
-    return (
-        f"{recording.name} is cut off: it holds {there} of "
-        f"{there + recording.missing} samples."
-    )
-
-
-def _read_mono(path: Path) -> tuple[np.ndarray, int, int]:
-    """All samples [T], the rate, and how many samples the header promises."""
-    blocks = [np.empty(0, np.float32)]
+def _mono_blocks(path: Path) -> Iterator[tuple[np.ndarray, int, int]]:
+    """Blocks [T], each with the rate and how many samples the header promises."""
     with path.open("rb") as opened, soundfile.SoundFile(opened) as file:
         # A block is [frames, channels].
         while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
-            blocks.append(block.mean(axis=1, dtype=np.float64).astype(np.float32))
-        return np.concatenate(blocks), file.samplerate, file.frames
+            mono = block.mean(axis=1, dtype=np.float64).astype(np.float32)
+            yield mono, file.samplerate, file.frames
 
 
 def write_audio(path: str | Path, samples: Tensor, sample_rate: int) -> None:

@@ -41,12 +41,35 @@ def fit_mixture(est: Tensor, mix: Tensor) -> Tensor:
             [0., 4.],
             [2., 0.]])
     """
-    norms = est.double().norm(dim=0)
-    norms = norms.where(norms > 0, 1)
-    unit = est.double() / norms  # [T, spks], so that quiet outputs count as loud ones
-    gram, target = unit.T @ unit, unit.T @ mix.double()  # [spks, spks], [spks]
-    gains = torch.linalg.pinv(gram, rtol=COPIES, hermitian=True) @ target
-    return (unit * gains).to(est.dtype)
+    wide = est.double()
+    return (wide * mixture_gains(wide.T @ wide, wide.T @ mix.double())).to(est.dtype)
+
+
+def mixture_gains(gram: Tensor, target: Tensor) -> Tensor:
+    """The gains of ``fit_mixture`` from sums that may be taken piece by piece.
+
+    Arguments
+    ---------
+    gram : torch.Tensor
+        Products of the outputs with each other, ``[spks, spks]``, float64.
+    target : torch.Tensor
+        Products of the outputs with the mixture, ``[spks]``, float64.
+
+    Returns
+    -------
+    gains : torch.Tensor
+        ``[spks]``, float64.
+
+    Example
+    -------
+    >>> mixture_gains(torch.diag(torch.tensor([4.0, 0.0])), torch.tensor([2.0, 0.0]))
+    tensor([0.5000, 0.0000])
+    """
+    norms = gram.diagonal().sqrt()
+    norms = norms.where(norms > 0, 1)  # so that quiet outputs count as loud ones
+    gram = gram / norms / norms.unsqueeze(-1)
+    inverse = torch.linalg.pinv(gram, rtol=COPIES, hermitian=True)
+    return inverse @ (target / norms) / norms
 
 
 def scale_to_peak(est: Tensor) -> Tensor:

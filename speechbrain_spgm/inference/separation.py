@@ -22,13 +22,17 @@ from torch import Tensor, nn
 
 from speechbrain_spgm.data.errors import UserError
 from speechbrain_spgm.inference.audio import (
-    AudioFileError,
     Recording,
-    cut_off,
-    read_audio,
     resample,
 )
 from speechbrain_spgm.inference.level import fit_mixture, scale_to_peak
+from speechbrain_spgm.inference.long.files import (
+    WINDOW,
+    Options,
+    separate_to_files,
+    separate_to_tensor,
+)
+from speechbrain_spgm.inference.long.stitching import too_loud
 from speechbrain_spgm.inference.published import (
     WEIGHTS_FILE,
     ModelError,
@@ -365,8 +369,14 @@ class SPGMSeparation(SepformerSeparation):
         path: str | Path,
         savedir: str | Path | None = None,
         normalize: str | None = None,
+        *,
+        mode: str = "auto",
+        max_memory: int | str | None = None,
+        window: float = WINDOW,
+        overlap: float | None = None,
+        progress: bool = False,
     ) -> Tensor:
-        """Separates an audio file.
+        """Separates an audio file of any length.
 
         Arguments
         ---------
@@ -379,6 +389,21 @@ class SPGMSeparation(SepformerSeparation):
             ``None`` keeps the level of the mixture: every output has the gain by which
             the sum of all fits the mixture best. ``"peak"``: every output has peak 1,
             as in SpeechBrain. Silence stays silence in both.
+        mode : str
+            ``"exact"``: the whole file at once. ``"stitched"``: overlapping windows,
+            put in order by all the evidence in the file and cross-faded. ``"auto"``:
+            exact if its estimated memory fits, because it separates better.
+        max_memory : int or str, optional
+            What the exact mode may take, in bytes or like ``"4G"``; by default half of
+            what is free.
+        window : float
+            Seconds of a window, at least 1; a file that is no longer is separated
+            exactly.
+        overlap : float, optional
+            Seconds that neighbouring windows share; by default a third of a window,
+            which is the most.
+        progress : bool
+            Whether the stitched mode shows a bar with the time left.
 
         Returns
         -------
@@ -389,20 +414,65 @@ class SPGMSeparation(SepformerSeparation):
         ------
         AudioFileError
             If the file cannot be read or holds NaN or infinity.
+        UserError
+            If an option is wrong, or the exact mode is asked for and does not fit.
         """
+        options = Options(normalize, mode, max_memory, window, overlap, progress)
         with local_audio(path, savedir) as local:
-            recording = read_audio(local)._replace(name=str(path))
-        if recording.missing:
-            logger.warning("%s", cut_off(recording))
-        if recording.sample_rate > self.sample_rate:
-            logger.warning(
-                "%s has %d Hz, the model %d Hz: content above %d Hz is lost.",
-                path,
-                recording.sample_rate,
-                self.sample_rate,
-                self.sample_rate // 2,
+            return separate_to_tensor(self, Path(local), str(path), options)
+
+    def separate_to_files(
+        self,
+        path: str | Path,
+        outputs: Sequence[str | Path],
+        normalize: str | None = None,
+        *,
+        mode: str = "auto",
+        max_memory: int | str | None = None,
+        window: float = WINDOW,
+        overlap: float | None = None,
+        report: str | Path | None = None,
+        progress: bool = False,
+    ) -> dict[str, Any]:
+        """Separates an audio file into WAV files (32-bit float).
+
+        In the stitched mode nothing is held whole in memory: an hour needs no more than
+        a minute. Temporary files lie in a hidden folder beside the first output; it is
+        removed at the end, also after Ctrl-C.
+
+        Arguments
+        ---------
+        path, normalize, mode, max_memory, window, overlap, progress
+            As in ``separate_file``.
+        outputs : sequence of str or Path
+            One per voice; they appear when all is done.
+        report : str or Path, optional
+            A JSON file to write: the mode, the estimated memory, and for every seam its
+            time in seconds, the permutation, its confidence from 0.5 to 1, and whether
+            all voices are heard there.
+
+        Returns
+        -------
+        facts : dict
+            What the report holds.
+
+        Raises
+        ------
+        AudioFileError
+            If the file cannot be read or the outputs cannot be written.
+        UserError
+            If an option is wrong, or the exact mode is asked for and does not fit.
+        """
+        options = Options(normalize, mode, max_memory, window, overlap, progress)
+        with local_audio(path) as local:
+            return separate_to_files(
+                self,
+                Path(local),
+                str(path),
+                [Path(output) for output in outputs],
+                options,
+                Path(report) if report is not None else None,
             )
-        return self.separate_recording(recording, normalize)
 
     def separate_recording(
         self, recording: Recording, normalize: str | None = None
@@ -429,12 +499,10 @@ class SPGMSeparation(SepformerSeparation):
         est = est.float().cpu().t().contiguous()  # [spks, T']
         # Resampling rounds up twice, so there are T samples or some more.
         est = resample(est, self.sample_rate, rate)[:, : len(samples)].t()
+        if est.isfinite().all():
+            est = scale_to_peak(est) if normalize else fit_mixture(est, samples)
         if not est.isfinite().all():
-            raise AudioFileError(
-                f"{name} is too loud for the model (peak {samples.abs().max():.3g}, "
-                "full scale is 1): scale it down."
-            )
-        est = scale_to_peak(est) if normalize else fit_mixture(est, samples)
+            raise too_loud(name, float(samples.abs().max()))
         return est.unsqueeze(0)
 
 

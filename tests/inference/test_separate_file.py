@@ -139,7 +139,7 @@ def spoilt(folder: Path) -> dict[str, str]:
     one = np.array([0.1, 0.2])
     soundfile.write(folder / "nan.wav", one * np.nan, 8000, subtype="FLOAT")
     soundfile.write(folder / "inf.wav", one * np.inf, 44100, subtype="FLOAT")
-    soundfile.write(folder / "loud.wav", np.full(900, 1e30), 8000, subtype="FLOAT")
+    soundfile.write(folder / "loud.wav", np.full(9000, 3e38), 8000, subtype="FLOAT")
     soundfile.write(folder / "no_frames.wav", one[:0], 8000)
     (folder / "empty.wav").touch()
     (folder / "text.wav").write_text("This is no sound.\n" * 100)

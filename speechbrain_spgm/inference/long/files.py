@@ -1,0 +1,382 @@
+"""From a file of any length to voices: which way to go, files, report.
+
+Axes: T samples, spks sources.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import soundfile
+import torch
+from torch import Tensor
+
+from speechbrain_spgm.data.atomic import replacing
+from speechbrain_spgm.data.errors import UserError
+from speechbrain_spgm.inference.audio import (
+    AudioFileError,
+    Recording,
+    stream_audio,
+    write_voices,
+)
+from speechbrain_spgm.inference.long.memory import (
+    SAFE_SHARE,
+    count_voices,
+    estimate_bytes,
+    format_bytes,
+    free_bytes,
+    parse_bytes,
+)
+from speechbrain_spgm.inference.long.spool import Spool
+from speechbrain_spgm.inference.long.stitching import (
+    Seam,
+    Stitcher,
+    check_outputs,
+    check_windows,
+)
+
+if TYPE_CHECKING:
+    from speechbrain_spgm.inference.separation import SPGMSeparation
+
+logger = logging.getLogger(__name__)
+
+MODES = ("auto", "exact", "stitched")
+WINDOW = 15.0  # seconds
+DOUBT = 0.9  # confidence below which a seam is called doubtful
+
+
+class Options(NamedTuple):
+    """How to separate; see ``SPGMSeparation.separate_file``."""
+
+    normalize: str | None = None
+    mode: str = "auto"
+    max_memory: int | str | None = None
+    window: float = WINDOW
+    overlap: float | None = None  # by default a third of the window
+    progress: bool = False
+
+
+class Plan(NamedTuple):
+    """How a recording is separated.
+
+    Arguments
+    ---------
+    mode : str
+        ``"exact"`` or ``"stitched"``.
+    estimate : int
+        Bytes that the exact mode takes.
+    limit : int
+        Bytes that it may take.
+    """
+
+    mode: str
+    estimate: int
+    limit: int
+
+
+def make_plan(model: SPGMSeparation, samples: int, rate: int, options: Options) -> Plan:
+    """Chooses the mode: exact separates better (``docs/benchmarks``), if it fits.
+
+    Arguments
+    ---------
+    model : SPGMSeparation
+        The separator.
+    samples, rate : int
+        Length of the recording and its rate in Hz.
+    options : Options
+        What the user wants.
+
+    Returns
+    -------
+    plan : Plan
+        A recording no longer than a window is always separated exactly.
+
+    Raises
+    ------
+    UserError
+        If the exact mode is asked for and does not fit.
+    """
+    estimate = estimate_bytes(model, samples, rate)
+    limit = options.max_memory
+    if isinstance(limit, str):
+        limit = parse_bytes(limit)
+    if limit is None:
+        limit = int(SAFE_SHARE * free_bytes(model.device))
+    short = samples <= options.window * rate
+    if options.mode == "exact" and estimate > limit:
+        raise UserError(
+            f"the exact mode would take {format_bytes(estimate)}, but may take "
+            f"{format_bytes(limit)}: use the stitched mode or raise max-memory."
+        )
+    exact = options.mode == "exact" or short
+    if options.mode == "auto":
+        exact |= estimate <= limit
+    return Plan("exact" if exact else "stitched", estimate, limit)
+
+
+def check_options(model: SPGMSeparation, options: Options) -> Options:
+    """Refuses wrong values before anything is read; fills in the overlap."""
+    if options.normalize not in (None, "peak"):
+        raise UserError(
+            f'normalize is {options.normalize!r}, but must be None or "peak".'
+        )
+    if options.mode not in MODES:
+        raise UserError(f"mode is {options.mode!r}, but must be {', '.join(MODES)}.")
+    if isinstance(options.max_memory, str):
+        parse_bytes(options.max_memory)
+    overlap = options.window / 3 if options.overlap is None else options.overlap
+    check_windows(options.window, overlap)
+    if options.mode == "stitched":
+        check_outputs(count_voices(model))
+    return options._replace(overlap=overlap)
+
+
+def separate_to_tensor(
+    model: SPGMSeparation, path: Path, name: str, options: Options
+) -> Tensor:
+    """``SPGMSeparation.separate_file``.
+
+    Arguments
+    ---------
+    model : SPGMSeparation
+        The separator.
+    path : Path
+        A local file.
+    name : str
+        For messages.
+    options : Options
+        How.
+
+    Returns
+    -------
+    est : torch.Tensor
+        ``[1, T, spks]``.
+    """
+    options = check_options(model, options)
+    with TemporaryDirectory(prefix="spgm-") as folder, _Source(path, name, folder) as s:
+        plan = _plan(model, s, options)
+        if plan.mode == "exact":
+            return model.separate_recording(s.recording(), options.normalize)
+        stitcher = _stitcher(model, s, options)
+        parts: list[Tensor] = []
+        stitcher.run(
+            Path(folder),
+            lambda voices: parts.extend(stitcher.pieces(voices, options.normalize)),
+            options.progress,
+        )
+        return torch.cat(parts).unsqueeze(0)
+
+
+def separate_to_files(
+    model: SPGMSeparation,
+    path: Path,
+    name: str,
+    outputs: Sequence[Path],
+    options: Options,
+    report: Path | None = None,
+    reading: Callable[[], AbstractContextManager] = nullcontext,
+) -> dict[str, Any]:
+    """``SPGMSeparation.separate_to_files``.
+
+    Arguments
+    ---------
+    model : SPGMSeparation
+        The separator.
+    path : Path
+        A local file.
+    name : str
+        For messages.
+    outputs : sequence of Path
+        One WAV file per voice; they appear, with the report, when all is done.
+    options : Options
+        How.
+    report : Path, optional
+        A JSON file.
+    reading : callable
+        Gives the context in which the file is read.
+
+    Returns
+    -------
+    facts : dict
+        What the report holds.
+    """
+    options = check_options(model, options)
+    spks = count_voices(model)
+    if len(outputs) != spks:
+        raise UserError(f"{len(outputs)} outputs are named, but there are {spks}.")
+    home = Path(outputs[0]).parent
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            # Beside the outputs: folders for temporary files may lie in memory.
+            folder = stack.enter_context(TemporaryDirectory(prefix=".spgm-", dir=home))
+            source = stack.enter_context(_Source(path, name, folder, reading))
+            plan = _plan(model, source, options)
+            seams: list[Seam] = []
+            # What is entered later becomes a file earlier: the report comes last.
+            target = stack.enter_context(replacing(Path(report))) if report else None
+            if plan.mode == "exact":
+                est = model.separate_recording(source.recording(), options.normalize)
+                write_voices(outputs, est[0], source.rate)
+            else:
+                stitcher = _stitcher(model, source, options)
+                files = [
+                    stack.enter_context(
+                        soundfile.SoundFile(
+                            stack.enter_context(replacing(Path(output))),
+                            "w",
+                            source.rate,
+                            1,
+                            subtype="FLOAT",
+                            format="WAV",
+                        )
+                    )
+                    for output in outputs
+                ]
+
+                def write(voices: Spool) -> None:
+                    for piece in stitcher.pieces(voices, options.normalize):
+                        for file, voice in zip(files, piece.T, strict=True):
+                            file.write(voice.contiguous().numpy())
+
+                stitcher.run(Path(folder), write, options.progress)
+                seams = stitcher.seams
+            facts = _facts(source, plan, options, seams)
+            if target:
+                target.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    except (OSError, soundfile.LibsndfileError) as error:
+        reason = getattr(error, "strerror", None) or "no rights, or the disk is full"
+        raise AudioFileError(f"{outputs[0]} cannot be written: {reason}.") from None
+    return facts
+
+
+class _Source:
+    """A file's samples, one channel, spooled to disk."""
+
+    def __init__(
+        self,
+        path: Path,
+        name: str,
+        folder: str,
+        reading: Callable[[], AbstractContextManager] = nullcontext,
+    ) -> None:
+        self.path, self.name, self.folder = path, name, Path(folder)
+        self.reading = reading
+        self.rate = self.missing = 0
+
+    def __enter__(self) -> _Source:
+        self.spool = Spool(self.folder / "recording")
+        try:
+            with self.reading():
+                self.rate, self.missing = stream_audio(self.path, self._keep)
+        except BaseException:
+            self.spool.file.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.spool.file.close()
+
+    def _keep(self, block: np.ndarray) -> None:
+        self.spool.append(torch.from_numpy(block).unsqueeze(-1))
+
+    def recording(self) -> Recording:
+        """All of it, in memory."""
+        samples = self.spool.read(0, len(self.spool))[:, 0]
+        return Recording(samples, self.rate, self.name, self.missing)
+
+
+def _plan(model: SPGMSeparation, source: _Source, options: Options) -> Plan:
+    """The plan; what the user should know is logged."""
+    plan = make_plan(model, len(source.spool), source.rate, options)
+    facts = _facts(source, plan, options, [])
+    if source.missing:
+        logger.warning("%s", explain({**facts, "mode": "exact"})[0])
+    if source.rate > model.sample_rate:
+        logger.warning(
+            "%s has %d Hz, the model %d Hz: content above %d Hz is lost.",
+            source.name,
+            source.rate,
+            model.sample_rate,
+            model.sample_rate // 2,
+        )
+    logger.info("%s", describe_plan(facts))
+    return plan
+
+
+def describe_plan(facts: dict[str, Any]) -> str:
+    """One line about the mode.
+
+    Arguments
+    ---------
+    facts : dict
+        From ``separate_to_files``.
+
+    Example
+    -------
+    >>> facts = {"file": "a.wav", "mode": "exact"}
+    >>> describe_plan({**facts, "estimated_bytes": 2**20, "limit_bytes": 2**30})
+    'a.wav: exact mode; exact takes about 1 MiB of memory, the limit is 1.00 GiB.'
+    """
+    return (
+        f"{facts['file']}: {facts['mode']} mode; exact takes about "
+        f"{format_bytes(facts['estimated_bytes'])} of memory, the limit is "
+        f"{format_bytes(facts['limit_bytes'])}."
+    )
+
+
+def explain(facts: dict[str, Any]) -> list[str]:
+    """What the user of the command line should know about a file, in sentences.
+
+    Arguments
+    ---------
+    facts : dict
+        From ``separate_to_files``.
+    """
+    lines = []
+    if facts["missing_samples"]:
+        held, lost = facts["samples"], facts["missing_samples"]
+        lines.append(
+            f"{facts['file']} is cut off: it holds {held} of {held + lost} samples."
+        )
+    if facts["mode"] == "stitched":
+        doubtful = sum(seam["confidence"] < DOUBT for seam in facts["seams"])
+        lines.append(
+            f"{describe_plan(facts)} {len(facts['seams'])} seams, {doubtful} doubtful."
+        )
+    return lines
+
+
+def _stitcher(model: SPGMSeparation, source: _Source, options: Options) -> Stitcher:
+    return Stitcher(
+        model,
+        source.spool,
+        source.rate,
+        source.name,
+        options.window,
+        options.overlap,
+    )
+
+
+def _facts(
+    source: _Source, plan: Plan, options: Options, seams: list[Seam]
+) -> dict[str, Any]:
+    return {
+        "file": source.name,
+        "sample_rate": source.rate,
+        "samples": len(source.spool),
+        "missing_samples": source.missing,
+        "mode": plan.mode,
+        "estimated_bytes": plan.estimate,
+        "limit_bytes": plan.limit,
+        "window_seconds": options.window,
+        "overlap_seconds": options.overlap,
+        "seams": [seam._asdict() for seam in seams],
+    }

@@ -1,0 +1,129 @@
+"""Signals that wait on disk, and resampling them piece by piece.
+
+Axes: T samples, spks sources.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from speechbrain_spgm.inference.audio import resample
+
+# Samples of the slower of two rates by which the filters reach to either side:
+# torchaudio's take 6 / 0.99, scipy's 10.
+REACH = 12
+
+
+class Spool:
+    """A temporary file of float32 values ``[T, columns]`` that grows at its end.
+
+    It is read and written, not mapped: mapped pages would count as resident memory.
+
+    Arguments
+    ---------
+    path : Path
+        A new file.
+    columns : int
+        Values per sample.
+
+    Example
+    -------
+    >>> with Spool(getfixture("tmp_path") / "a", columns=2) as spool:
+    ...     spool.append(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    ...     len(spool), spool.read(1, 2)
+    (2, tensor([[3., 4.]]))
+    """
+
+    def __init__(self, path: Path, columns: int = 1) -> None:
+        self.columns, self.length = columns, 0
+        self.file = path.open("w+b")
+
+    def __enter__(self) -> Spool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def __len__(self) -> int:
+        return self.length
+
+    def append(self, values: Tensor) -> None:
+        """Adds ``[T, columns]``."""
+        self.file.seek(0, 2)
+        self.file.write(values.float().cpu().contiguous().numpy().tobytes())
+        self.length += len(values)
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """The samples from ``start`` to ``stop``, ``[stop - start, columns]``."""
+        self.file.seek(start * self.columns * 4)
+        values = np.fromfile(self.file, np.float32, (stop - start) * self.columns)
+        return torch.from_numpy(values).view(-1, self.columns)
+
+
+def resampled(
+    read: Callable[[int, int], Tensor],
+    T: int,
+    rates: tuple[int, int],
+    start: int,
+    stop: int,
+) -> Tensor:
+    """A piece of a resampled signal, as resampling the whole would give it.
+
+    The piece is cut out at multiples of the ratio of the rates, where the filters
+    repeat, and with so much to either side that no cut is felt. ::
+
+        units of old/gcd samples   |----|====|====|----|      read
+        resampled                       |====|====|
+        the piece                         |-----|
+
+    Arguments
+    ---------
+    read : callable
+        ``read(start, stop)`` gives ``[stop - start, columns]``.
+    T : int
+        Samples of the whole signal.
+    rates : tuple of int
+        Its rate and the new one, in Hz.
+    start, stop : int
+        The piece, in samples of the new rate.
+
+    Returns
+    -------
+    piece : torch.Tensor
+        ``[stop - start, columns]``.
+
+    Example
+    -------
+    >>> signal = torch.rand(4410, 1)
+    >>> whole = resample(signal.T, 44100, 8000).T
+    >>> piece = resampled(lambda a, b: signal[a:b], 4410, (44100, 8000), 300, 500)
+    >>> bool((piece - whole[300:500]).abs().max() < 1e-6)
+    True
+    """
+    if rates[0] == rates[1]:
+        return read(start, stop)
+    divisor = math.gcd(*rates)
+    old, new = rates[0] // divisor, rates[1] // divisor
+    margin = math.ceil(REACH * max(1, old / new) / old)
+    first = max(0, start // new - margin)
+    last = math.ceil(stop / new) + margin
+    samples = read(first * old, min(T, last * old))
+    piece = resample(samples.T.contiguous(), *rates).T
+    return piece[start - first * new : stop - first * new]
+
+
+def resampled_length(T: int, rates: tuple[int, int]) -> int:
+    """Samples of a whole signal of T after ``resample``.
+
+    Example
+    -------
+    >>> resampled_length(441, (44100, 8000)), resampled_length(7, (8000, 44100))
+    (80, 39)
+    """
+    return -(-T * rates[1] // rates[0])

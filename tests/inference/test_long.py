@@ -1,0 +1,243 @@
+"""Long recordings: memory, windows, permutations, files."""
+
+import json
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from speechbrain_spgm.data.errors import UserError
+from speechbrain_spgm.inference import SPGMSeparation
+from speechbrain_spgm.inference.audio import resample
+from speechbrain_spgm.inference.long import stitching
+from speechbrain_spgm.inference.long.assignment import assign, distances, timbre
+from speechbrain_spgm.inference.long.memory import estimate_bytes, parse_bytes
+from speechbrain_spgm.inference.long.spool import resampled, resampled_length
+from speechbrain_spgm.inference.long.windows import lay_out
+
+RATE = 8000
+
+
+@pytest.mark.parametrize("T", [7, 90, 91, 150, 151, 1000])
+def test_windows_of_an_identity_give_the_input_back(T: int) -> None:
+    windows = lay_out(T, length=90, overlap=30)
+    signal, total, weight = torch.rand(T), torch.zeros(T), torch.zeros(T)
+    for w, start in enumerate(windows.starts):
+        first, last = windows.used(w)
+        assert start <= first < last <= start + windows.length
+        total[first:last] += windows.weights(w) * signal[first:last]
+        weight[first:last] += windows.weights(w)
+    torch.testing.assert_close(weight, torch.ones(T), rtol=0, atol=1e-6)
+    torch.testing.assert_close(total, signal, rtol=0, atol=1e-6)
+    assert all(windows.overlap(w) >= 30 for w in range(len(windows.starts) - 1))
+
+
+def talk(seconds: int, spks: int) -> torch.Tensor:
+    """Voices [T, spks]: noise of different colours that comes and goes."""
+    draw = np.random.default_rng(0)
+    voices = []
+    for k in range(spks):
+        noise = draw.standard_normal(seconds * RATE + 1)
+        coloured = noise[1:] + (0.9, -0.9, 0)[k] * noise[:-1]
+        syllables = np.repeat(draw.uniform(0, 1, seconds * 4) > 0.4, RATE // 4)
+        voices.append(0.1 * coloured * syllables)
+    return torch.tensor(np.stack(voices, 1), dtype=torch.float32)
+
+
+@pytest.mark.parametrize("spks", [1, 2, 3])
+def test_every_permutation_is_found(spks: int) -> None:
+    """Through pauses, other gains, and an overlap in which nobody talks."""
+    voices = talk(66, spks)
+    voices[20 * RATE : 38 * RATE, 0] = 0  # a whole window without this speaker
+    voices[22 * RATE : 27 * RATE] = 0  # and an overlap without any
+    mix = voices.sum(1)
+    windows = lay_out(len(mix), 9 * RATE, 3 * RATE)
+    orders = [torch.randperm(spks) for _ in windows.starts]
+    pieces = [
+        voices[start : start + windows.length, order] * (1 + 0.2 * torch.rand(spks))
+        + 1e-4 * torch.randn(windows.length, spks)
+        for start, order in zip(windows.starts, orders, strict=True)
+    ]
+    pairs, energies = [], []
+    for w in range(len(pieces) - 1):
+        overlap, start = windows.overlap(w), windows.starts[w + 1]
+        pairs.append(distances(pieces[w][-overlap:], pieces[w + 1][:overlap]))
+        energies.append(float(mix[start : start + overlap].square().sum()))
+    assert min(energies) < 1e-3 * max(energies)
+    loudness = float(mix.square().mean())
+    timbres = [timbre(piece, loudness) for piece in pieces]
+    found = assign(pairs, energies, loudness * windows.overlap(0), timbres)
+    speakers = [
+        order[o].tolist() for order, o in zip(orders, found.orders, strict=True)
+    ]
+    assert speakers == [orders[0].tolist()] * len(orders)
+    assert found.orders[0] == list(range(spks))
+    assert len(found.confidence) == len(pairs)
+    assert all(0.9 < c <= 1 for c in found.confidence)
+
+
+def test_silence_gives_no_confidence_and_no_failure() -> None:
+    nothing = torch.zeros(4000, 2)
+    found = assign(
+        [distances(nothing, nothing)], [0.0], 1e-12, [timbre(nothing, 1e-20)] * 2
+    )
+    assert found.orders == [[0, 1], [0, 1]] and found.confidence == [0.5]
+
+
+@pytest.mark.parametrize("rates", [(44100, 8000), (8000, 48000), (7999, 8000)])
+def test_pieces_are_resampled_as_the_whole(rates: tuple[int, int]) -> None:
+    signal = torch.randn(30001, 2)
+    whole = resample(signal.T.contiguous(), *rates).T
+    total = resampled_length(30001, rates)
+    assert len(whole) == total
+    step = 1234
+    pieces = [
+        resampled(lambda a, b: signal[a:b], 30001, rates, a, min(total, a + step))
+        for a in range(0, total, step)
+    ]
+    torch.testing.assert_close(torch.cat(pieces), whole, rtol=0, atol=1e-5)
+
+
+@pytest.fixture
+def ideal(model: SPGMSeparation, monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
+    """The true voices, which the model now gives in a random order at random gains."""
+    voices = talk(20, 2)
+    mix = voices.sum(1)
+
+    def separate_batch(batch: torch.Tensor, lengths: object = None) -> torch.Tensor:
+        n = batch.shape[1]
+        loudest = int(batch[0].abs().argmax())  # where this window begins
+        start = int((mix == batch[0, loudest]).nonzero()[0]) - loudest
+        gains = 0.5 + torch.rand(2)
+        return (voices[start : start + n] * gains)[:, torch.randperm(2)].unsqueeze(0)
+
+    monkeypatch.setattr(model, "separate_batch", separate_batch)
+    return voices
+
+
+def test_stitched_files_hold_the_voices(model, ideal, tmp_path) -> None:
+    soundfile.write(tmp_path / "a.wav", ideal.sum(1).numpy(), RATE, subtype="FLOAT")
+    outputs = [tmp_path / "out" / f"{k}.wav" for k in range(2)]
+    facts = model.separate_to_files(
+        tmp_path / "a.wav",
+        outputs,
+        mode="stitched",
+        window=5,
+        report=tmp_path / "out" / "r.json",
+    )
+    assert facts == json.loads((tmp_path / "out" / "r.json").read_text())
+    assert facts["mode"] == "stitched" and facts["samples"] == 20 * RATE
+    assert len(facts["seams"]) == len(lay_out(20 * RATE, 40000, 13333).starts) - 1
+    for seam in facts["seams"]:
+        assert set(seam) == {"time", "permutation", "confidence", "both_active"}
+        assert sorted(seam["permutation"]) == [0, 1] and 0.5 <= seam["confidence"] <= 1
+    assert sorted(os.listdir(tmp_path / "out")) == ["0.wav", "1.wav", "r.json"]
+    found = torch.stack([torch.from_numpy(soundfile.read(o)[0]) for o in outputs], 1)
+    best = min(
+        float((found[:, order] - ideal).abs().max()) for order in ([0, 1], [1, 0])
+    )
+    assert best < 1e-4
+    again = model.separate_file(tmp_path / "a.wav", mode="stitched", window=5)[0]
+    best = min(
+        float((again[:, order] - ideal).abs().max()) for order in ([0, 1], [1, 0])
+    )
+    assert best < 1e-4
+
+
+def test_ctrl_c_leaves_nothing(model, tmp_path, monkeypatch) -> None:
+    soundfile.write(tmp_path / "a.wav", talk(20, 1)[:, 0].numpy(), 16000)
+    soundfile.write(tmp_path / "0.wav", np.zeros(5), 8000)
+    before = (tmp_path / "0.wav").read_bytes()
+    calls = []
+
+    def interrupt(est, mix):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return est
+
+    monkeypatch.setattr(stitching, "fit_mixture", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        model.separate_to_files(
+            tmp_path / "a.wav",
+            [tmp_path / "0.wav", tmp_path / "1.wav"],
+            mode="stitched",
+            window=3,
+            report=tmp_path / "r.json",
+        )
+    assert sorted(os.listdir(tmp_path)) == ["0.wav", "a.wav"]
+    assert (tmp_path / "0.wav").read_bytes() == before
+
+
+def test_memory_decides_and_is_logged(model, tmp_path, caplog) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, talk(4, 2).sum(1).numpy(), RATE)
+    outputs = [tmp_path / "0.wav", tmp_path / "1.wav"]
+    need = estimate_bytes(model, 4 * RATE, RATE)
+    with caplog.at_level(logging.INFO, "speechbrain_spgm.inference.long"):
+        for limit, mode in [(need, "exact"), (need - 1, "stitched")]:
+            facts = model.separate_to_files(path, outputs, max_memory=limit, window=2)
+            assert (facts["mode"], facts["limit_bytes"]) == (mode, limit)
+            assert f"{mode} mode; exact takes about" in caplog.messages[-1]
+        # A file that is no longer than a window needs no seam.
+        facts = model.separate_to_files(path, outputs, max_memory=1, window=4)
+        assert facts["mode"] == "exact" and facts["seams"] == []
+    with pytest.raises(UserError, match="exact mode would take .* but may take 512 M"):
+        long = tmp_path / "long.wav"
+        soundfile.write(long, np.zeros(1_000_000), 100)
+        model.separate_file(long, mode="exact", max_memory="512M")
+
+
+def test_exact_mode_is_separate_recording(model, tmp_path) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, talk(3, 2).sum(1).numpy(), RATE, subtype="FLOAT")
+    outputs = [tmp_path / "0.wav", tmp_path / "1.wav"]
+    whole = model.separate_file(path, mode="exact")[0]
+    model.separate_to_files(path, outputs, mode="exact")
+    for k, output in enumerate(outputs):
+        assert np.array_equal(
+            soundfile.read(output, dtype="float32")[0], whole[:, k].numpy()
+        )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"mode": "fast"}, "mode is 'fast'"),
+        ({"max_memory": "much"}, "'much' is no amount of memory"),
+        ({"window": 0.5}, "at least 1 s"),
+        ({"overlap": 6}, "at most a third of the window, 5 s"),
+    ],
+)
+def test_wrong_options_are_one_sentence(model, tmp_path, wrong, words) -> None:
+    with pytest.raises(UserError, match=words):
+        model.separate_file(tmp_path / "never read.wav", **wrong)
+    with pytest.raises(UserError):
+        parse_bytes("0")
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="Linux tells the peak"
+)
+def test_the_estimate_is_near_the_measured_peak() -> None:
+    """Within 30% for the shipped model, one block of it, and 90 s."""
+    model = SPGMSeparation.from_pretrained(device="cpu")
+    model.mods.masknet.dual_mdl = model.mods.masknet.dual_mdl[:1].eval()
+    T = 90 * RATE
+    mix = torch.randn(1, T) * 0.1
+    model.separate_batch(mix[:, :RATE])
+
+    def resident(field: str) -> int:
+        status = Path("/proc/self/status").read_text().split(field + ":")[1]
+        return int(status.split()[0]) * 1024
+
+    Path("/proc/self/clear_refs").write_text("5")
+    before = resident("VmRSS")
+    model.separate_batch(mix)
+    peak = resident("VmHWM") - before
+    estimate = estimate_bytes(model, T, RATE)
+    assert estimate / 1.3 < peak < estimate * 1.3
