@@ -34,6 +34,9 @@ BANDS, FFT = 24, 512
 # Bands are correlated and windows of one speaker differ: a window's spectrum counts as
 # so many independent values.
 FREEDOM = 4.0
+# What the sound of one window may weigh: outputs that hold both speakers can mislead
+# it, so a good overlap outvotes it, but it decides where overlaps are silent.
+MOST_SAID = 0.5
 STARTS = 12
 ROUNDS = 20
 
@@ -230,7 +233,8 @@ def _own(spectra: Tensor, share: Tensor, means: Tensor, orders: Tensor) -> Tenso
         -FREEDOM / 2 * weight * (errors.square().mean(-1) / variance + variance.log())
     )
     speakers = torch.arange(orders.shape[1])
-    return match[:, orders, speakers].sum(-1)
+    own = match[:, orders, speakers].sum(-1)
+    return own.maximum(own.amax(1, keepdim=True) - MOST_SAID)
 
 
 def _viterbi(own: Tensor, links: list[Tensor]) -> Tensor:
