@@ -1,5 +1,6 @@
 """Long recordings: memory, windows, permutations, files."""
 
+import ctypes
 import json
 import logging
 import os
@@ -223,13 +224,17 @@ def test_wrong_options_are_one_sentence(model, tmp_path, wrong, words) -> None:
 
 
 @pytest.mark.skipif(
-    not Path("/proc/self/clear_refs").exists(), reason="Linux tells the peak"
+    not (
+        Path("/proc/self/clear_refs").exists()
+        and hasattr(ctypes.CDLL(None), "malloc_trim")
+    ),
+    reason="only Linux with glibc tells the peak",
 )
 def test_the_estimate_is_near_the_measured_peak() -> None:
-    """Within 30% for the shipped model, one block of it, and 90 s."""
+    """Within 30% for the shipped model, one block of it, and 3 min."""
     model = SPGMSeparation.from_pretrained(device="cpu")
     model.mods.masknet.dual_mdl = model.mods.masknet.dual_mdl[:1].eval()
-    T = 90 * RATE
+    T = 180 * RATE
     mix = torch.randn(1, T) * 0.1
     model.separate_batch(mix[:, :RATE])
 
@@ -237,9 +242,11 @@ def test_the_estimate_is_near_the_measured_peak() -> None:
         status = Path("/proc/self/status").read_text().split(field + ":")[1]
         return int(status.split()[0]) * 1024
 
+    # What other tests freed must not be counted as there already.
+    ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     before = resident("VmRSS")
     model.separate_batch(mix)
     peak = resident("VmHWM") - before
     estimate = estimate_bytes(model, T, RATE)
-    assert estimate / 1.3 < peak < estimate * 1.3
+    assert estimate / 1.3 < peak < estimate * 1.3, (peak, estimate)
