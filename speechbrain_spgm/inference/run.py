@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from ruamel.yaml import YAML
 from speechbrain_spgm.data.atomic import replacing
 from speechbrain_spgm.inference.published import (
     CARD,
+    CONFIG_FILE,
     ModelError,
     config_of,
     save_published,
@@ -70,7 +72,7 @@ def save_for_speechbrain(
     """Writes a model as SpeechBrain's ``SepformerSeparation.from_hparams`` loads it.
 
     That is hyperparams.yaml, with the definitions of the three modules from the run's
-    own, and encoder.ckpt, masknet.ckpt and decoder.ckpt.
+    own, encoder.ckpt, masknet.ckpt and decoder.ckpt, and config.json for ``spgm info``.
 
     Arguments
     ---------
@@ -87,7 +89,6 @@ def save_for_speechbrain(
     definition = {
         "sample_rate": hparams["sample_rate"],
         "num_spks": hparams["num_spks"],
-        "config": dict(config),
         **{name: run["modules"][name] for name in modules},
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -99,3 +100,6 @@ def save_for_speechbrain(
         with open(temporary, "w", encoding="utf-8") as file:
             yaml.dump(definition, file)
             file.write(PRETRAINER)
+    # Not in the yaml, where SpeechBrain would parse the words of the card.
+    with replacing(folder / CONFIG_FILE) as temporary:
+        temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
