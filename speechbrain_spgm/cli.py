@@ -57,9 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     arguments = make_parser().parse_args(argv)
-    silence_libraries()
     try:
-        return arguments.run(arguments)
+        with quiet_libraries():
+            return arguments.run(arguments)
     except Problem as problem:
         say(f"spgm: {problem}")
         return WRONG_INPUT
@@ -418,14 +418,23 @@ def say(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-def silence_libraries() -> None:
-    """Keeps the warnings of other libraries from the user."""
-    warnings.filterwarnings("ignore")
-    logging.getLogger("speechbrain").setLevel(logging.ERROR)
-    # Its warnings come as sentences of this command.
-    logging.getLogger("speechbrain_spgm.inference.long").setLevel(logging.ERROR)
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keeps the warnings of libraries from the user; they are back afterwards."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # file names may hold any bytes
+    # Those of our own part for long recordings come as sentences of this command.
+    names = ("speechbrain", "speechbrain_spgm.inference.long")
+    levels = {logging.getLogger(name): logging.getLogger(name).level for name in names}
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore")
+            for logger in levels:
+                logger.setLevel(logging.ERROR)
+            yield
+    finally:
+        for logger, level in levels.items():
+            logger.setLevel(level)
 
 
 @contextmanager
