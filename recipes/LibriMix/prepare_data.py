@@ -17,13 +17,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from speechbrain_spgm.data.librimix import MIXTURES, plan_librimix, scan_librimix
-from speechbrain_spgm.data.manifest import write_manifest
+from speechbrain_spgm.data.manifest import ManifestRow
 from speechbrain_spgm.data.preparation import (
     add_generate,
     add_manifests,
     find_lists,
     generate_with_manifests,
-    manifest_path,
+    manifests_of_folder,
     run_command,
 )
 
@@ -64,16 +64,11 @@ def prepare_librimix(
     UserError
         If something is missing or wrong in the folder; then nothing is written.
     """
-    rows = {
-        split: scan_librimix(data_folder, split, num_spks, sample_rate, mode, mixture)
-        for split in splits
-    }
-    manifests = {
-        split: manifest_path(output_folder, split, mixture) for split in splits
-    }
-    for split, path in manifests.items():
-        write_manifest(path, rows[split])
-    return manifests
+
+    def scan(split: str) -> list[ManifestRow]:
+        return scan_librimix(data_folder, split, num_spks, sample_rate, mode, mixture)
+
+    return manifests_of_folder(scan, splits, output_folder, mixture)
 
 
 def generate(arguments: argparse.Namespace) -> Iterator[str]:

@@ -16,13 +16,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from speechbrain_spgm.data.manifest import write_manifest
+from speechbrain_spgm.data.manifest import ManifestRow
 from speechbrain_spgm.data.preparation import (
     add_generate,
     add_manifests,
     find_lists,
     generate_with_manifests,
-    manifest_path,
+    manifests_of_folder,
     run_command,
 )
 from speechbrain_spgm.data.wsj0mix import SPLITS, plan_wsj0mix, scan_wsj0mix
@@ -59,14 +59,11 @@ def prepare_wsj0mix(
     UserError
         If something is missing or wrong in the folder; then nothing is written.
     """
-    rows = {
-        split: scan_wsj0mix(data_folder, split, num_spks, sample_rate, mode)
-        for split in splits
-    }
-    manifests = {split: manifest_path(output_folder, split) for split in splits}
-    for split, path in manifests.items():
-        write_manifest(path, rows[split])
-    return manifests
+
+    def scan(split: str) -> list[ManifestRow]:
+        return scan_wsj0mix(data_folder, split, num_spks, sample_rate, mode)
+
+    return manifests_of_folder(scan, splits, output_folder)
 
 
 def generate(arguments: argparse.Namespace) -> Iterator[str]:

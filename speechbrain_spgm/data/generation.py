@@ -20,6 +20,7 @@ import os
 import re
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -49,7 +50,7 @@ CHUNK = 8  # mixtures that a worker takes at a time
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(ABC):
     """One mixture, before it is made. A corpus derives from it and adds ``render``.
 
     Arguments
@@ -75,9 +76,9 @@ class Plan:
     made_from: dict[str, str]
     mixtures: dict[str, tuple[str, ...]]
 
+    @abstractmethod
     def render(self) -> dict[str, np.ndarray]:
         """The parts, [T] each; full scale is 1."""
-        raise NotImplementedError
 
     @property
     def names(self) -> list[str]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from speechbrain_spgm.data.errors import UserError
 from speechbrain_spgm.data.generation import Plan, Report, generate
-from speechbrain_spgm.data.manifest import write_manifest
+from speechbrain_spgm.data.manifest import ManifestRow, write_manifest
+from speechbrain_spgm.lobes.workers import count_cores
 
 WRONG_INPUT, INTERRUPTED = 2, 130
 
@@ -28,6 +29,37 @@ def manifest_path(folder: str | Path, split: str, mixture: str = "mix") -> Path:
     return Path(
         folder, f"{split}.csv" if mixture == "mix" else f"{split}_{mixture}.csv"
     )
+
+
+def manifests_of_folder(
+    scan: Callable[[str], list[ManifestRow]],
+    splits: Sequence[str],
+    output_folder: str | Path,
+    mixture: str = "mix",
+) -> dict[str, Path]:
+    """Writes a manifest of each split, or nothing if anything is wrong in one of them.
+
+    Arguments
+    ---------
+    scan : callable
+        The checked mixtures of a split.
+    splits : sequence of str
+        Their names.
+    output_folder, mixture
+        For ``manifest_path``.
+
+    Returns
+    -------
+    dict
+        The manifest of each split.
+    """
+    rows = {split: scan(split) for split in splits}
+    manifests = {
+        split: manifest_path(output_folder, split, mixture) for split in splits
+    }
+    for split, path in manifests.items():
+        write_manifest(path, rows[split])
+    return manifests
 
 
 def generate_with_manifests(
@@ -79,11 +111,7 @@ def launched(name: str) -> int:
 
 def default_jobs() -> int:
     """This machine's cores, shared with the other processes of the launch on it."""
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
-    return max(1, cores // launched("LOCAL_WORLD_SIZE"))
+    return max(1, count_cores() // launched("LOCAL_WORLD_SIZE"))
 
 
 def find_lists(given: Iterable[str | Path], pattern: str) -> list[Path]:
