@@ -311,7 +311,7 @@ def train_and_test(
     """
     run_on_main(record_command, args=[hparams["output_folder"]])
     # From scratch; a checkpoint in the output folder still replaces this.
-    initialise(hparams["modules"])
+    initialise(hparams["modules"], hparams.get("filterbank", "random"))
     brain = SeparationBrain(
         modules=hparams["modules"],
         opt_class=hparams["opt_class"],

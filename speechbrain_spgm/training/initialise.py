@@ -1,13 +1,22 @@
-"""Fresh parameters for training from scratch."""
+"""Fresh parameters for training from scratch.
+
+Axes: N encoder filters, W samples of a filter.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+from speechbrain_spgm.data.errors import UserError
+
+FILTERBANKS = ("random", "fourier")
 
 
-def initialise(modules: Mapping[str, nn.Module]) -> None:
+def initialise(modules: Mapping[str, nn.Module], filterbank: str = "random") -> None:
     """Draws the parameters of every layer anew.
 
     Dual_Path_Model copies one built block, so all its blocks start with the same
@@ -19,6 +28,14 @@ def initialise(modules: Mapping[str, nn.Module]) -> None:
     ---------
     modules : dict of str to torch.nn.Module
         Changed in place. Layers without a reset of their own stay as they are.
+    filterbank : str
+        ``"random"``, or ``"fourier"``: encoder and decoder start as
+        :func:`fourier_filters`, so that training does not have to find frequencies.
+
+    Raises
+    ------
+    UserError
+        If there is no such filterbank, or encoder and decoder cannot hold it.
 
     Example
     -------
@@ -29,6 +46,10 @@ def initialise(modules: Mapping[str, nn.Module]) -> None:
     >>> torch.equal(stack[0].weight, stack[1].weight)
     False
     """
+    if filterbank not in FILTERBANKS:
+        raise UserError(
+            f"There is no filterbank {filterbank}: choose {' or '.join(FILTERBANKS)}."
+        )
     for module in modules.values():
         # Children first: attention sets its output layer after that layer's own reset.
         for layer in reversed(list(module.modules())):
@@ -36,3 +57,56 @@ def initialise(modules: Mapping[str, nn.Module]) -> None:
             reset = reset or getattr(layer, "_reset_parameters", None)
             if reset is not None:
                 reset()
+    if filterbank == "fourier":
+        weights = modules["encoder"].conv1d.weight, modules["decoder"].weight
+        for weight in weights:  # [N, 1, W]
+            N, _, W = weight.shape
+            with torch.no_grad():
+                weight.copy_(fourier_filters(N, W).unsqueeze(1))
+
+
+def fourier_filters(N: int, W: int) -> Tensor:
+    """A filterbank whose rectified output holds all of the signal.
+
+    N / 4 frequencies from 0 to half the sample rate, of each the cosine and the sine
+    under a sine window, and the negative of both: what the encoder's ReLU takes from a
+    filter, its negative keeps. With N = 2 W, a stride of W / 2 and the same filters in
+    the decoder, decoding what was encoded gives the signal back.
+
+    Arguments
+    ---------
+    N : int
+        Number of filters, a multiple of 4.
+    W : int
+        Samples of a filter.
+
+    Returns
+    -------
+    filters : torch.Tensor
+        ``[N, W]``.
+
+    Raises
+    ------
+    UserError
+        If N is no multiple of 4.
+
+    Example
+    -------
+    >>> filters = fourier_filters(32, 16).unsqueeze(1)
+    >>> x = torch.rand(1, 1, 80)
+    >>> encoded = torch.conv1d(x, filters, stride=8).relu()
+    >>> decoded = torch.conv_transpose1d(encoded, filters, stride=8)
+    >>> torch.allclose(decoded[..., 8:-8], x[..., 8:-8], atol=1e-5)  # two windows each
+    True
+    """
+    if N % 4:
+        raise UserError(
+            f"filterbank fourier needs N a multiple of 4, but N is {N}: change N, or "
+            "take filterbank random."
+        )
+    time = torch.arange(W) + 0.5
+    window = torch.sin(math.pi * time / W)
+    cycles = (torch.arange(N // 4) + 0.5) / (N // 4) / 2  # per sample
+    phase = 2 * math.pi * cycles.unsqueeze(1) * (time - W / 2)  # [N / 4, W]
+    half = torch.cat([window * phase.cos(), window * phase.sin()])
+    return torch.cat([half, -half]) * math.sqrt(4 / N)
