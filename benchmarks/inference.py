@@ -37,10 +37,9 @@ from speechbrain_spgm.lobes.separator import separate
 from speechbrain_spgm.lobes.spgm import SPGMBlock
 
 ROOT = Path(__file__).resolve().parents[1]
-RANDOM = {  # networks of the paper, and the recipes' small one, with random weights
+RANDOM = {  # networks of the paper, with random weights
     "base": {},
     "opt": {"K": 500, "num_blocks": 16, "num_layers": 2},
-    "small": {"N": 128, "num_layers": 4, "d_ffn": 512},
 }
 TUNED = {  # memory that is freed stays with the process
     "MALLOC_MMAP_THRESHOLD_": "1073741824",

@@ -1,0 +1,366 @@
+"""SPGM against SepFormer and its own ablations, under equal conditions.
+
+    python -m benchmarks.evidence --cell spgm --seed 0 --voices FOLDER
+
+trains and tests one cell of the comparison, appends a row to ``docs/evidence.csv`` and
+draws ``docs/evidence.md`` and ``docs/evidence.png`` anew. Every cell has the Brain, the
+recipe, the data, the number of steps, the audio and (to 2%) the parameters of the
+others. FOLDER holds ``LibriSpeech/{train,dev,test}-clean``, ``LibriMix-metadata`` with
+LibriMix's lists, and if there are more training voices, their ``metadata.csv``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import shlex
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hyperpyyaml import load_hyperpyyaml
+from scipy.stats import t
+
+from speechbrain_spgm.data.atomic import replacing
+from speechbrain_spgm.data.errors import UserError
+from speechbrain_spgm.training.experiment import user_errors
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPE = ROOT / "recipes" / "LibriMix" / "separation"
+
+NETWORK = {  # that of spgm-small
+    "N": 128,
+    "kernel_size": 64,
+    "stride": 32,
+    "K": 256,
+    "num_blocks": 4,
+    "num_layers": 2,
+    "d_ffn": 256,
+    "nhead": 2,
+}
+WIDTH_STEP = 8  # of d_ffn
+
+
+class Cell(NamedTuple):
+    """A row of the comparison."""
+
+    title: str
+    yaml: str  # of hparams/ and of the recipe
+    knobs: dict[str, Any]  # beside NETWORK
+    paper: str = ""  # SI-SDRi on Libri2Mix in dB
+
+
+CELLS = {
+    "spgm": Cell("SPGM, attention", "spgm", {"pool": "att"}, "20.4"),
+    "sepformer": Cell(
+        "SepFormer, 2 blocks of intra and inter", "sepformer", {"num_blocks": 2}, "20.1"
+    ),
+    "none": Cell("no modulation (control)", "spgm", {"pool": "none"}),
+    "avg": Cell("SPGM, average", "spgm", {"pool": "avg"}),
+    "max": Cell("SPGM, maximum", "spgm", {"pool": "max"}),
+    "lem": Cell("SPGM, last element", "spgm", {"pool": "lem"}),
+    "att_h": Cell(
+        "SPGM, attention with hidden layer", "spgm", {"pool": "att", "att_h": 16}
+    ),
+}
+LR = 0.001  # falls to a tenth
+SCHEDULER = "!new:speechbrain.nnet.schedulers.LinearScheduler"
+TRAINING = {
+    "dynamic_mixing": True,
+    "segment_seconds": 3.584,  # fills its chunks
+    "filterbank": "fourier",
+    "lr": LR,
+    "warmup_steps": 100,
+    "ema_decay": 0.999,
+    "valid_mixtures": 100,
+    "num_examples": 0,
+    "metrics": "[si_sdr, sdr]",
+}
+BUDGETS = {  # what each run may use
+    "cpu": {"batch_size": 2, "mixtures_per_epoch": 1000, "number_of_epochs": 3},
+    "gpu": {"batch_size": 16, "mixtures_per_epoch": 16000, "number_of_epochs": 6},
+}
+COLUMNS = [
+    "cell",
+    "seed",
+    "budget",
+    "commit",
+    "device",
+    "parameters",
+    "steps",
+    "audio_hours",
+    "si_sdri",
+    "si_sdri_ci95",
+    "sdri",
+    "n",
+]
+
+
+def network_of(cell: str) -> dict[str, Any]:
+    """The network's knobs; ``d_ffn`` makes up for parameters that the cell lacks."""
+    wanted = count_parameters(CELLS["spgm"], NETWORK | CELLS["spgm"].knobs)
+    knobs = NETWORK | CELLS[cell].knobs
+    size, larger = (
+        count_parameters(CELLS[cell], knobs | {"d_ffn": knobs["d_ffn"] + more})
+        for more in (0, WIDTH_STEP)
+    )
+    steps = round((wanted - size) / (larger - size))  # the size is linear in d_ffn
+    return knobs | {"d_ffn": knobs["d_ffn"] + steps * WIDTH_STEP}
+
+
+def count_parameters(cell: Cell, knobs: Mapping[str, Any]) -> int:
+    """Parameters of encoder, masknet and decoder."""
+    with (ROOT / "hparams" / f"{cell.yaml}.yaml").open() as file:
+        modules = load_hyperpyyaml(file, dict(knobs))["modules"]
+    return sum(p.numel() for m in modules.values() for p in m.parameters())
+
+
+def command_of(
+    cell: str, seed: int, budget: Mapping[str, Any], voices: Path, output: Path
+) -> list[str]:
+    """The recipe's command for a cell."""
+    lists = voices / "LibriMix-metadata"
+    flags = {
+        "data_folder": voices / "LibriSpeech",
+        "train_splits": "train-*",
+        "valid_list": lists / "libri2mix_dev-clean.csv",
+        "test_list": lists / "libri2mix_test-clean.csv",
+        "output_folder": output,
+        "seed": seed,
+        **TRAINING,
+        "lr_annealing": f"{SCHEDULER} [{LR}, {LR / 10}, {budget['number_of_epochs']}]",
+        **budget,
+        **network_of(cell),
+    }
+    if (voices / "metadata.csv").is_file():
+        flags["extra_voices"] = voices / "metadata.csv"
+    words = [sys.executable, "train.py", f"hparams/{CELLS[cell].yaml}.yaml"]
+    for name, value in flags.items():
+        words += [f"--{name}", str(value)]
+    return [*words, "--noprogressbar"]
+
+
+def train(words: Sequence[str]) -> None:
+    """Runs the recipe, here without output; its folder has the log."""
+    done = subprocess.run(words, cwd=RECIPE, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(
+            f"The run failed: {shlex.join(words)} said: {done.stderr.strip()[-500:]}"
+        )
+
+
+def row_of(
+    cell: str, seed: int, name: str, budget: Mapping[str, Any], device: str, run: Path
+) -> dict[str, Any]:
+    """What a finished run adds to the CSV file."""
+    summary = json.loads((run / "test_summary.json").read_text())
+    mixtures = budget["mixtures_per_epoch"] * budget["number_of_epochs"]
+    return {
+        "cell": cell,
+        "seed": seed,
+        "budget": name,
+        "commit": commit(),
+        "device": device,
+        "parameters": count_parameters(CELLS[cell], network_of(cell)),
+        "steps": mixtures // budget["batch_size"],
+        "audio_hours": round(mixtures * TRAINING["segment_seconds"] / 3600, 2),
+        "si_sdri": summary["si_sdri"]["mean"],
+        "si_sdri_ci95": summary["si_sdri"]["ci95"],
+        "sdri": summary["sdri"]["mean"],
+        "n": summary["n"],
+    }
+
+
+def commit() -> str:
+    """The commit of the working tree, marked if files that count differ from it."""
+    git = ["git", "-C", str(ROOT)]
+    head = subprocess.run(
+        [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+    )
+    if head.returncode:
+        return "unknown"
+    product = [str(ROOT / part) for part in ("speechbrain_spgm", "recipes", "hparams")]
+    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *product])
+    return head.stdout.strip() + ("+" if changed.returncode else "")
+
+
+def append(path: Path, row: Mapping[str, Any]) -> None:
+    """Adds a row to the CSV file."""
+    new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def interval(values: Sequence[float]) -> float:
+    """Half width of the 95% confidence interval of a mean (Student's t)."""
+    n = len(values)
+    if n < 2:
+        return float("nan")
+    return float(t.ppf(0.975, n - 1) * statistics.stdev(values) / n**0.5)
+
+
+def table(rows: Sequence[Mapping[str, str]]) -> str:
+    """A budget's rows of the CSV file as a Markdown table.
+
+    Example
+    -------
+    >>> run = dict(seed="0", parameters="9", si_sdri="1.5", si_sdri_ci95="0.2", n="9")
+    >>> run |= dict(sdri="2", cell="spgm")
+    >>> print(table([run, run | dict(seed="1", si_sdri="2.5")]).splitlines()[-1])
+    | SPGM, attention | 9 | 2 | 2.00 ± 6.35 | 2.00 |  | 20.4 |
+    """
+    lines = [
+        "| network | parameters | seeds | SI-SDRi, dB | SDRi, dB | less than SPGM, "
+        "same seeds, dB | paper, Libri2Mix, SI-SDRi, dB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    scores = {
+        cell: {r["seed"]: float(r["si_sdri"]) for r in rows if r["cell"] == cell}
+        for cell in CELLS
+    }
+    for name, cell in CELLS.items():
+        runs = [r for r in rows if r["cell"] == name]
+        if not runs:
+            continue
+        values = list(scores[name].values())
+        spread = f" ± {interval(values):.2f}" if len(values) > 1 else ""
+        both = sorted(scores["spgm"].keys() & scores[name].keys())
+        gaps = [scores["spgm"][seed] - scores[name][seed] for seed in both]
+        gap = ""
+        if gaps and name != "spgm":
+            gap = f"{statistics.fmean(gaps):.2f}"
+            gap += f" ± {interval(gaps):.2f}" if len(gaps) > 1 else ""
+        cells = [
+            cell.title,
+            f"{int(runs[0]['parameters']):,}",
+            str(len(values)),
+            f"{statistics.fmean(values):.2f}{spread}",
+            f"{statistics.fmean(float(r['sdri']) for r in runs):.2f}",
+            gap,
+            cell.paper,
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def write(folder: Path) -> None:
+    """Draws evidence.md and evidence.png from evidence.csv in that folder."""
+    with (folder / "evidence.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    parts = [
+        "# Evidence: SPGM and SepFormer under equal conditions\n\nMade by "
+        "`python -m benchmarks.evidence`; every run is a row of "
+        "[evidence.csv](evidence.csv). The networks have the shape of spgm-small; "
+        "`d_ffn` makes up for parameters that a cell lacks. All see the same seeds, "
+        "steps and audio (mixed dynamically), and are tested on two-speaker mixtures "
+        "of test-clean. ± is the 95% confidence interval over seeds (Student's t). "
+        "The paper's numbers are of much larger networks and trainings."
+    ]
+    for budget in dict.fromkeys(r["budget"] for r in rows):
+        runs = [r for r in rows if r["budget"] == budget]
+        one = runs[0]
+        errors = [float(r["si_sdri_ci95"]) for r in runs]
+        devices = sorted({r["device"] for r in runs})
+        parts.append(
+            f"## Budget {budget}\n\n{one['steps']} steps, {one['audio_hours']} h of "
+            f"audio, {one['n']} test mixtures, device: {', '.join(devices)}. The mean "
+            f"of a single run over the mixtures is known to ± {max(errors):.2f} dB.\n\n"
+            + table(runs)
+        )
+    parts.append("![SI-SDRi of every run](evidence.png)\n")
+    with replacing(folder / "evidence.md") as temporary:
+        temporary.write_text("\n\n".join(parts), encoding="utf-8")
+    draw(folder / "evidence.png", rows)
+
+
+def draw(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    """A point for every run, a column for every cell."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    axes = figure.subplots()
+    cells = [cell for cell in CELLS if any(r["cell"] == cell for r in rows)]
+    for budget, marker in zip(BUDGETS, "o^", strict=True):
+        runs = [r for r in rows if r["budget"] == budget]
+        if runs:
+            axes.plot(
+                [cells.index(r["cell"]) for r in runs],
+                [float(r["si_sdri"]) for r in runs],
+                marker,
+                label=budget,
+                alpha=0.7,
+            )
+    axes.set_xticks(range(len(cells)), cells)
+    axes.set_ylabel("SI-SDRi in dB")
+    axes.legend(title="budget")
+    axes.grid(axis="y", alpha=0.3)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+
+
+def check_voices(voices: Path) -> None:
+    """Says what is missing."""
+    for part in ("LibriSpeech", "LibriMix-metadata"):
+        if not (voices / part).is_dir():
+            raise UserError(
+                f"There is no folder {voices / part}: give --voices a folder with "
+                "LibriSpeech and LibriMix-metadata."
+            )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs one cell, or with none given draws the table anew.
+
+    Arguments
+    ---------
+    argv : list of str, optional
+        The command line after the program's name.
+    """
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.evidence")
+    parser.add_argument("--cell", choices=CELLS, help="without it only draws the table")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--budget", choices=BUDGETS, default="cpu")
+    parser.add_argument("--voices", type=Path, default=Path("voices"), metavar="FOLDER")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda:0 and so on")
+    parser.add_argument("--precision", default="fp32", help="or bf16")
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="KEY=VALUE", help="for the recipe"
+    )
+    parser.add_argument(
+        "--runs", type=Path, default=ROOT / "results" / "evidence", metavar="DIR"
+    )
+    parser.add_argument("--output", type=Path, default=ROOT / "docs", metavar="DIR")
+    arguments = parser.parse_args(argv)
+    with user_errors():
+        if arguments.cell is not None:
+            run(arguments)
+        write(arguments.output)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Trains and tests the cell of the command line."""
+    check_voices(arguments.voices)
+    cell, seed = arguments.cell, arguments.seed
+    budget = dict(BUDGETS[arguments.budget])
+    folder = arguments.runs.resolve() / f"{arguments.budget}-{cell}-{seed}"
+    words = command_of(cell, seed, budget, arguments.voices.resolve(), folder)
+    words += ["--device", arguments.device, "--precision", arguments.precision]
+    for pair in arguments.set:
+        words += [f"--{pair}"]
+    train(words)
+    device = f"{arguments.device} {arguments.precision}"
+    append(
+        arguments.output / "evidence.csv",
+        row_of(cell, seed, arguments.budget, budget, device, folder),
+    )
+
+
+if __name__ == "__main__":
+    main()

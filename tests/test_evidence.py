@@ -1,0 +1,104 @@
+"""The comparison of networks is fair, and the study of the modulation is exact."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import evidence, modulation
+from speechbrain_spgm.inference.published import build
+from speechbrain_spgm.lobes.separator import separate
+from speechbrain_spgm.training.experiment import load_hparams
+
+
+@pytest.fixture(scope="module")
+def sizes() -> dict[str, int]:
+    return {
+        name: evidence.count_parameters(cell, evidence.network_of(name))
+        for name, cell in evidence.CELLS.items()
+    }
+
+
+def test_all_cells_have_as_many_parameters(sizes: dict[str, int]) -> None:
+    for name, size in sizes.items():
+        assert size == pytest.approx(sizes["spgm"], rel=0.02), name
+
+
+def test_a_cell_runs_the_recipe_and_becomes_a_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All but the training itself, of which ``train.py``'s own tests take care."""
+    for part in ("LibriSpeech", "LibriMix-metadata"):
+        (tmp_path / part).mkdir()
+    commands = []
+
+    def train(words: list[str]) -> None:
+        commands.append(words)
+        folder = Path(words[words.index("--output_folder") + 1])
+        folder.mkdir(parents=True)
+        score = 2.0 + len(commands)
+        summary = {key: {"mean": score, "ci95": 0.1} for key in ("si_sdri", "sdri")}
+        (folder / "test_summary.json").write_text(json.dumps({"n": 300, **summary}))
+
+    monkeypatch.setattr(evidence, "train", train)
+    where = ["--voices", tmp_path, "--runs", tmp_path / "runs", "--output", tmp_path]
+    for cell, seed in [("spgm", 0), ("sepformer", 0), ("spgm", 1)]:
+        evidence.main(["--cell", cell, "--seed", str(seed), *map(str, where)])
+
+    for words in commands:  # every key is one of the yaml, with a value it takes
+        flags = words[3 : words.index("--noprogressbar")]
+        pairs = zip(flags[::2], flags[1::2], strict=True)
+        overrides = "\n".join(f"{name[2:]}: {value}" for name, value in pairs)
+        hparams = load_hparams(evidence.RECIPE / words[2], overrides)
+        assert hparams["lr_annealing"].value_at_epoch[-1] == pytest.approx(1e-4)
+        assert hparams["net"]["MaskNet"].K == evidence.NETWORK["K"]
+
+    with (tmp_path / "evidence.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["cell"], row["seed"]) for row in rows] == [
+        ("spgm", "0"),
+        ("sepformer", "0"),
+        ("spgm", "1"),
+    ]
+    assert rows[0]["steps"] == "1500" and float(rows[0]["audio_hours"]) == 2.99
+    text = (tmp_path / "evidence.md").read_text()
+    assert "| 2 | 4.00 ± 12.71 | 4.00 |" in text  # spgm: 3 and 5; t of one is 12.71
+    assert "| 1 | 4.00 | 4.00 | -1.00 | 20.1 |" in text  # sepformer: 3 - 4 at seed 0
+
+
+def test_missing_voices_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        evidence.main(["--cell", "spgm", "--voices", str(tmp_path / "nowhere")])
+    assert "nowhere/LibriSpeech: give --voices" in capsys.readouterr().err
+
+
+@torch.no_grad()
+def test_modulations_of_the_study_agree_with_the_network(config: dict) -> None:
+    parts = build(config)
+    for part in parts:
+        part.eval()
+    model = modulation.Model(*parts, config["sample_rate"])
+    mix = 0.1 * torch.randn(1, 3000)
+    wanted = separate(*parts, mix)
+
+    def same(modulate: modulation.Modulate) -> bool:
+        est = modulation.separate(model, mix, modulate)
+        return torch.allclose(est, wanted, atol=1e-6)
+
+    assert same(modulation.own)
+    assert same(modulation.given(list(modulation.record(model, mix))))
+    assert not same(modulation.ones)
+    assert not same(modulation.past(1))
+
+
+@torch.no_grad()
+def test_the_past_is_a_mean_over_the_last_chunks(config: dict) -> None:
+    block = build(config)[1].dual_mdl[0].inter_mdl
+    pooled = torch.randn(5, 16)
+    c = modulation.past(2)(0, block, pooled)
+    torch.testing.assert_close(c[0], block.modulation(pooled[0]))
+    torch.testing.assert_close(c[4], block.modulation(pooled[3:].mean(0)))
