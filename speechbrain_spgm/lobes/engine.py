@@ -32,7 +32,9 @@ Axes: B utterances, T samples, L encoder frames, N filters, K frames in a chunk,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import NamedTuple
 
 import torch
@@ -56,6 +58,38 @@ STEP_BYTES = 3 * 2**20  # the widest tensor of a step; see _Utterance._steps
 TILE_FRAMES = 500
 
 Affine = tuple[Tensor, Tensor]  # scale and shift, each [N]
+# Rows that a block has just transformed, and how many there are in all its blocks.
+Watch = Callable[[int, int], None]
+
+_watch: ContextVar[Watch | None] = ContextVar("watch", default=None)
+
+
+@contextmanager
+def watched(watch: Watch) -> Iterator[None]:
+    """Lets somebody watch the utterances that are computed inside, from this thread.
+
+    Arguments
+    ---------
+    watch : callable
+        ``watch(rows, total)`` is called by the workers, several at a time, whenever so
+        many of an utterance's ``total`` rows (chunks times blocks) are done.
+
+    Example
+    -------
+    >>> from speechbrain_spgm.lobes.spgm import SPGMBlock
+    >>> from speechbrain_spgm.lobes.masknet import SPGMMaskNet
+    >>> net = SPGMMaskNet(64, 64, SBTransformerBlock(1, 64, 8), SPGMBlock(64, "att"))
+    >>> done = []
+    >>> with torch.no_grad(), watched(lambda rows, total: done.append(rows / total)):
+    ...     masks = net.eval()(torch.rand(1, 64, 300))
+    >>> round(sum(done), 6)
+    1.0
+    """
+    token = _watch.set(watch)
+    try:
+        yield
+    finally:
+        _watch.reset(token)
 
 
 def suits(masknet: Dual_Path_Model, x: Tensor) -> bool:
@@ -244,6 +278,7 @@ class _Utterance:
         self.pending: Affine | None = None  # still to be applied to the state
         self.pooled = like.new_empty(self.S, N)
         self.sums = _Sums(self.S, N)
+        self.watch = _watch.get()  # the workers' threads do not see it
         self.workers = count_workers()
         self.scratch = [Scratch(like) for _ in range(self.workers)]
 
@@ -304,6 +339,8 @@ class _Utterance:
             if block.linear_layer_after_inter_intra:
                 local[step] = block.intra_linear(local[step])
             sums.put(step, local[step])
+            if self.watch is not None:
+                self.watch(step.stop - step.start, self.S * len(self.net.dual_mdl))
 
         run(attend, steps, self.workers)
         norm = _one(norm_affine(block.intra_norm, *sums.moments(frames), [1]))

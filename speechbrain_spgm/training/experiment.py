@@ -26,7 +26,7 @@ from speechbrain_spgm.training.brain import SeparationBrain
 from speechbrain_spgm.training.checkpoints import WholeCheckpointer
 from speechbrain_spgm.training.command import record_command
 from speechbrain_spgm.training.evaluation import check_metrics
-from speechbrain_spgm.training.initialise import initialise
+from speechbrain_spgm.training.initialise import initialise, load_weights
 
 TRAIN, VALID, TEST = "train", "valid", "test"
 # What a recipe knows of its corpus: from the built yaml and one of these three names to
@@ -313,6 +313,8 @@ def train_and_test(
     run_on_main(record_command, args=[hparams["output_folder"]])
     # From scratch; a checkpoint in the output folder still replaces this.
     initialise(hparams["modules"], hparams.get("filterbank", "random"))
+    if hparams.get("start_from") is not None:
+        load_weights(hparams["modules"], hparams["start_from"])
     brain = SeparationBrain(
         modules=hparams["modules"],
         opt_class=hparams["opt_class"],

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from speechbrain_spgm.data.errors import UserError
@@ -63,6 +66,47 @@ def initialise(modules: Mapping[str, nn.Module], filterbank: str = "random") -> 
             N, _, W = weight.shape
             with torch.no_grad():
                 weight.copy_(fourier_filters(N, W).unsqueeze(1))
+
+
+def load_weights(modules: Mapping[str, nn.Module], path: str | Path) -> None:
+    """Lets training go on from a published model.
+
+    Arguments
+    ---------
+    modules : dict of str to torch.nn.Module
+        ``encoder``, ``masknet`` and ``decoder``; changed in place.
+    path : str or Path
+        A model.safetensors, as a run leaves it in ``model/``.
+
+    Raises
+    ------
+    UserError
+        If there is no such file, or it holds the weights of another network.
+
+    Example
+    -------
+    >>> from safetensors.torch import save_file
+    >>> path = getfixture("tmp_path") / "model.safetensors"
+    >>> save_file({"encoder.weight": torch.ones(1, 2)}, path)
+    >>> encoder = nn.Linear(2, 1, bias=False)
+    >>> load_weights({"encoder": encoder}, path)
+    >>> encoder.weight.tolist()
+    [[1.0, 1.0]]
+    """
+    try:
+        state = load_file(path)
+        nn.ModuleDict(dict(modules)).load_state_dict(state)
+    except FileNotFoundError:
+        raise UserError(f"start_from names {path}, which does not exist.") from None
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"start_from names {path}, which is no model: {error}."
+        ) from None
+    except RuntimeError:
+        raise UserError(
+            f"start_from names {path}, but its weights are of another network: take "
+            "the yaml and the keys under Network that it was trained with."
+        ) from None
 
 
 def fourier_filters(N: int, W: int) -> Tensor:

@@ -11,12 +11,14 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import soundfile
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from speechbrain_spgm.data.atomic import replacing
 from speechbrain_spgm.data.errors import UserError
@@ -41,6 +43,7 @@ from speechbrain_spgm.inference.long.stitching import (
     check_outputs,
     check_windows,
 )
+from speechbrain_spgm.lobes import engine
 
 if TYPE_CHECKING:
     from speechbrain_spgm.inference.separation import SPGMSeparation
@@ -49,6 +52,7 @@ logger = logging.getLogger(__name__)
 
 MODES = ("auto", "exact", "stitched")
 WINDOW = 15.0  # seconds
+BAR_DELAY = 2.0  # seconds without a bar
 DOUBT = 0.9  # confidence below which a seam is called doubtful
 
 
@@ -163,7 +167,7 @@ def separate_to_tensor(
     with TemporaryDirectory(prefix="spgm-") as folder, _Source(path, name, folder) as s:
         plan = _plan(model, s, options)
         if plan.mode == "exact":
-            return model.separate_recording(s.recording(), options.normalize)
+            return _separate_exactly(model, s, options)
         stitcher = _stitcher(model, s, options)
         parts: list[Tensor] = []
         stitcher.run(
@@ -223,7 +227,7 @@ def separate_to_files(
             # What is entered later becomes a file earlier: the report comes last.
             target = stack.enter_context(replacing(Path(report))) if report else None
             if plan.mode == "exact":
-                est = model.separate_recording(source.recording(), options.normalize)
+                est = _separate_exactly(model, source, options)
                 write_voices(outputs, est[0], source.rate)
             else:
                 stitcher = _stitcher(model, source, options)
@@ -255,6 +259,28 @@ def separate_to_files(
         reason = getattr(error, "strerror", None) or "no rights, or the disk is full"
         raise AudioFileError(f"{outputs[0]} cannot be written: {reason}.") from None
     return facts
+
+
+def _separate_exactly(
+    model: SPGMSeparation, source: _Source, options: Options
+) -> Tensor:
+    """The whole recording at once, with a bar if that takes long; ``[1, T, spks]``."""
+    lock = Lock()
+    with tqdm(
+        desc=f"chunks of {Path(source.name).name}",
+        unit="chunk",
+        leave=False,
+        delay=BAR_DELAY,
+        disable=None if options.progress else True,
+    ) as bar:
+
+        def watch(rows: int, total: int) -> None:
+            with lock:
+                bar.total = total
+                bar.update(rows)
+
+        with engine.watched(watch):
+            return model.separate_recording(source.recording(), options.normalize)
 
 
 class _Source:
