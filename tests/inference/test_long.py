@@ -4,17 +4,19 @@ import ctypes
 import json
 import logging
 import os
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from tqdm import tqdm
 
 from speechbrain_spgm.data.errors import UserError
 from speechbrain_spgm.inference import SPGMSeparation
 from speechbrain_spgm.inference.audio import resample
-from speechbrain_spgm.inference.long import stitching
+from speechbrain_spgm.inference.long import files, stitching
 from speechbrain_spgm.inference.long.assignment import assign, distances, timbre
 from speechbrain_spgm.inference.long.memory import estimate_bytes, parse_bytes
 from speechbrain_spgm.inference.long.spool import resampled, resampled_length
@@ -250,3 +252,17 @@ def test_the_estimate_is_near_the_measured_peak() -> None:
     peak = resident("VmHWM") - before
     estimate = estimate_bytes(model, T, RATE)
     assert estimate / 1.3 < peak < estimate * 1.3, (peak, estimate)
+
+
+def test_the_exact_mode_shows_how_far_it_is(model, tmp_path, monkeypatch) -> None:
+    bars = []
+
+    def bar(**options: object) -> tqdm:
+        bars.append(tqdm(**{**options, "disable": False, "delay": 0}, file=StringIO()))
+        return bars[-1]
+
+    monkeypatch.setattr(files, "tqdm", bar)
+    soundfile.write(tmp_path / "mix.wav", talk(4, 2).sum(1).numpy(), RATE)
+    outputs = [tmp_path / "a.wav", tmp_path / "b.wav"]
+    model.separate_to_files(tmp_path / "mix.wav", outputs, mode="exact", progress=True)
+    assert bars[0].n == bars[0].total > 100
