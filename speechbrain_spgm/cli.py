@@ -157,9 +157,9 @@ def add_precision_option(command: argparse.ArgumentParser) -> None:
     """How exactly the model computes."""
     command.add_argument(
         "--precision",
-        choices=["fp32", "bf16", "int8"],
+        choices=["fp32", "bf16", "fp16", "int8"],
         help="fp32 (default): exact; int8: faster, on the CPU only; bf16: faster on "
-        "GPUs and processors that have it",
+        "GPUs and processors that have it; fp16: faster on GPUs",
     )
 
 

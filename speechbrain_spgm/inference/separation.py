@@ -49,6 +49,7 @@ from speechbrain_spgm.inference.remote import (
 )
 from speechbrain_spgm.inference.safe_yaml import load_safely
 from speechbrain_spgm.inference.weights import card_config, load_weights
+from speechbrain_spgm.lobes import intra
 from speechbrain_spgm.lobes.masknet import SPGMMaskNet
 from speechbrain_spgm.lobes.quantised import quantise
 from speechbrain_spgm.lobes.separator import separate
@@ -58,7 +59,8 @@ logger = logging.getLogger(__name__)
 
 SHIPPED_MODELS = Path(__file__).resolve().parents[1] / "pretrained"
 DEFAULT_MODEL = "spgm-tiny-8k"
-PRECISIONS = ("fp32", "bf16", "int8")
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = ("fp32", *HALVES, "int8")
 
 
 class SPGMSeparation(SepformerSeparation):
@@ -79,14 +81,16 @@ class SPGMSeparation(SepformerSeparation):
         ``sample_rate`` is needed for files.
     run_opts : dict or RunOptions, optional
         SpeechBrain's, for example ``{"device": "cuda"}``; by default a GPU if there is
-        one.
+        one. With ``compile`` (and if you like ``compile_mode``) ``torch.compile`` makes
+        the transformers faster, after slow first calls; a CPU in fp32 or int8 has its
+        own fast path and stays as it is.
     freeze_params : bool
         Freezes the parameters and sets evaluation mode.
     precision : str, optional
         ``"fp32"`` (default): as the weights are. ``"bf16"``: matrix products of the
-        mask network in bfloat16, for GPUs and processors that have it. ``"int8"``:
-        linears of the transformers in 8 bits, on the CPU only. The weights in memory
-        stay as they are in all three.
+        mask network in bfloat16, for GPUs and processors that have it. ``"fp16"``:
+        likewise in float16, on GPUs only. ``"int8"``: linears of the transformers in 8
+        bits, on the CPU only. The weights in memory stay as they are in all of them.
 
     Raises
     ------
@@ -125,6 +129,18 @@ class SPGMSeparation(SepformerSeparation):
             freeze_params,
         )
         self.precision = prepare_precision(precision, self.mods, self.device)
+
+    def _compile(self) -> None:
+        """Compiles the transformers within chunks, most of the work, for any lengths.
+
+        SpeechBrain would wrap whole modules, and a wrapped mask network takes no frame
+        counts.
+        """
+        keys = ("masknet",) if self.compile else self.compile_module_keys or ()
+        if "masknet" in keys and isinstance(self.mods.masknet, SPGMMaskNet):
+            self.mods.masknet.transform = torch.compile(
+                intra.transform, mode=self.compile_mode, dynamic=True
+            )
 
     @classmethod
     def from_hparams(
@@ -361,7 +377,7 @@ class SPGMSeparation(SepformerSeparation):
             self.mods.decoder,
             mix,
             samples,
-            autocast=torch.bfloat16 if self.precision == "bf16" else None,
+            autocast=HALVES.get(self.precision),
         )
 
     def separate_file(
@@ -692,6 +708,8 @@ def prepare_precision(
         or (kind == "cuda" and not torch.cuda.is_bf16_supported())
     ):
         raise ModelError(f"The device {device} has no bf16: take precision fp32.")
+    if precision == "fp16" and kind != "cuda":
+        raise ModelError(f"fp16 is for GPUs, not for {device}: take precision fp32.")
     if precision == "int8":
         if any(module.training for module in modules.values()):
             raise ModelError(

@@ -127,6 +127,7 @@ class SPGMMaskNet(Dual_Path_Model):
             max_length,
         )
         check_representable(self)
+        self.transform = intra.transform  # or compiled
         self.rows_per_step = _check_rows(rows_per_step)
         self.int8: dict[nn.Module, engine.Linears] | None = None  # see quantised.py
 
@@ -166,6 +167,7 @@ class SPGMMaskNet(Dual_Path_Model):
         packed.num_layers, packed.use_global_pos_enc = model.num_layers, False
         for name, child in model.named_children():
             packed.add_module(name, child)
+        packed.transform = intra.transform
         packed.rows_per_step, packed.int8 = _check_rows(rows_per_step), None
         packed.training = model.training  # the children keep the mode they are in
         return packed
@@ -246,7 +248,7 @@ class SPGMMaskNet(Dual_Path_Model):
 
         def step(rows: Tensor) -> Tensor:
             if intra.is_standard(block.intra_mdl):
-                rows = intra.transform(block.intra_mdl, rows)
+                rows = self.transform(block.intra_mdl, rows)
             else:
                 rows = block.intra_mdl(rows)
             if block.linear_layer_after_inter_intra:

@@ -50,13 +50,36 @@ def test_a_model_may_be_used_in_two_precisions(exact: SPGMSeparation) -> None:
 
 
 def test_unusable_precisions_are_refused(exact: SPGMSeparation) -> None:
-    with pytest.raises(ModelError, match="'fp8', but must be one of fp32, bf16, int8"):
+    with pytest.raises(ModelError, match="'fp8', but must be one of fp32, bf16, fp16"):
         SPGMSeparation.from_pretrained(precision="fp8", device="cpu")
+    with pytest.raises(ModelError, match="fp16 is for GPUs, not for cpu"):
+        SPGMSeparation.from_pretrained(precision="fp16", device="cpu")
     intra = SBTransformerBlock(1, 96, 4)
     sepformer = Dual_Path_Model(96, 96, intra, intra, K=50)
     with pytest.raises(ModelError, match="int8 needs an SPGMMaskNet"):
         modules = {**exact.mods, "masknet": sepformer}
         SPGMSeparation(modules, {}, {"device": "cpu"}, precision="int8")
+
+
+def test_compiled_transformers_are_used_where_the_engine_is_not(
+    exact: SPGMSeparation, monkeypatch
+) -> None:
+    calls = []
+
+    def compile(function, **options):
+        assert options["dynamic"]
+        return lambda *arguments: (calls.append(1), function(*arguments))[1]
+
+    monkeypatch.setattr(torch, "compile", compile)
+    options = {"device": "cpu", "run_opts": {"compile": True}}
+    mix = 0.1 * torch.randn(2, 2000)
+    lengths = torch.tensor([2000, 900])
+    est = SPGMSeparation.from_pretrained(**options).separate_batch(mix, lengths)
+    assert torch.equal(est, exact.separate_batch(mix, lengths)) and not calls
+    model = SPGMSeparation.from_pretrained(**options, precision="bf16")
+    est = model.separate_batch(mix, lengths)
+    wanted = SPGMSeparation.from_pretrained(device="cpu", precision="bf16")
+    assert torch.equal(est, wanted.separate_batch(mix, lengths)) and calls
 
 
 def test_command_line(tmp_path: Path, capfd, exact: SPGMSeparation) -> None:
