@@ -15,16 +15,16 @@ import argparse
 import csv
 import json
 import shlex
-import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from hyperpyyaml import load_hyperpyyaml
-from scipy.stats import t
 
+from benchmarks.long import interval
 from speechbrain_spgm.data.atomic import replacing
 from speechbrain_spgm.data.errors import UserError
 from speechbrain_spgm.training.experiment import user_errors
@@ -198,12 +198,16 @@ def append(path: Path, row: Mapping[str, Any]) -> None:
         writer.writerow(row)
 
 
-def interval(values: Sequence[float]) -> float:
-    """Half width of the 95% confidence interval of a mean (Student's t)."""
-    n = len(values)
-    if n < 2:
-        return float("nan")
-    return float(t.ppf(0.975, n - 1) * statistics.stdev(values) / n**0.5)
+def mean(values: Sequence[float]) -> str:
+    """The mean, with its 95% confidence interval where there are several values.
+
+    Example
+    -------
+    >>> mean([1.5]), mean([1.5, 2.5])
+    ('1.50', '2.00 ± 6.35')
+    """
+    center, width = interval(list(values))
+    return f"{center:.2f}" + (f" ± {width:.2f}" if len(values) > 1 else "")
 
 
 def table(rows: Sequence[Mapping[str, str]]) -> str:
@@ -230,20 +234,15 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
         if not runs:
             continue
         values = list(scores[name].values())
-        spread = f" ± {interval(values):.2f}" if len(values) > 1 else ""
         both = sorted(scores["spgm"].keys() & scores[name].keys())
         gaps = [scores["spgm"][seed] - scores[name][seed] for seed in both]
-        gap = ""
-        if gaps and name != "spgm":
-            gap = f"{statistics.fmean(gaps):.2f}"
-            gap += f" ± {interval(gaps):.2f}" if len(gaps) > 1 else ""
         cells = [
             cell.title,
             f"{int(runs[0]['parameters']):,}",
             str(len(values)),
-            f"{statistics.fmean(values):.2f}{spread}",
-            f"{statistics.fmean(float(r['sdri']) for r in runs):.2f}",
-            gap,
+            mean(values),
+            f"{fmean(float(r['sdri']) for r in runs):.2f}",
+            mean(gaps) if gaps and name != "spgm" else "",
             cell.paper,
         ]
         lines.append(f"| {' | '.join(cells)} |")

@@ -15,7 +15,6 @@ mixture, spks sources.
 from __future__ import annotations
 
 import argparse
-import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from benchmarks.evidence import interval
+from benchmarks.evidence import mean
 from speechbrain_spgm.data import MixtureList
 from speechbrain_spgm.data.atomic import replacing
 from speechbrain_spgm.inference.published import load_published
@@ -183,9 +182,8 @@ def report(found: Found) -> str:
     ]
     for name, values in found.scores.items():
         gaps = [a - b for a, b in zip(values, reference, strict=True)]
-        gap = f"{statistics.fmean(gaps):+.2f} ± {interval(gaps):.2f}"
-        mean = f"{statistics.fmean(values):.2f} ± {interval(values):.2f}"
-        lines.append(f"| {name} | {mean} | {'' if name == 'as trained' else gap} |")
+        gap = "" if name == "as trained" else mean(gaps)
+        lines.append(f"| {name} | {mean(values)} | {gap} |")
     lines += [
         "\nHow far the factors c of a block are from each other: the root mean square "
         "over filters, between the two halves of a mixture (the same people) and "
