@@ -343,8 +343,8 @@ def train_and_test(
 def no_denormals() -> Iterator[None]:
     """Lets CPUs take numbers below 1e-38 as zero.
 
-    The weights of sharp attention have many, and products with them take so long that a
-    training step of a small network takes twice the time.
+    The gradients of sharp attention hold many, and each makes a processor stumble: a
+    training step of a small network took twice the time.
 
     Example
     -------
