@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 from hyperpyyaml import load_hyperpyyaml
 
+from benchmarks.inference import SMALL
 from benchmarks.long import interval
 from speechbrain_spgm.data.atomic import replacing
 from speechbrain_spgm.data.errors import UserError
@@ -32,16 +33,6 @@ from speechbrain_spgm.training.experiment import user_errors
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "recipes" / "LibriMix" / "separation"
 
-NETWORK = {  # that of spgm-small
-    "N": 128,
-    "kernel_size": 64,
-    "stride": 32,
-    "K": 256,
-    "num_blocks": 4,
-    "num_layers": 2,
-    "d_ffn": 256,
-    "nhead": 2,
-}
 WIDTH_STEP = 8  # of d_ffn
 
 
@@ -50,7 +41,7 @@ class Cell(NamedTuple):
 
     title: str
     yaml: str  # of hparams/ and of the recipe
-    knobs: dict[str, Any]  # beside NETWORK
+    knobs: dict[str, Any]  # beside SMALL
     paper: str = ""  # SI-SDRi on Libri2Mix in dB
 
 
@@ -102,8 +93,8 @@ COLUMNS = [
 
 def network_of(cell: str) -> dict[str, Any]:
     """The network's knobs; ``d_ffn`` makes up for parameters that the cell lacks."""
-    wanted = count_parameters(CELLS["spgm"], NETWORK | CELLS["spgm"].knobs)
-    knobs = NETWORK | CELLS[cell].knobs
+    wanted = count_parameters(CELLS["spgm"], SMALL | CELLS["spgm"].knobs)
+    knobs = SMALL | CELLS[cell].knobs
     size, larger = (
         count_parameters(CELLS[cell], knobs | {"d_ffn": knobs["d_ffn"] + more})
         for more in (0, WIDTH_STEP)
@@ -330,9 +321,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu", help="cpu, cuda:0 and so on")
     parser.add_argument("--precision", default="fp32", help="or bf16")
     parser.add_argument(
-        "--set", nargs="*", default=[], metavar="KEY=VALUE", help="for the recipe"
-    )
-    parser.add_argument(
         "--runs", type=Path, default=ROOT / "results" / "evidence", metavar="DIR"
     )
     parser.add_argument("--output", type=Path, default=ROOT / "docs", metavar="DIR")
@@ -347,12 +335,10 @@ def run(arguments: argparse.Namespace) -> None:
     """Trains and tests the cell of the command line."""
     check_voices(arguments.voices)
     cell, seed = arguments.cell, arguments.seed
-    budget = dict(BUDGETS[arguments.budget])
+    budget = BUDGETS[arguments.budget]
     folder = arguments.runs.resolve() / f"{arguments.budget}-{cell}-{seed}"
     words = command_of(cell, seed, budget, arguments.voices.resolve(), folder)
     words += ["--device", arguments.device, "--precision", arguments.precision]
-    for pair in arguments.set:
-        words += [f"--{pair}"]
     train(words)
     device = f"{arguments.device} {arguments.precision}"
     append(

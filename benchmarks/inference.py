@@ -37,9 +37,20 @@ from speechbrain_spgm.lobes.separator import separate
 from speechbrain_spgm.lobes.spgm import SPGMBlock
 
 ROOT = Path(__file__).resolve().parents[1]
-RANDOM = {  # networks of the paper, with random weights
+SMALL = {  # the recipes' spgm-small
+    "N": 128,
+    "kernel_size": 64,
+    "stride": 32,
+    "K": 256,
+    "num_blocks": 4,
+    "num_layers": 2,
+    "d_ffn": 256,
+    "nhead": 2,
+}
+RANDOM = {  # networks of the paper, and the recipes' small one, with random weights
     "base": {},
     "opt": {"K": 500, "num_blocks": 16, "num_layers": 2},
+    "small": SMALL,
 }
 TUNED = {  # memory that is freed stays with the process
     "MALLOC_MMAP_THRESHOLD_": "1073741824",

@@ -133,11 +133,13 @@ class SPGMSeparation(SepformerSeparation):
     def _compile(self) -> None:
         """Compiles the transformers within chunks, most of the work, for any lengths.
 
-        SpeechBrain would wrap whole modules, and a wrapped mask network takes no frame
-        counts.
+        SpeechBrain would wrap the whole mask network, and a wrapped one takes no frame
+        counts; it still does so with networks that take none anyway.
         """
-        keys = ("masknet",) if self.compile else self.compile_module_keys or ()
-        if "masknet" in keys and isinstance(self.mods.masknet, SPGMMaskNet):
+        if not isinstance(self.mods.masknet, SPGMMaskNet):
+            super()._compile()
+            return
+        if self.compile or "masknet" in (self.compile_module_keys or ()):
             self.mods.masknet.transform = torch.compile(
                 intra.transform, mode=self.compile_mode, dynamic=True
             )
