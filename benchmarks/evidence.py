@@ -66,13 +66,13 @@ TRAINING = {
     "filterbank": "fourier",
     "lr": LR,
     "warmup_steps": 100,
-    "ema_decay": 0.999,
+    "ema_decay": 0.99,
     "valid_mixtures": 100,
     "num_examples": 0,
     "metrics": "[si_sdr, sdr]",
 }
 BUDGETS = {  # what each run may use
-    "cpu": {"batch_size": 2, "mixtures_per_epoch": 1000, "number_of_epochs": 3},
+    "cpu": {"batch_size": 2, "mixtures_per_epoch": 500, "number_of_epochs": 3},
     "gpu": {"batch_size": 16, "mixtures_per_epoch": 16000, "number_of_epochs": 6},
 }
 COLUMNS = [

@@ -4,8 +4,8 @@
 
 Builds conversations of two speakers (``benchmarks.conversations``), separates each in
 both modes and compares with the voices. Writes ``docs/benchmarks/long.md``, ``.json``
-and ``.png``. With ``--cache DIR`` what the network computed is kept, so that an
-interrupted run goes on.
+and ``.png``. With ``--cache FILE`` every result is kept there, so that an interrupted
+run goes on.
 
 Axes: T samples, spks sources.
 """
@@ -13,10 +13,8 @@ Axes: T samples, spks sources.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import statistics
-from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -107,23 +105,6 @@ def count_swaps(
         ]
         swaps += sides[0] * sides[1] < 0 and min(map(abs, sides)) >= MARGIN
     return active, swaps
-
-
-def remember(model: SPGMSeparation, folder: Path) -> None:
-    """Keeps the network's outputs on disk, by the samples that went in."""
-    folder.mkdir(parents=True, exist_ok=True)
-    compute: Callable[[Tensor], Tensor] = model.separate_batch
-
-    def separate_batch(mix: Tensor) -> Tensor:
-        name = hashlib.sha1(mix.numpy().tobytes()).hexdigest()
-        path = folder / f"{name}.npy"
-        if not path.exists():
-            est = compute(mix).numpy()
-            with replacing(path) as temporary, temporary.open("wb") as file:
-                np.save(file, est)
-        return torch.from_numpy(np.load(path))
-
-    model.separate_batch = separate_batch
 
 
 def measure(
@@ -222,22 +203,28 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--mixtures", type=int, default=20, help="of each length")
     parser.add_argument("--window", type=float, default=15.0)
     parser.add_argument("--model", help="by default the shipped one")
-    parser.add_argument("--cache", type=Path, help="keep the network's outputs here")
+    parser.add_argument("--cache", type=Path, help="keep the results here, a file")
     parser.add_argument(
         "--output", type=Path, default=ROOT / "docs" / "benchmarks", metavar="DIR"
     )
     arguments = parser.parse_args(argv)
     model = SPGMSeparation.from_pretrained(arguments.model, device="cpu")
-    if arguments.cache:
-        remember(model, arguments.cache)
     speakers = find_speakers(arguments.data_folder)
-    results = []
+    cache = arguments.cache
+    kept = cache.read_text().splitlines() if cache and cache.exists() else []
+    results = [Result(*json.loads(line)) for line in kept]
+    done = {result[:2] for result in results}
     for seconds in arguments.seconds:
         for seed in range(arguments.mixtures):
+            if (seconds, seed) in done:
+                continue
             sources = draw_conversation(speakers, seconds, model.sample_rate, seed)
             measured = measure(model, sources, arguments.window)
             results.append(Result(seconds, seed, *measured))
             print(results[-1], flush=True)
+            if cache:
+                with cache.open("a") as file:
+                    file.write(json.dumps(results[-1]) + "\n")
     write(arguments.output, results, arguments.window)
 
 

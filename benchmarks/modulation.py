@@ -27,8 +27,9 @@ from speechbrain_spgm.data import MixtureList
 from speechbrain_spgm.data.atomic import replacing
 from speechbrain_spgm.inference.published import load_published
 from speechbrain_spgm.inference.separation import find_published
+from speechbrain_spgm.lobes.averages import Share
 from speechbrain_spgm.lobes.chunking import overlap_add, segment
-from speechbrain_spgm.lobes.norms import norm_affine, row_moments
+from speechbrain_spgm.lobes.norms import norm_affine, row_moments, utterance_moments
 from speechbrain_spgm.lobes.spgm import SPGMBlock
 from speechbrain_spgm.training.experiment import user_errors
 from speechbrain_spgm.training.losses import pit_si_sdr_loss
@@ -69,16 +70,21 @@ def separate(model: Model, mix: Tensor, modulate: Modulate) -> Tensor:
     """
     net = model.masknet
     mix_w = model.encoder(mix)  # [1, N, L]
-    rows, chunks = segment([net._embed(mix_w[0])], net.K)  # [S, K, N]
+    L = mix_w.shape[-1]
+    rows, chunks = segment(net._embed(mix_w, [L], Share()), net.K)  # [S, K, N]
+
+    def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+        return utterance_moments(*row_moments(x), chunks)
+
     for i, block in enumerate(net.dual_mdl):
         local = net._intra(block, rows)
-        scale, shift = norm_affine(block.intra_norm, *row_moments(local), chunks)
+        scale, shift = norm_affine(block.intra_norm, *moments(local))
         rows = local * scale + shift + (rows if block.skip_around_intra else 0)
         c = modulate(i, block.inter_mdl, block.inter_mdl.pool(rows))
         mixed = rows * c.unsqueeze(1)
-        scale, shift = norm_affine(block.inter_norm, *row_moments(mixed), chunks)
+        scale, shift = norm_affine(block.inter_norm, *moments(mixed))
         rows = rows + mixed * scale + shift
-    added = overlap_add(net.prelu(rows), chunks, [mix_w.shape[-1]])
+    added = overlap_add(net.prelu(rows), chunks, [L])
     masks = net._masks(added[0]).unsqueeze(1)  # [spks, 1, N, L]
     voices = [model.decoder(mix_w * mask) for mask in masks]
     est = torch.stack([voice.reshape(1, -1) for voice in voices], dim=-1)

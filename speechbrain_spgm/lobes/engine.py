@@ -50,6 +50,7 @@ from speechbrain.lobes.models.transformer.Transformer import TransformerEncoderL
 from torch import Tensor, nn
 
 from speechbrain_spgm.lobes import intra
+from speechbrain_spgm.lobes.averages import Share
 from speechbrain_spgm.lobes.chunking import chunk_frames, count_chunks
 from speechbrain_spgm.lobes.norms import norm_affine
 from speechbrain_spgm.lobes.workers import count_workers, run
@@ -279,6 +280,7 @@ class _Utterance:
         self.pooled = like.new_empty(self.S, N)
         self.sums = _Sums(self.S, N)
         self.watch = _watch.get()  # the workers' threads do not see it
+        self.share = Share()
         self.workers = count_workers()
         self.scratch = [Scratch(like) for _ in range(self.workers)]
 
@@ -310,7 +312,8 @@ class _Utterance:
             sums.put(slice(i, i + 1), tile.unsqueeze(0))
 
         run(measure, range(len(tiles)), self.workers)
-        scale, shift = _one(norm_affine(self.net.norm, *sums.moments(self.L), [1]))
+        moments = self.share.moments(*sums.moments(self.L), [self.L])
+        scale, shift = _one(norm_affine(self.net.norm, *moments))
         weight = self.net.conv1d.weight.squeeze(-1).t()
 
         def fill(row: int, worker: int) -> None:
@@ -329,7 +332,9 @@ class _Utterance:
         x, local, pending, sums = self.x, self.local, self.pending, self.sums
         spgm = block.inter_mdl
         steps = self._steps(block.intra_mdl)
-        frames = self.S * self.K
+
+        def moments() -> tuple[Tensor, Tensor]:
+            return self.share.moments(*sums.moments(self.S * self.K), [self.S])
 
         def attend(step: slice, worker: int) -> None:
             if pending is not None:
@@ -343,7 +348,7 @@ class _Utterance:
                 self.watch(step.stop - step.start, self.S * len(self.net.dual_mdl))
 
         run(attend, steps, self.workers)
-        norm = _one(norm_affine(block.intra_norm, *sums.moments(frames), [1]))
+        norm = _one(norm_affine(block.intra_norm, *moments()))
 
         def combine(step: slice, worker: int) -> None:
             if block.skip_around_intra:
@@ -354,9 +359,10 @@ class _Utterance:
             sums.put(step, x[step])
 
         run(combine, steps, self.workers)
-        c = spgm.modulation(self.pooled.double().mean(0, keepdim=True).to(x.dtype))
+        pooled = self.share.mean(self.pooled.double().mean(0, keepdim=True), [self.S])
+        c = spgm.modulation(pooled.to(x.dtype))
         if not block.linear_layer_after_inter_intra:
-            norm = norm_affine(block.inter_norm, *sums.moments(frames), [1], c)
+            norm = norm_affine(block.inter_norm, *moments(), c)
             self.pending = _one((1 + norm[0], norm[1]))
             return
 
@@ -365,7 +371,7 @@ class _Utterance:
             sums.put(step, local[step])
 
         run(mix, steps, self.workers)
-        norm = _one(norm_affine(block.inter_norm, *sums.moments(frames), [1]))
+        norm = _one(norm_affine(block.inter_norm, *moments()))
 
         def add(step: slice, worker: int) -> None:
             x[step] += _affine(local[step], norm, out=local[step])

@@ -24,12 +24,14 @@ from speechbrain.lobes.models.transformer.Transformer import PositionalEncoding
 from torch import Tensor, nn
 
 from speechbrain_spgm.lobes import engine, intra
+from speechbrain_spgm.lobes.averages import Share
 from speechbrain_spgm.lobes.chunking import overlap_add, segment
 from speechbrain_spgm.lobes.norms import (
     affine,
     norm_affine,
     row_moments,
     utterance_mean,
+    utterance_moments,
 )
 from speechbrain_spgm.lobes.spgm import SPGMBlock
 
@@ -204,24 +206,37 @@ class SPGMMaskNet(Dual_Path_Model):
                 "without gradients and without autocast only: take precision fp32."
             )
 
-        embedded = [self._embed(x[b, :, : lengths[b]]) for b in range(B)]
-        rows, chunks = segment(embedded, self.K)  # [C, K, N]
+        share = Share()
+        rows, chunks = segment(self._embed(x, lengths, share), self.K)  # [C, K, N]
         for block in self.dual_mdl:
-            rows = self._block(block, rows, chunks)
+            rows = self._block(block, rows, chunks, share)
         added = overlap_add(self.prelu(rows), chunks, lengths)
         masks = [self._masks(utterance) for utterance in added]  # [spks, N, L_b]
 
         padded = [F.pad(mask, (0, L - mask.shape[-1])) for mask in masks]
         return torch.stack(padded, dim=1)
 
-    def _embed(self, x: Tensor) -> Tensor:
-        """Norm and 1x1 convolution of one utterance, ``[N, L]`` to ``[L, N]``."""
-        x = self.conv1d(self.norm(x.unsqueeze(0))).squeeze(0).t()
+    def _embed(self, x: Tensor, lengths: Sequence[int], share: Share) -> list[Tensor]:
+        """Norm and 1x1 convolution, ``[B, N, L]`` to B times ``[L_b, N]``."""
+        frames = [x[b, :, :length].t() for b, length in enumerate(lengths)]
+        each = [utterance_moments(*row_moments(f.unsqueeze(0)), [1]) for f in frames]
+        mean, var = (torch.cat(moments) for moments in zip(*each, strict=True))
+        maps = norm_affine(self.norm, *share.moments(mean, var, lengths))
+        weight = self.conv1d.weight.squeeze(-1)
+        embedded = [
+            F.linear(torch.addcmul(shift, f.to(shift.dtype), scale), weight)
+            for f, scale, shift in zip(frames, *maps, strict=True)
+        ]
         # Under autocast only matrix products are short: the residual stream is float32.
-        return x.float() if torch.is_autocast_enabled(x.device.type) else x
+        short = torch.is_autocast_enabled(x.device.type)
+        return [f.float() for f in embedded] if short else embedded
 
     def _block(
-        self, block: Dual_Computation_Block, x: Tensor, chunks: Sequence[int]
+        self,
+        block: Dual_Computation_Block,
+        x: Tensor,
+        chunks: Sequence[int],
+        share: Share,
     ) -> Tensor:
         """One dual computation block, ``[C, K, N]`` to ``[C, K, N]``.
 
@@ -229,18 +244,23 @@ class SPGMMaskNet(Dual_Path_Model):
         and residual are one affine map:
         ``x * (1 + c * gamma / sigma) + beta - mu * gamma / sigma``.
         """
+
+        def moments(rows: Tensor) -> tuple[Tensor, Tensor]:
+            own = utterance_moments(*row_moments(rows), chunks)
+            return share.moments(*own, chunks)
+
         local = self._intra(block, x)
-        scale, shift = norm_affine(block.intra_norm, *row_moments(local), chunks)
+        scale, shift = norm_affine(block.intra_norm, *moments(local))
         x = affine(local, scale, shift, chunks) + (x if block.skip_around_intra else 0)
 
         with torch.autocast(x.device.type, enabled=False):  # statistics in float32
-            pooled = block.inter_mdl.pool(x)  # [C, N]
-            c = block.inter_mdl.modulation(utterance_mean(pooled, chunks))  # [B, N]
+            pooled = utterance_mean(block.inter_mdl.pool(x), chunks)
+            c = block.inter_mdl.modulation(share.mean(pooled, chunks))  # [B, N]
         if block.linear_layer_after_inter_intra:
             mixed = block.inter_linear(affine(x, c, torch.zeros_like(c), chunks))
-            scale, shift = norm_affine(block.inter_norm, *row_moments(mixed), chunks)
+            scale, shift = norm_affine(block.inter_norm, *moments(mixed))
             return x + affine(mixed, scale, shift, chunks)
-        scale, shift = norm_affine(block.inter_norm, *row_moments(x), chunks, c)
+        scale, shift = norm_affine(block.inter_norm, *moments(x), c)
         return affine(x, 1 + scale, shift, chunks)
 
     def _intra(self, block: Dual_Computation_Block, x: Tensor) -> Tensor:

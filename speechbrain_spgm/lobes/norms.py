@@ -59,12 +59,36 @@ def utterance_mean(x: Tensor, chunks: Sequence[int]) -> Tensor:
     return torch.stack([rows.mean(dim=0) for rows in x.split(list(chunks))])
 
 
+def utterance_moments(
+    mean: Tensor, var: Tensor, chunks: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Mean and variance over the frames of every utterance.
+
+    Arguments
+    ---------
+    mean, var : torch.Tensor
+        Moments of the rows, ``[C, N]``, from :func:`row_moments`.
+    chunks : sequence of int
+        Rows of every utterance.
+
+    Returns
+    -------
+    mean, var : torch.Tensor
+        ``[B, N]``.
+
+    Example
+    -------
+    >>> rows = torch.tensor([[[1.0], [3.0]], [[4.0], [4.0]]])
+    >>> utterance_moments(*row_moments(rows), [2])
+    (tensor([[3.]], dtype=torch.float64), tensor([[1.5000]], dtype=torch.float64))
+    """
+    mu = utterance_mean(mean, chunks)
+    between = utterance_mean((mean - per_row(mu, chunks)).square(), chunks)
+    return mu, utterance_mean(var, chunks) + between
+
+
 def norm_affine(
-    norm: nn.Module,
-    mean: Tensor,
-    var: Tensor,
-    chunks: Sequence[int],
-    c: Tensor | None = None,
+    norm: nn.Module, mean: Tensor, var: Tensor, c: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """The affine map that a global norm of ``c * x`` is for every utterance.
 
@@ -76,9 +100,7 @@ def norm_affine(
     norm : torch.nn.Module
         ``GroupNorm(1, N)`` or ``GlobalLayerNorm``.
     mean, var : torch.Tensor
-        Moments of the rows of x, ``[C, N]``, from :func:`row_moments`.
-    chunks : sequence of int
-        Rows of every utterance.
+        Moments of every utterance's x, ``[B, N]``, from :func:`utterance_moments`.
     c : torch.Tensor, optional
         Modulation, ``[B, N]``; ``None``: ones.
 
@@ -91,21 +113,17 @@ def norm_affine(
     -------
     >>> x = torch.rand(4, 10, 8)  # two utterances of two chunks
     >>> norm = nn.GroupNorm(1, 8)
-    >>> scale, shift = norm_affine(norm, *row_moments(x), chunks=[2, 2])
-    >>> y = affine(x, scale, shift, [2, 2])
+    >>> moments = utterance_moments(*row_moments(x), [2, 2])
+    >>> y = affine(x, *norm_affine(norm, *moments), [2, 2])
     >>> first = norm(x[:2].flatten(0, 1).t().unsqueeze(0))  # [1, N, S*K]
     >>> torch.allclose(first[0].t(), y[:2].flatten(0, 1), atol=1e-5)
     True
     """
     gamma, beta = norm.weight.flatten(), norm.bias.flatten()
-    if c is None:
-        c = gamma.new_ones(len(chunks), gamma.numel())
-    c = c.double()
-    mu = (utterance_mean(mean, chunks) * c).mean(dim=1, keepdim=True)  # [B, 1]
-    within = utterance_mean(var, chunks) * c.square()  # [B, N]
-    between = (mean * per_row(c, chunks) - per_row(mu, chunks)).square()  # [C, N]
-    variance = (within + utterance_mean(between, chunks)).mean(dim=1, keepdim=True)
-    gain = gamma / torch.sqrt(variance + norm.eps)  # [B, N]
+    c = torch.ones_like(mean) if c is None else c.double()
+    mu = (c * mean).mean(dim=1, keepdim=True)  # [B, 1]
+    each = c.square() * var + (c * mean - mu).square()  # [B, N]
+    gain = gamma / torch.sqrt(each.mean(dim=1, keepdim=True) + norm.eps)  # [B, N]
     return (c * gain).to(gamma.dtype), (beta - mu * gain).to(gamma.dtype)
 
 

@@ -3,7 +3,8 @@
 ::
 
     recording --pieces--> mixture at the model's rate        } on disk
-              --windows-> outputs of every window            }
+              --some windows--> what all chunks share
+              --windows-> outputs of every window            } on disk
               --assignment of all windows, cross-fades-> voices at the model's rate
               --pieces--> voices at the recording's rate and level
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -34,11 +35,14 @@ from speechbrain_spgm.inference.long.assignment import (
 )
 from speechbrain_spgm.inference.long.spool import Spool, resampled, resampled_length
 from speechbrain_spgm.inference.long.windows import Windows, lay_out
+from speechbrain_spgm.lobes.averages import Averages
+from speechbrain_spgm.lobes.masknet import SPGMMaskNet
 
 if TYPE_CHECKING:
     from speechbrain_spgm.inference.separation import SPGMSeparation
 
 PIECE = 30  # seconds that are resampled at a time
+SURVEY = 120  # seconds of windows that tell what the whole recording is like
 HEARD = 0.01  # share of the energy that makes a voice active in an overlap
 
 
@@ -131,14 +135,21 @@ class Stitcher:
             loudness = self._loudness(mix)
             evidence = _Evidence([], [], [], [])
             last: Tensor | None = None
-            count = len(self.windows.starts)
+            count, survey = len(self.windows.starts), self._survey()
             with tqdm(
-                total=count,
+                total=count + len(survey),
                 desc=f"windows of {Path(self.name).name}",
                 unit="window",
                 leave=False,
                 disable=None if progress else True,
             ) as bar:
+                averages = Averages()
+                with averages.learning():
+                    for w in survey:
+                        self._separate(mix, w)
+                        bar.update()
+                # Alone, some windows are separated badly that in the recording are not.
+                stack.enter_context(averages.ruling() if survey else nullcontext())
                 for w in range(count):
                     est = self._separate(mix, w)
                     if outputs is None:
@@ -152,6 +163,15 @@ class Stitcher:
             orders = self._assign(evidence, loudness)
             self._blend(outputs, orders, voices)
             use(voices)
+
+    def _survey(self) -> list[int]:
+        """Windows from everywhere in the recording; none if they share nothing."""
+        if not isinstance(self.model.mods.masknet, SPGMMaskNet):
+            return []
+        count = len(self.windows.starts)
+        wanted = math.ceil(SURVEY * self.model.sample_rate / self.windows.length)
+        n = min(count, wanted)
+        return [(2 * i + 1) * count // (2 * n) for i in range(n)]
 
     def _resample(self, mix: Spool) -> None:
         step = PIECE * self.model.sample_rate

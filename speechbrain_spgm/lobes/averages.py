@@ -1,0 +1,124 @@
+"""What the chunks of a recording share, where it comes in windows.
+
+A frame sees its own chunk and, of everything else, averages over the utterance only:
+the moments of the norms and the pooled vector of each block. A window that is computed
+with the averages of the whole recording comes out as it does within the recording:
+nothing that happens to be in it leads it astray, and the voices keep their sides.
+
+::
+
+    averages = Averages()
+    with averages.learning():   windows have their own averages, which are summed up
+    with averages.ruling():     windows have those of all windows learnt from
+
+Axes: B utterances, N filters, P quantities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor
+
+
+class Averages:
+    """Sums over windows of one recording, through one network.
+
+    Example
+    -------
+    >>> averages = Averages()
+    >>> with averages.learning():
+    ...     own = [Share().mean(torch.tensor([[x]]), [1]).item() for x in (1.0, 4.0)]
+    >>> with averages.ruling():
+    ...     ruled = Share().mean(torch.tensor([[9.0]]), [1]).item()
+    >>> own, ruled
+    ([1.0, 4.0], 2.5)
+    """
+
+    def __init__(self) -> None:
+        self.sums: list[tuple[Tensor, int]] = []  # by station: [P, 1, N], weight
+
+    @contextmanager
+    def learning(self) -> Iterator[None]:
+        """Sums up the averages of the utterances computed inside, from this thread."""
+        with _set(self, rules=False):
+            yield
+
+    @contextmanager
+    def ruling(self) -> Iterator[None]:
+        """Gives the utterances computed inside, from this thread, what was learnt."""
+        with _set(self, rules=True):
+            yield
+
+
+_current: ContextVar[tuple[Averages, bool] | None] = ContextVar("share", default=None)
+
+
+@contextmanager
+def _set(averages: Averages, rules: bool) -> Iterator[None]:
+    token = _current.set((averages, rules))
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+class Share:
+    """The averages of a batch on its way through a network, station by station.
+
+    Outside :class:`Averages`' contexts they stay what they are. Create one per pass:
+    stations are counted from here.
+    """
+
+    def __init__(self) -> None:
+        self.current, self.station = _current.get(), 0
+
+    @property
+    def active(self) -> bool:
+        """Whether averages are learnt or given."""
+        return self.current is not None
+
+    def moments(
+        self, mean: Tensor, var: Tensor, weights: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        """Mean and variance of every filter.
+
+        Arguments
+        ---------
+        mean, var : torch.Tensor
+            The utterances' own, ``[B, N]``, float64.
+        weights : sequence of int
+            How much of the recording each utterance is.
+
+        Returns
+        -------
+        mean, var : torch.Tensor
+            Those to use, ``[B, N]``.
+        """
+        if self.current is None:
+            return mean, var
+        mean, power = self._take(torch.stack([mean, var + mean.square()]), weights)
+        return mean, (power - mean.square()).clamp(min=0)
+
+    def mean(self, x: Tensor, weights: Sequence[int]) -> Tensor:
+        """A mean of every filter, ``[B, N]``, likewise."""
+        if self.current is None:
+            return x
+        return self._take(x.unsqueeze(0), weights)[0].to(x.dtype)
+
+    def _take(self, own: Tensor, weights: Sequence[int]) -> Tensor:
+        (averages, rules), station = self.current, self.station
+        self.station += 1
+        if not rules:
+            scale = own.new_tensor(list(weights), dtype=torch.float64).unsqueeze(1)
+            total = (own * scale).sum(1, keepdim=True)
+            if station == len(averages.sums):
+                averages.sums.append((torch.zeros_like(total), 0))
+            before, weight = averages.sums[station]
+            averages.sums[station] = before + total, weight + sum(weights)
+            return own
+        total, weight = averages.sums[station]
+        return (total / weight).expand_as(own)

@@ -1,0 +1,51 @@
+"""A window with the averages of the recording comes out as within the recording."""
+
+import pytest
+import torch
+from speechbrain.lobes.models.dual_path import SBTransformerBlock
+from torch import nn
+
+from speechbrain_spgm.lobes.averages import Averages
+from speechbrain_spgm.lobes.masknet import SPGMMaskNet
+from speechbrain_spgm.lobes.spgm import SPGMBlock
+
+N, K = 16, 10
+
+
+@pytest.mark.parametrize("grad", [False, True], ids=["engine", "plain path"])
+@pytest.mark.parametrize("linear", [False, True], ids=["", "linear layers"])
+def test_a_window_equals_its_part_of_the_recording(grad: bool, linear: bool) -> None:
+    net = SPGMMaskNet(
+        N,
+        N,
+        SBTransformerBlock(2, N, 4, 32, norm_before=True, dropout=0.0),
+        SPGMBlock(N, "att"),
+        num_layers=2,
+        K=K,
+        linear_layer_after_inter_intra=linear,
+    ).eval()
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    x = torch.rand(1, N, 100) * torch.linspace(0.1, 2, 100)
+    window, inner = slice(30, 70), slice(30 + K, 70 - K)  # frames of whole chunks only
+
+    with torch.set_grad_enabled(grad):
+        averages = Averages()
+        with averages.learning():
+            whole = net(x)
+        with averages.ruling():
+            ruled = net(x[..., window])
+            batch = net(x[..., window].expand(2, -1, -1))
+        alone = net(x[..., window])
+        halves = Averages()
+        with halves.learning():
+            net(torch.cat([x[..., :50], x[..., 50:]]))
+        assert torch.equal(whole, net(x))  # learning changes nothing
+
+    expected = whole[..., inner]
+    for masks in (ruled, batch[:, :1], batch[:, 1:]):
+        assert torch.allclose(masks[..., K:-K], expected, atol=1e-5)
+    assert not torch.allclose(alone[..., K:-K], expected, atol=1e-2)
+    (sums, weight), (whole_sums, whole_weight) = halves.sums[0], averages.sums[0]
+    assert weight == whole_weight == 100  # of the first norm: the same frames
+    assert torch.allclose(sums, whole_sums)
