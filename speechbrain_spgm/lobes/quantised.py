@@ -132,7 +132,7 @@ def quantise(masknet: nn.Module) -> SPGMMaskNet:
         layer: engine.Linears(
             *(
                 Int8Linear(linear.weight.detach(), linear.bias.detach())
-                for linear in engine.linears_of(layer)
+                for linear in engine.linears_of(layer)[:4]
             )
         )
         for block in masknet.dual_mdl
