@@ -67,12 +67,12 @@ TRAINING = {
     "lr": LR,
     "warmup_steps": 100,
     "ema_decay": 0.99,
-    "valid_mixtures": 100,
+    "valid_mixtures": 20,
     "num_examples": 0,
     "metrics": "[si_sdr, sdr]",
 }
 BUDGETS = {  # what each run may use
-    "cpu": {"batch_size": 2, "mixtures_per_epoch": 500, "number_of_epochs": 3},
+    "cpu": {"batch_size": 2, "mixtures_per_epoch": 250, "number_of_epochs": 4},
     "gpu": {"batch_size": 16, "mixtures_per_epoch": 16000, "number_of_epochs": 6},
 }
 COLUMNS = [

@@ -62,7 +62,7 @@ def test_a_cell_runs_the_recipe_and_becomes_a_row(
         ("sepformer", "0"),
         ("spgm", "1"),
     ]
-    assert rows[0]["steps"] == "750" and float(rows[0]["audio_hours"]) == 1.49
+    assert rows[0]["steps"] == "500" and float(rows[0]["audio_hours"]) == 1.0
     text = (tmp_path / "evidence.md").read_text()
     assert "| 2 | 4.00 ± 12.71 | 4.00 |" in text  # spgm: 3 and 5; t of one is 12.71
     assert "| 1 | 4.00 | 4.00 | -1.00 | 20.1 |" in text  # sepformer: 3 - 4 at seed 0
