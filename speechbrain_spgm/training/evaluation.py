@@ -9,7 +9,8 @@ import csv
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
@@ -93,6 +94,21 @@ def measure_si_sdr(
     return scale_invariant_signal_distortion_ratio(signals, references)
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """PyTorch inside uses one thread.
+
+    With more, MKL factors the matrices of a batch wrongly or hangs (pytorch#142815).
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@_one_thread()
 def measure_sdr(
     signals: torch.Tensor, references: torch.Tensor, *_: Any
 ) -> torch.Tensor:

@@ -15,6 +15,7 @@ from torchmetrics.functional.audio import (
 
 from speechbrain_spgm.data import Mixture, MixtureBatch
 from speechbrain_spgm.data.errors import MissingPackage, UserError
+from speechbrain_spgm.training import evaluation
 from speechbrain_spgm.training.evaluation import (
     Score,
     Worst,
@@ -132,6 +133,24 @@ def test_a_singular_reference_leaves_the_others_as_they_are():
         alone = signal_distortion_ratio(signals[b], references[b])
         assert batched[b] == pytest.approx(alone.item(), abs=1e-6)
     assert batched[1].isfinite()
+
+
+def test_sdr_is_measured_by_one_thread(monkeypatch):
+    """With more, PyTorch's solver gives wrong results for batches, or never ends."""
+    threads = []
+
+    def count(signals, references, **_):
+        threads.append(torch.get_num_threads())
+        return signals.mean(-1)
+
+    monkeypatch.setattr(evaluation, "signal_distortion_ratio", count)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        measure_sdr(*torch.randn(2, 4, 800))
+        assert threads == [1] and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_missing_package_and_an_unknown_metric_are_named(monkeypatch):
