@@ -7,9 +7,9 @@ nothing that happens to be in it leads it astray, and the voices keep their side
 
 ::
 
-    averages = Averages()
-    with averages.learning():   windows have their own averages, which are summed up
-    with averages.ruling():     windows have those of all windows learnt from
+    with first.learning():          windows have their own averages; first sums them up
+    with second.learning(first):    windows have the first's; second sums up their own
+    with second.ruling():           windows have the second's
 
 Axes: B utterances, N filters, P quantities.
 """
@@ -42,24 +42,33 @@ class Averages:
         self.sums: list[tuple[Tensor, int]] = []  # by station: [P, 1, N], weight
 
     @contextmanager
-    def learning(self) -> Iterator[None]:
-        """Sums up the averages of the utterances computed inside, from this thread."""
-        with _set(self, rules=False):
+    def learning(self, given: Averages | None = None) -> Iterator[None]:
+        """Sums up the averages of the utterances computed inside, from this thread.
+
+        Arguments
+        ---------
+        given : Averages, optional
+            What the utterances have in place of their own.
+        """
+        with _set(self, given):
             yield
 
     @contextmanager
     def ruling(self) -> Iterator[None]:
         """Gives the utterances computed inside, from this thread, what was learnt."""
-        with _set(self, rules=True):
+        with _set(None, self):
             yield
 
 
-_current: ContextVar[tuple[Averages, bool] | None] = ContextVar("share", default=None)
+# Who learns, and who is given in place of an utterance's own averages.
+_current: ContextVar[tuple[Averages | None, Averages | None]] = ContextVar(
+    "share", default=(None, None)
+)
 
 
 @contextmanager
-def _set(averages: Averages, rules: bool) -> Iterator[None]:
-    token = _current.set((averages, rules))
+def _set(learner: Averages | None, given: Averages | None) -> Iterator[None]:
+    token = _current.set((learner, given))
     try:
         yield
     finally:
@@ -74,12 +83,7 @@ class Share:
     """
 
     def __init__(self) -> None:
-        self.current, self.station = _current.get(), 0
-
-    @property
-    def active(self) -> bool:
-        """Whether averages are learnt or given."""
-        return self.current is not None
+        (self.learner, self.given), self.station = _current.get(), 0
 
     def moments(
         self, mean: Tensor, var: Tensor, weights: Sequence[int]
@@ -98,27 +102,28 @@ class Share:
         mean, var : torch.Tensor
             Those to use, ``[B, N]``.
         """
-        if self.current is None:
+        if self.learner is self.given is None:
             return mean, var
         mean, power = self._take(torch.stack([mean, var + mean.square()]), weights)
         return mean, (power - mean.square()).clamp(min=0)
 
     def mean(self, x: Tensor, weights: Sequence[int]) -> Tensor:
         """A mean of every filter, ``[B, N]``, likewise."""
-        if self.current is None:
+        if self.learner is self.given is None:
             return x
         return self._take(x.unsqueeze(0), weights)[0].to(x.dtype)
 
     def _take(self, own: Tensor, weights: Sequence[int]) -> Tensor:
-        (averages, rules), station = self.current, self.station
+        station = self.station
         self.station += 1
-        if not rules:
+        if self.learner is not None:
             scale = own.new_tensor(list(weights), dtype=torch.float64).unsqueeze(1)
             total = (own * scale).sum(1, keepdim=True)
-            if station == len(averages.sums):
-                averages.sums.append((torch.zeros_like(total), 0))
-            before, weight = averages.sums[station]
-            averages.sums[station] = before + total, weight + sum(weights)
+            sums = self.learner.sums
+            if station == len(sums):
+                sums.append((torch.zeros_like(total), 0))
+            sums[station] = sums[station][0] + total, sums[station][1] + sum(weights)
+        if self.given is None:
             return own
-        total, weight = averages.sums[station]
+        total, weight = self.given.sums[station]
         return (total / weight).expand_as(own)

@@ -33,6 +33,9 @@ def test_a_window_equals_its_part_of_the_recording(grad: bool, linear: bool) -> 
         averages = Averages()
         with averages.learning():
             whole = net(x)
+        again = Averages()
+        with again.learning(averages):  # the same utterance: they stay what they are
+            ruled_whole = net(x)
         with averages.ruling():
             ruled = net(x[..., window])
             batch = net(x[..., window].expand(2, -1, -1))
@@ -46,6 +49,9 @@ def test_a_window_equals_its_part_of_the_recording(grad: bool, linear: bool) -> 
     for masks in (ruled, batch[:, :1], batch[:, 1:]):
         assert torch.allclose(masks[..., K:-K], expected, atol=1e-5)
     assert not torch.allclose(alone[..., K:-K], expected, atol=1e-2)
+    assert torch.allclose(ruled_whole, whole, atol=1e-5)
+    for (a, n), (b, m) in zip(again.sums, averages.sums, strict=True):
+        assert n == m and torch.allclose(a, b)
     (sums, weight), (whole_sums, whole_weight) = halves.sums[0], averages.sums[0]
     assert weight == whole_weight == 100  # of the first norm: the same frames
     assert torch.allclose(sums, whole_sums)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 PIECE = 30  # seconds that are resampled at a time
 SURVEY = 120  # seconds of windows that tell what the whole recording is like
+ROUNDS = 2  # one more lets windows that go astray alone have a better part in it
 HEARD = 0.01  # share of the energy that makes a voice active in an overlap
 
 
@@ -137,19 +138,15 @@ class Stitcher:
             last: Tensor | None = None
             count, survey = len(self.windows.starts), self._survey()
             with tqdm(
-                total=count + len(survey),
+                total=count + len(survey) * ROUNDS,
                 desc=f"windows of {Path(self.name).name}",
                 unit="window",
                 leave=False,
                 disable=None if progress else True,
             ) as bar:
-                averages = Averages()
-                with averages.learning():
-                    for w in survey:
-                        self._separate(mix, w)
-                        bar.update()
-                # Alone, some windows are separated badly that in the recording are not.
-                stack.enter_context(averages.ruling() if survey else nullcontext())
+                if survey:
+                    averages = self._averages(mix, survey, bar.update)
+                    stack.enter_context(averages.ruling())
                 for w in range(count):
                     est = self._separate(mix, w)
                     if outputs is None:
@@ -172,6 +169,19 @@ class Stitcher:
         wanted = math.ceil(SURVEY * self.model.sample_rate / self.windows.length)
         n = min(count, wanted)
         return [(2 * i + 1) * count // (2 * n) for i in range(n)]
+
+    def _averages(
+        self, mix: Spool, survey: list[int], done: Callable[[], object]
+    ) -> Averages:
+        """What all chunks share: alone, some windows come out badly that need not."""
+        averages = None
+        for _ in range(ROUNDS):
+            given, averages = averages, Averages()
+            with averages.learning(given):
+                for w in survey:
+                    self._separate(mix, w)
+                    done()
+        return averages
 
     def _resample(self, mix: Spool) -> None:
         step = PIECE * self.model.sample_rate
