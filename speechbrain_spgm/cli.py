@@ -170,7 +170,7 @@ def add_length_options(command: argparse.ArgumentParser) -> None:
         choices=["auto", "exact", "stitched"],
         default="auto",
         help="exact: each file as a whole; stitched: in overlapping windows, in little "
-        "memory; auto (default): exact where it fits, because it separates better",
+        "memory; auto (default): exact where it fits, as that has no seams",
     )
     command.add_argument(
         "--max-memory",

@@ -410,7 +410,7 @@ class SPGMSeparation(SepformerSeparation):
         mode : str
             ``"exact"``: the whole file at once. ``"stitched"``: overlapping windows,
             put in order by all the evidence in the file and cross-faded. ``"auto"``:
-            exact if its estimated memory fits, because it separates better.
+            exact, which has no seams, if its estimated memory fits.
         max_memory : int or str, optional
             What the exact mode may take, in bytes or like ``"4G"``; by default half of
             what is free.

@@ -86,7 +86,7 @@ class Plan(NamedTuple):
 
 
 def make_plan(model: SPGMSeparation, samples: int, rate: int, options: Options) -> Plan:
-    """Chooses the mode: exact separates better (``docs/benchmarks``), if it fits.
+    """Chooses the mode: exact, which has no seams, if it fits.
 
     Arguments
     ---------
