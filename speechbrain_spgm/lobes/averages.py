@@ -17,7 +17,7 @@ Axes: B utterances, N filters, P quantities.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 
 import torch
@@ -41,8 +41,7 @@ class Averages:
     def __init__(self) -> None:
         self.sums: list[tuple[Tensor, int]] = []  # by station: [P, 1, N], weight
 
-    @contextmanager
-    def learning(self, given: Averages | None = None) -> Iterator[None]:
+    def learning(self, given: Averages | None = None) -> AbstractContextManager[None]:
         """Sums up the averages of the utterances computed inside, from this thread.
 
         Arguments
@@ -50,14 +49,11 @@ class Averages:
         given : Averages, optional
             What the utterances have in place of their own.
         """
-        with _set(self, given):
-            yield
+        return _set(self, given)
 
-    @contextmanager
-    def ruling(self) -> Iterator[None]:
+    def ruling(self) -> AbstractContextManager[None]:
         """Gives the utterances computed inside, from this thread, what was learnt."""
-        with _set(None, self):
-            yield
+        return _set(None, self)
 
 
 # Who learns, and who is given in place of an utterance's own averages.

@@ -502,7 +502,7 @@ class Linear(NamedTuple):
 
 
 class Floored(NamedTuple):
-    """A linear without its bias b; its ReLU is ``max(linear(x), -b)``.
+    """A linear without its bias b, and ``max(linear(x), -b)`` in place of its ReLU.
 
     Arguments
     ---------
