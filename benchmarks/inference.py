@@ -37,20 +37,19 @@ from speechbrain_spgm.lobes.separator import separate
 from speechbrain_spgm.lobes.spgm import SPGMBlock
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = {  # the recipes' spgm-small
-    "N": 128,
-    "kernel_size": 64,
-    "stride": 32,
-    "K": 256,
-    "num_blocks": 4,
+SMALL = {
+    "N": 96,
+    "kernel_size": 32,
+    "stride": 16,
     "num_layers": 2,
-    "d_ffn": 256,
-    "nhead": 2,
+    "d_ffn": 384,
+    "nhead": 4,
 }
-RANDOM = {  # networks of the paper, and the recipes' small one, with random weights
+RANDOM = {  # networks of the paper, and the recipes' small ones, with random weights
     "base": {},
     "opt": {"K": 500, "num_blocks": 16, "num_layers": 2},
     "small": SMALL,
+    "tiny": SMALL | {"d_ffn": 192},
 }
 TUNED = {  # memory that is freed stays with the process
     "MALLOC_MMAP_THRESHOLD_": "1073741824",
@@ -92,7 +91,7 @@ def load(model: str, network: str) -> tuple[Callable[[Tensor], Tensor], nn.Modul
     Arguments
     ---------
     model : str
-        ``"base"``, ``"opt"``, ``"tiny"`` (shipped) or any source of a published model.
+        A name of ``RANDOM`` or any source of a published model.
     network : str
         ``"speechbrain"``, ``"sepformer"``, ``"ours"`` or ``"int8"`` (ours as well).
 
@@ -110,7 +109,7 @@ def load(model: str, network: str) -> tuple[Callable[[Tensor], Tensor], nn.Modul
         encoder, masknet, decoder = net["Encoder"], net["MaskNet"], net["Decoder"]
         config = config_of(encoder, masknet, decoder, 8000, model)
     else:
-        source = find_published(None if model == "tiny" else model)
+        source = find_published(model)
         encoder, masknet, decoder, config = load_published(source)
     if network in ("speechbrain", "sepformer"):
         state = masknet.state_dict()
@@ -412,7 +411,9 @@ def main(argv: list[str] | None = None) -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.inference")
     parser.add_argument("--seconds", nargs="+", type=float, default=[4, 10, 30, 60])
-    parser.add_argument("--model", default="base", help="base, opt, tiny or a source")
+    parser.add_argument(
+        "--model", default="base", help="base, opt, small, tiny or a source"
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--no-errors", dest="errors", action="store_false")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "benchmarks")

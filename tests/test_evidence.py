@@ -53,7 +53,7 @@ def test_a_cell_runs_the_recipe_and_becomes_a_row(
         overrides = "\n".join(f"{name[2:]}: {value}" for name, value in pairs)
         hparams = load_hparams(evidence.RECIPE / words[2], overrides)
         assert hparams["lr_annealing"].value_at_epoch[-1] == pytest.approx(1e-4)
-        assert hparams["net"]["MaskNet"].K == evidence.SMALL["K"]
+        assert hparams["net"]["MaskNet"].K == evidence.NETWORK["K"]
 
     with (tmp_path / "evidence.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

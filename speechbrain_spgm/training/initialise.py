@@ -1,4 +1,4 @@
-"""Fresh parameters for training from scratch.
+"""The parameters that training starts from.
 
 Axes: N encoder filters, W samples of a filter.
 """
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from speechbrain_spgm.data.errors import UserError
 
 FILTERBANKS = ("random", "fourier")
+FEED_FORWARD = ".pos_ffn."  # SpeechBrain's name of these layers
 
 
 def initialise(modules: Mapping[str, nn.Module], filterbank: str = "random") -> None:
@@ -71,6 +72,10 @@ def initialise(modules: Mapping[str, nn.Module], filterbank: str = "random") -> 
 def load_weights(modules: Mapping[str, nn.Module], path: str | Path) -> None:
     """Lets training go on from a published model.
 
+    Its feed-forward layers may be narrower (a smaller ``d_ffn``). The hidden units that
+    are new keep their random weights and are not listened to at first, so the network
+    computes what the published one does, and learns from there.
+
     Arguments
     ---------
     modules : dict of str to torch.nn.Module
@@ -94,8 +99,15 @@ def load_weights(modules: Mapping[str, nn.Module], path: str | Path) -> None:
     [[1.0, 1.0]]
     """
     try:
-        state = load_file(path)
-        nn.ModuleDict(dict(modules)).load_state_dict(state)
+        network = nn.ModuleDict(dict(modules))
+        own = network.state_dict()
+        state = {
+            name: widen(weight, own.get(name, weight))
+            if FEED_FORWARD in name
+            else weight
+            for name, weight in load_file(path).items()
+        }
+        network.load_state_dict(state)
     except FileNotFoundError:
         raise UserError(f"start_from names {path}, which does not exist.") from None
     except (OSError, SafetensorError) as error:
@@ -107,6 +119,40 @@ def load_weights(modules: Mapping[str, nn.Module], path: str | Path) -> None:
             f"start_from names {path}, but its weights are of another network: take "
             "the yaml and the keys under Network that it was trained with."
         ) from None
+
+
+def widen(weight: Tensor, like: Tensor) -> Tensor:
+    """The weights of a feed-forward layer with as many hidden units as another has.
+
+    Arguments
+    ---------
+    weight : torch.Tensor
+        From d_model to d hidden units, ``[d, d_model]``, their bias ``[d]``, or from
+        the hidden units back, ``[d_model, d]``.
+    like : torch.Tensor
+        The same of the wider layer: incoming weights of new units are taken from here.
+
+    Returns
+    -------
+    torch.Tensor
+        Of the shape of ``like``, or ``weight`` itself if that is not wider.
+
+    Example
+    -------
+    >>> widen(torch.ones(1), torch.tensor([5.0, 6.0]))
+    tensor([1., 6.])
+    >>> widen(torch.ones(1, 1), torch.tensor([[5.0, 6.0]]))
+    tensor([[1., 0.]])
+    """
+    #        d      new
+    #     |------|~~~~~~|         incoming, and their bias: old rows, then random ones
+    #     |------|000000|         outgoing: old columns, then zeros
+    new = [more - less for more, less in zip(like.shape, weight.shape, strict=False)]
+    if weight.ndim != like.ndim or min(new) < 0 or max(new) == 0:
+        return weight
+    if new[0] > 0:
+        return torch.cat([weight, like[len(weight) :]])
+    return nn.functional.pad(weight, (0, new[1]))
 
 
 def fourier_filters(N: int, W: int) -> Tensor:

@@ -1,11 +1,12 @@
 """What training starts from."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from speechbrain.lobes.models.dual_path import Decoder, Encoder
+from speechbrain.lobes.models.dual_path import Decoder, Encoder, SBTransformerBlock
 from torch import nn
 
 from speechbrain_spgm.data.errors import UserError
@@ -32,6 +33,23 @@ def test_impossible_filterbanks_are_one_sentence(name: str, N: int, words: str) 
     }
     with pytest.raises(UserError, match=words):
         initialise(modules, name)
+
+
+def test_training_goes_on_from_narrower_feed_forward_layers(tmp_path: Path) -> None:
+    """A wider network computes at first what the narrower one did, and learns to use
+    all of its units."""
+    block = partial(SBTransformerBlock, num_layers=2, d_model=8, nhead=2, dropout=0.0)
+    narrow, wide = block(d_ffn=4), block(d_ffn=12)
+    save_file(nn.ModuleDict({"masknet": narrow}).state_dict(), tmp_path / "narrow")
+    load_weights({"masknet": wide}, tmp_path / "narrow")
+    frames = torch.randn(3, 5, 8)
+    torch.testing.assert_close(wide(frames), narrow(frames))
+    wide(frames).square().sum().backward()
+    ffn = wide.mdl.layers[0].pos_ffn.ffn
+    assert torch.count_nonzero(ffn[3].weight.grad[:, 4:])
+    assert torch.count_nonzero(ffn[0].weight[4:])
+    with pytest.raises(UserError, match="of another network"):
+        load_weights({"masknet": block(d_ffn=2)}, tmp_path / "narrow")
 
 
 @pytest.mark.parametrize(
