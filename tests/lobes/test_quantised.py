@@ -72,9 +72,12 @@ def test_batch_padding_and_workers_change_no_bit(monkeypatch) -> None:
     for b, length in enumerate(frames.tolist()):
         alone = int8(x[b : b + 1, :, :length])
         assert torch.equal(masks[:, b : b + 1, :, :length], alone)
+    threads = torch.get_num_threads()
     for workers in (1, 2, 3):
         monkeypatch.setattr(engine, "count_workers", lambda workers=workers: workers)
+        torch.set_num_threads(workers)  # a lone worker is the calling thread
         assert torch.equal(int8(x, frames), masks)
+    torch.set_num_threads(threads)
 
 
 def test_what_cannot_be_in_int8_is_refused(monkeypatch) -> None:
