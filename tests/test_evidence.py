@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import evidence, modulation
+from benchmarks import evidence, first_steps, modulation
 from speechbrain_spgm.inference.published import build
 from speechbrain_spgm.lobes.separator import separate
 from speechbrain_spgm.training.experiment import load_hparams
@@ -66,6 +66,34 @@ def test_a_cell_runs_the_recipe_and_becomes_a_row(
     text = (tmp_path / "evidence.md").read_text()
     assert "| 2 | 4.00 ± 12.71 | 4.00 |" in text  # spgm: 3 and 5; t of one is 12.71
     assert "| 1 | 4.00 | 4.00 | -1.00 | 20.1 |" in text  # sepformer: 3 - 4 at seed 0
+
+
+def test_the_first_steps_are_those_of_the_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for part in ("LibriSpeech", "LibriMix-metadata"):
+        (tmp_path / part).mkdir()
+
+    def train(words: list[str]) -> None:
+        flags = dict(zip(words[3:-1:2], words[4::2], strict=True))
+        overrides = "\n".join(f"{name[2:]}: {flags[name]}" for name in flags)
+        hparams = load_hparams(evidence.RECIPE / words[2], overrides)
+        assert hparams["batch_size"] == 1  # so a mixture is a step
+        rates = list(hparams["lr_annealing"].value_at_epoch)
+        assert rates == pytest.approx([hparams["lr"]] * first_steps.PARTS)
+        folder = Path(flags["--output_folder"])
+        folder.mkdir(parents=True)
+        (folder / "train_log.txt").write_text(
+            f"epoch: 1, lr: 1e-3 - train si_sdr: -{flags['--seed']}.0, train skipped: "
+            "0 - valid si_sdr: 1, valid si_sdri: 0.25\nepoch loaded: 1 - test: 1"
+        )
+
+    monkeypatch.setattr(first_steps, "train", train)
+    where = ["--voices", tmp_path, "--runs", tmp_path / "runs", "--output", tmp_path]
+    first_steps.main(["--seeds", "4", "8", *map(str, where)])
+    text = (tmp_path / "first_steps.md").read_text()
+    assert "| 50 | -6.00 ± 2.83 | 0.25 ± 0.00 |" in text
+    assert (tmp_path / "first_steps.png").is_file()
 
 
 def test_missing_voices_are_named(
