@@ -58,7 +58,7 @@ from speechbrain_spgm.lobes.spgm import SPGMBlock
 logger = logging.getLogger(__name__)
 
 SHIPPED_MODELS = Path(__file__).resolve().parents[1] / "pretrained"
-DEFAULT_MODEL = "spgm-tiny-8k"
+DEFAULT_MODEL = "spgm-small-8k"
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS = ("fp32", *HALVES, "int8")
 

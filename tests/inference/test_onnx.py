@@ -112,6 +112,6 @@ def test_a_file_that_differs_is_not_written(model, tmp_path, monkeypatch):
 
 def test_without_the_extra(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert main(["export", "spgm-tiny-8k", str(tmp_path / "a.onnx")]) == 2
+    assert main(["export", "spgm-small-8k", str(tmp_path / "a.onnx")]) == 2
     error = capsys.readouterr().err
     assert "pip install 'speechbrain_spgm[onnx]'" in error and error.count("\n") == 1
