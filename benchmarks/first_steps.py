@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import csv
 import re
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -72,7 +73,7 @@ def write(folder: Path) -> None:
     with (folder / "first_steps.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     seeds = list(dict.fromkeys(row["seed"] for row in rows))
-    flags = " ".join(f"--{name} '{value}'" for name, value in FIRST.items())
+    flags = " ".join(f"--{name} {shlex.quote(str(v))}" for name, v in FIRST.items())
     lines = [
         "# The first 200 steps\n",
         "Made by `python -m benchmarks.first_steps`: the README's command for "
