@@ -31,10 +31,8 @@ def row_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     if x.dtype.itemsize < 4:
         x = x.float()
-    mean = x.mean(dim=1)
-    var = (
-        (x - mean.unsqueeze(1)).square().mean(dim=1)
-    )  # torch.var_mean is 7 times slower
+    mean = x.mean(dim=1)  # torch.var_mean takes seven times as long as these two lines
+    var = (x - mean.unsqueeze(1)).square().mean(dim=1)
     return mean.double(), var.double()
 
 
