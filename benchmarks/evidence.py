@@ -123,12 +123,8 @@ def command_of(
     cell: str, seed: int, budget: Mapping[str, Any], voices: Path, output: Path
 ) -> list[str]:
     """The recipe's command for a cell."""
-    lists = voices / "LibriMix-metadata"
     flags = {
-        "data_folder": voices / "LibriSpeech",
         "train_splits": "train-*",
-        "valid_list": lists / "libri2mix_dev-clean.csv",
-        "test_list": lists / "libri2mix_test-clean.csv",
         "output_folder": output,
         "seed": seed,
         **TRAINING,
@@ -138,8 +134,19 @@ def command_of(
     }
     if (voices / "metadata.csv").is_file():
         flags["extra_voices"] = voices / "metadata.csv"
-    words = [sys.executable, "train.py", f"hparams/{CELLS[cell].yaml}.yaml"]
-    for name, value in flags.items():
+    return recipe_command(CELLS[cell].yaml, voices, flags)
+
+
+def recipe_command(yaml: str, voices: Path, flags: Mapping[str, Any]) -> list[str]:
+    """LibriMix's ``train.py`` on LibriSpeech and the lists among the voices."""
+    lists = voices / "LibriMix-metadata"
+    data = {
+        "data_folder": voices / "LibriSpeech",
+        "valid_list": lists / "libri2mix_dev-clean.csv",
+        "test_list": lists / "libri2mix_test-clean.csv",
+    }
+    words = [sys.executable, "train.py", f"hparams/{yaml}.yaml"]
+    for name, value in (data | dict(flags)).items():
         words += [f"--{name}", str(value)]
     return [*words, "--noprogressbar"]
 

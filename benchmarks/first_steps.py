@@ -13,13 +13,12 @@ import argparse
 import csv
 import re
 import shlex
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from benchmarks.evidence import ROOT, check_voices, train
+from benchmarks.evidence import ROOT, check_voices, recipe_command, train
 from speechbrain_spgm.data.atomic import replacing
 from speechbrain_spgm.training.experiment import user_errors
 
@@ -35,23 +34,6 @@ FIRST = {  # an "epoch" is a part; the learning rate stays what it is in the fir
 }
 COLUMNS = ["seed", "steps", "train_si_sdr", "valid_si_sdri"]
 EPOCH = re.compile(r"epoch: (\d+),.* train si_sdr: (\S+),.* valid si_sdri: (\S+)")
-
-
-def command_of(seed: int, voices: Path, output: Path) -> list[str]:
-    """The README's command with the flags of ``FIRST``."""
-    lists = voices / "LibriMix-metadata"
-    flags = {
-        "data_folder": voices / "LibriSpeech",
-        "valid_list": lists / "libri2mix_dev-clean.csv",
-        "test_list": lists / "libri2mix_test-clean.csv",
-        "output_folder": output,
-        "seed": seed,
-        **FIRST,
-    }
-    words = [sys.executable, "train.py", "hparams/spgm-small.yaml"]
-    for name, value in flags.items():
-        words += [f"--{name}", str(value)]
-    return [*words, "--noprogressbar"]
 
 
 def points(log: str, seed: int) -> Iterator[dict[str, Any]]:
@@ -147,7 +129,8 @@ def main(argv: list[str] | None = None) -> None:
         rows = []
         for seed in arguments.seeds:
             run = arguments.runs.resolve() / str(seed)
-            train(command_of(seed, arguments.voices.resolve(), run))
+            flags = {"output_folder": run, "seed": seed, **FIRST}
+            train(recipe_command("spgm-small", arguments.voices.resolve(), flags))
             rows += points((run / "train_log.txt").read_text(), seed)
         with replacing(arguments.output / "first_steps.csv") as temporary:
             with temporary.open("w", newline="", encoding="utf-8") as file:
