@@ -32,6 +32,9 @@ def test_table_shows_ratios_of_the_same_turn() -> None:
     row = [cell.strip() for cell in text.splitlines()[-1].split("|")[1:-1]]
     assert row[:2] == ["4 s", inference.OURS]
     assert row[3:] == ["0.250", "2.50 (2.00 to 3.00)", "0", "0.200", "50%", "1.0e-07"]
+    del turns[inference.REFERENCE]  # too long for it
+    row = inference.table({300.0: turns}, {}, peak=2e9).splitlines()[-1]
+    assert [cell.strip() for cell in row.split("|")[5:8]] == ["", "0", ""]
 
 
 def test_training_takes_the_same_step_from_a_batch_of_one_utterance() -> None:
