@@ -285,19 +285,17 @@ def measure(
         for seconds in lengths:
             files = {name: Path(folder, f"{i}") for i, name in enumerate(processes)}
             turns = results[seconds] = {}
-            flops = {
-                network: count_flops(model, network, seconds)
-                for network in ("ours", "int8", "speechbrain", "sepformer")
-            }
-            compare = errors and seconds <= LONGEST
-            for turn in range(repeats if seconds <= LONGEST else 1):
-                for name, process in processes.items():
-                    if seconds > LONGEST and name != OURS:
-                        continue
+            long = seconds > LONGEST
+            names, compare = [OURS] if long else list(processes), errors and not long
+            networks = {CONTESTANTS[name].network for name in names}
+            flops = {net: count_flops(model, net, seconds) for net in networks}
+            for turn in range(1 if long else repeats):
+                for name in names:
                     network = CONTESTANTS[name].network
                     compared = compare and turn == 0 and network != "sepformer"
                     file = files[name] if compared else None
-                    run = Measure(*process.turn(seconds, file), flops[network])
+                    measured = processes[name].turn(seconds, file)
+                    run = Measure(*measured, flops[network])
                     turns.setdefault(name, []).append(run)
                     print(f"{seconds:g} s, {name}: {run.seconds:.2f} s", flush=True)
             if compare:
