@@ -197,6 +197,7 @@ def commit() -> str:
 
 def append(path: Path, row: Mapping[str, Any]) -> None:
     """Adds a row to the CSV file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     new = not path.exists()
     with path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
@@ -256,10 +257,37 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
     return "\n".join(lines)
 
 
+def split(
+    rows: Sequence[Mapping[str, str]],
+) -> tuple[list[Mapping[str, str]], list[str]]:
+    """The first run of every budget, cell and seed, and words on repetitions.
+
+    Example
+    -------
+    >>> run = dict(budget="cpu", cell="spgm", seed="0", si_sdri="1.5")
+    >>> firsts, again = split([run, run | dict(si_sdri="1.47")])
+    >>> firsts == [run], again
+    (True, ['spgm, seed 0: 1.47 dB (first 1.50 dB)'])
+    """
+    first: dict[tuple[str, ...], Mapping[str, str]] = {}
+    again = []
+    for run in rows:
+        key = run["budget"], run["cell"], run["seed"]
+        if first.setdefault(key, run) is not run:
+            again.append(
+                f"{run['cell']}, seed {run['seed']}: {float(run['si_sdri']):.2f} dB "
+                f"(first {float(first[key]['si_sdri']):.2f} dB)"
+            )
+    return list(first.values()), again
+
+
 def write(folder: Path) -> None:
     """Draws evidence.md and evidence.png from evidence.csv in that folder."""
-    with (folder / "evidence.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    path = folder / "evidence.csv"
+    if not path.is_file():
+        raise UserError(f"There is no {path}: run a cell first, with --cell.")
+    with path.open(newline="", encoding="utf-8") as file:
+        rows, again = split(list(csv.DictReader(file)))
     parts = [
         "# Evidence: SPGM and SepFormer under equal conditions\n\nMade by "
         "`python -m benchmarks.evidence`; every run is a row of "
@@ -280,6 +308,8 @@ def write(folder: Path) -> None:
             f"of a single run over the mixtures is known to ± {max(errors):.2f} dB.\n\n"
             + table(runs)
         )
+    if again:
+        parts.append(f"Run again, and not in the table: {'; '.join(again)}.")
     parts.append("![SI-SDRi of every run](evidence.png)\n")
     with replacing(folder / "evidence.md") as temporary:
         temporary.write_text("\n\n".join(parts), encoding="utf-8")

@@ -388,7 +388,8 @@ def report(args: argparse.Namespace) -> str:
 
 Made by `python -m benchmarks.inference --seconds \
 {" ".join(f"{s:g}" for s in args.seconds)} --model {args.model} \
---repeats {args.repeats}`. Lower is better but for "faster".
+--repeats {args.repeats}{"" if args.errors else " --no-errors"}`.
+Lower is better but for "faster".
 
 {table(results, errors, peak)}
 

@@ -37,14 +37,15 @@ def test_a_cell_runs_the_recipe_and_becomes_a_row(
     def train(words: list[str]) -> None:
         commands.append(words)
         folder = Path(words[words.index("--output_folder") + 1])
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         score = 2.0 + len(commands)
         summary = {key: {"mean": score, "ci95": 0.1} for key in ("si_sdri", "sdri")}
         (folder / "test_summary.json").write_text(json.dumps({"n": 300, **summary}))
 
     monkeypatch.setattr(evidence, "train", train)
-    where = ["--voices", tmp_path, "--runs", tmp_path / "runs", "--output", tmp_path]
-    for cell, seed in [("spgm", 0), ("sepformer", 0), ("spgm", 1)]:
+    docs = tmp_path / "new" / "docs"
+    where = ["--voices", tmp_path, "--runs", tmp_path / "runs", "--output", docs]
+    for cell, seed in [("spgm", 0), ("sepformer", 0), ("spgm", 1), ("spgm", 0)]:
         evidence.main(["--cell", cell, "--seed", str(seed), *map(str, where)])
 
     for words in commands:  # every key is one of the yaml, with a value it takes
@@ -55,17 +56,19 @@ def test_a_cell_runs_the_recipe_and_becomes_a_row(
         assert hparams["lr_annealing"].value_at_epoch[-1] == pytest.approx(1e-4)
         assert hparams["net"]["MaskNet"].K == evidence.NETWORK["K"]
 
-    with (tmp_path / "evidence.csv").open(newline="") as file:
+    with (docs / "evidence.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["cell"], row["seed"]) for row in rows] == [
         ("spgm", "0"),
         ("sepformer", "0"),
         ("spgm", "1"),
+        ("spgm", "0"),
     ]
     assert rows[0]["steps"] == "500" and float(rows[0]["audio_hours"]) == 1.0
-    text = (tmp_path / "evidence.md").read_text()
+    text = (docs / "evidence.md").read_text()
     assert "| 2 | 4.00 ± 12.71 | 4.00 |" in text  # spgm: 3 and 5; t of one is 12.71
     assert "| 1 | 4.00 | 4.00 | -1.00 | 20.1 |" in text  # sepformer: 3 - 4 at seed 0
+    assert "spgm, seed 0: 6.00 dB (first 3.00 dB)" in text  # not in the means
 
 
 def test_the_first_steps_are_those_of_the_recipe(
@@ -102,6 +105,9 @@ def test_missing_voices_are_named(
     with pytest.raises(SystemExit, match="2"):
         evidence.main(["--cell", "spgm", "--voices", str(tmp_path / "nowhere")])
     assert "nowhere/LibriSpeech: give --voices" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        evidence.main(["--output", str(tmp_path)])
+    assert "evidence.csv: run a cell first" in capsys.readouterr().err
 
 
 @torch.no_grad()
