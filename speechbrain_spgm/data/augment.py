@@ -109,15 +109,19 @@ def limit_band(
     rate: int,
     rng: np.random.Generator,
     hertz: tuple[float, float] = (2000.0, 3800.0),
+    low_hertz: tuple[float, float] = (50.0, 350.0),
 ) -> np.ndarray:
-    """Cuts what lies above a random frequency, as a telephone does.
+    """Cuts what lies above one random frequency and below another, as telephones do.
 
-    The edge is that of a Butterworth filter of order 10, without its delay.
+    The edges are those of Butterworth filters, of order 10 above and 6 below, without
+    their delay. The lower frequency is drawn evenly over log frequency.
     """
     cut = rng.uniform(*hertz)
+    low = np.exp(rng.uniform(*np.log(low_hertz)))
 
     def response(at: np.ndarray) -> np.ndarray:
-        return 1 / np.sqrt(1 + (at / cut) ** 20)
+        above = 1 / np.sqrt(1 + (at / cut) ** 20)
+        return above / np.sqrt(1 + (low / np.maximum(at, 1e-3)) ** 12)
 
     return filter_rows(waves, rate, response)
 

@@ -104,11 +104,14 @@ def test_a_room_decays_as_its_t60_says():
     assert np.diff(10 * np.log10(blocks)) == pytest.approx([-7.5] * 4, abs=1.0)
 
 
-def test_the_band_ends_at_the_cut():
-    hertz, gains = gains_db(limit_band, 0, hertz=(2500.0, 2500.0))
-    assert np.abs(gains[:, hertz < 2000]).max() < 0.1
+def test_the_band_ends_at_the_cuts():
+    cuts = {"hertz": (2500.0, 2500.0), "low_hertz": (200.0, 200.0)}
+    hertz, gains = gains_db(limit_band, 0, **cuts)
+    assert np.abs(gains[:, (hertz > 300) & (hertz < 2000)]).max() < 0.1
     assert gains[0, hertz == 2500] == pytest.approx(-3, abs=0.1)
+    assert gains[0, hertz == 200] == pytest.approx(-3, abs=0.1)
     assert gains[:, hertz > 3500].max() < -25
+    assert gains[:, hertz < 100].max() < -35
 
 
 def test_narrow_bands_are_dropped():
