@@ -225,15 +225,17 @@ def main(argv: list[str] | None = None) -> None:
             if cache:
                 with cache.open("a") as file:
                     file.write(json.dumps(results[-1]) + "\n")
-    write(arguments.output, results, arguments.window)
+    name = arguments.model or "the shipped model"
+    write(arguments.output, results, arguments.window, name)
 
 
-def write(folder: Path, results: list[Result], window: float) -> None:
+def write(folder: Path, results: list[Result], window: float, name: str) -> None:
     """The table, the numbers and the picture."""
     folder.mkdir(parents=True, exist_ok=True)
     text = (
-        "# Quality against length\n\nConversations of two test speakers with pauses "
-        f"and overlaps; shipped model; windows of {window:g} s that share a third. "
+        "# Quality against length\n\nMade by `python -m benchmarks.long` with "
+        f"{name}: conversations of two test speakers with pauses and overlaps, n of "
+        f"each length; stitched windows of {window:g} s share a third. "
         "Intervals are 95%. A swap: the 10 s before and after a seam prefer different "
         f"permutations of the references by {MARGIN:g} dB or more.\n\n"
         f"{table(results)}\n\n![SI-SDRi against length](long.png)\n"
