@@ -126,6 +126,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     with user_errors():
         check_voices(arguments.voices)
+        arguments.output.mkdir(parents=True, exist_ok=True)
         rows = []
         for seed in arguments.seeds:
             run = arguments.runs.resolve() / str(seed)

@@ -92,11 +92,12 @@ def test_the_first_steps_are_those_of_the_recipe(
         )
 
     monkeypatch.setattr(first_steps, "train", train)
-    where = ["--voices", tmp_path, "--runs", tmp_path / "runs", "--output", tmp_path]
+    docs = tmp_path / "new" / "docs"
+    where = ["--voices", tmp_path, "--runs", tmp_path / "runs", "--output", docs]
     first_steps.main(["--seeds", "4", "8", *map(str, where)])
-    text = (tmp_path / "first_steps.md").read_text()
+    text = (docs / "first_steps.md").read_text()
     assert "| 50 | -6.00 ± 2.83 | 0.25 ± 0.00 |" in text
-    assert (tmp_path / "first_steps.png").is_file()
+    assert (docs / "first_steps.png").is_file()
 
 
 def test_missing_voices_are_named(
