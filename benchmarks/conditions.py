@@ -12,15 +12,14 @@ Axes: T samples, spks sources.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks.evidence import mean
+from benchmarks.testlist import open_list, parse
 from speechbrain_spgm.data import Mixture, MixtureList
 from speechbrain_spgm.data.atomic import replacing
 from speechbrain_spgm.data.augment import filter_rows, limit_band, reverberate
@@ -28,7 +27,6 @@ from speechbrain_spgm.inference.separation import SPGMSeparation, find_published
 from speechbrain_spgm.training.experiment import user_errors
 from speechbrain_spgm.training.losses import pit_si_sdr_loss
 
-ROOT = Path(__file__).resolve().parents[1]
 PLAIN = "both voices equally loud"
 
 # From equally loud voices [spks, T], their rate and a random generator to the voices
@@ -180,26 +178,11 @@ def main(argv: list[str] | None = None) -> None:
     argv : list of str, optional
         The command line after the program's name.
     """
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.conditions")
-    parser.add_argument("--list", type=Path, required=True, help="LibriMix's CSV file")
-    parser.add_argument("--data-folder", type=Path, required=True)
-    parser.add_argument("--mixtures", type=int, default=100, help="the first ones")
-    parser.add_argument("--model", help="by default the shipped one")
-    parser.add_argument("--output", type=Path, default=ROOT / "docs", metavar="DIR")
-    arguments = parser.parse_args(argv)
+    arguments = parse("python -m benchmarks.conditions", argv)
     with user_errors():
         source = find_published(arguments.model)
         model = SPGMSeparation.from_pretrained(source)
-        scores = study(
-            model,
-            MixtureList(
-                arguments.list,
-                arguments.data_folder,
-                num_spks=2,
-                sample_rate=model.sample_rate,
-                limit=arguments.mixtures,
-            ),
-        )
+        scores = study(model, open_list(arguments, model.sample_rate))
     arguments.output.mkdir(parents=True, exist_ok=True)
     text = report(scores, "the shipped model" if arguments.model is None else source)
     with replacing(arguments.output / "conditions.md") as temporary:

@@ -14,7 +14,6 @@ mixture, spks sources.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.evidence import mean
+from benchmarks.testlist import open_list, parse
 from speechbrain_spgm.data import MixtureList
 from speechbrain_spgm.data.atomic import replacing
 from speechbrain_spgm.inference.published import load_published
@@ -34,7 +34,6 @@ from speechbrain_spgm.lobes.spgm import SPGMBlock
 from speechbrain_spgm.training.experiment import user_errors
 from speechbrain_spgm.training.losses import pit_si_sdr_loss
 
-ROOT = Path(__file__).resolve().parents[1]
 PASTS = (0.5, 1.0, 2.0, 5.0, 10.0)  # seconds of the past in the global vector
 
 # From the number of a block, the block and its pooled chunks [S, N] to factors [S, N],
@@ -249,28 +248,13 @@ def main(argv: list[str] | None = None) -> None:
     argv : list of str, optional
         The command line after the program's name.
     """
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.modulation")
-    parser.add_argument("--list", type=Path, required=True, help="LibriMix's CSV file")
-    parser.add_argument("--data-folder", type=Path, required=True)
-    parser.add_argument("--mixtures", type=int, default=100, help="the first ones")
-    parser.add_argument("--model", help="by default the shipped one")
-    parser.add_argument("--output", type=Path, default=ROOT / "docs", metavar="DIR")
-    arguments = parser.parse_args(argv)
+    arguments = parse("python -m benchmarks.modulation", argv)
     with user_errors(), torch.no_grad():
         *parts, config = load_published(find_published(arguments.model))
         for part in parts:
             part.eval()
         model = Model(*parts, config["sample_rate"])
-        found = study(
-            model,
-            MixtureList(
-                arguments.list,
-                arguments.data_folder,
-                num_spks=2,
-                sample_rate=model.sample_rate,
-                limit=arguments.mixtures,
-            ),
-        )
+        found = study(model, open_list(arguments, model.sample_rate))
     arguments.output.mkdir(parents=True, exist_ok=True)
     with replacing(arguments.output / "modulation.md") as temporary:
         temporary.write_text(report(found), encoding="utf-8")
