@@ -6,6 +6,7 @@ Axes: N encoder filters, W samples of a filter.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,7 +18,10 @@ from torch import Tensor, nn
 from speechbrain_spgm.data.errors import UserError
 
 FILTERBANKS = ("random", "fourier")
-FEED_FORWARD = ".pos_ffn."  # SpeechBrain's name of these layers
+# SpeechBrain's names: feed-forward layers, a transformer layer, its branches' last part
+FEED_FORWARD = ".pos_ffn."
+LAYER = re.compile(r".*\.mdl\.layers\.\d+\.")
+LAST_OF_LAYER = re.compile(r"\.(out_proj|ffn\.3)\.(weight|bias)$")
 
 
 def initialise(modules: Mapping[str, nn.Module], filterbank: str = "random") -> None:
@@ -72,9 +76,10 @@ def initialise(modules: Mapping[str, nn.Module], filterbank: str = "random") -> 
 def load_weights(modules: Mapping[str, nn.Module], path: str | Path) -> None:
     """Lets training go on from a published model.
 
-    Its feed-forward layers may be narrower (a smaller ``d_ffn``). The hidden units that
-    are new keep their random weights and are not listened to at first, so the network
-    computes what the published one does, and learns from there.
+    Its feed-forward layers may be narrower (a smaller ``d_ffn``) and its blocks may
+    have fewer layers (``num_layers``). What is new keeps its random weights and is not
+    listened to at first, so the network computes what the published one does, and
+    learns from there.
 
     Arguments
     ---------
@@ -107,7 +112,7 @@ def load_weights(modules: Mapping[str, nn.Module], path: str | Path) -> None:
             else weight
             for name, weight in load_file(path).items()
         }
-        network.load_state_dict(state)
+        network.load_state_dict(deepen(state, own))
     except FileNotFoundError:
         raise UserError(f"start_from names {path}, which does not exist.") from None
     except (OSError, SafetensorError) as error:
@@ -119,6 +124,40 @@ def load_weights(modules: Mapping[str, nn.Module], path: str | Path) -> None:
             f"start_from names {path}, but its weights are of another network: take "
             "the yaml and the keys under Network that it was trained with."
         ) from None
+
+
+def deepen(
+    state: Mapping[str, Tensor], like: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The weights of a network with as many transformer layers as another has.
+
+    Arguments
+    ---------
+    state : dict of str to torch.Tensor
+        Weights by name.
+    like : dict of str to torch.Tensor
+        The same of the deeper network: the weights of new layers are taken from here,
+        but for the last part of both residual branches, which is 0.
+
+    Returns
+    -------
+    dict of str to torch.Tensor
+        ``state`` and the new layers after its own.
+
+    Example
+    -------
+    >>> names = ["a.mdl.layers.1.ffn.0.weight", "a.mdl.layers.1.ffn.3.weight"]
+    >>> list(deepen({}, {name: torch.ones(1) for name in names}).values())
+    [tensor([1.]), tensor([0.])]
+    """
+    layers = {found[0] for name in state if (found := LAYER.match(name))}
+    deeper = dict(state)
+    for name, weight in like.items():
+        found = LAYER.match(name)
+        if found and found[0] not in layers:
+            new = torch.zeros_like if LAST_OF_LAYER.search(name) else torch.clone
+            deeper[name] = new(weight)
+    return deeper
 
 
 def widen(weight: Tensor, like: Tensor) -> Tensor:

@@ -52,6 +52,25 @@ def test_training_goes_on_from_narrower_feed_forward_layers(tmp_path: Path) -> N
         load_weights({"masknet": block(d_ffn=2)}, tmp_path / "narrow")
 
 
+def test_training_goes_on_from_fewer_layers(tmp_path: Path) -> None:
+    """A deeper network computes at first what the shallow one did, and learns to use
+    all of its layers; a network cannot become shallower."""
+    block = partial(SBTransformerBlock, d_model=8, d_ffn=4, nhead=2, dropout=0.0)
+    shallow, deep = block(num_layers=1), block(num_layers=3)
+    save_file(nn.ModuleDict({"masknet": shallow}).state_dict(), tmp_path / "shallow")
+    save_file(nn.ModuleDict({"masknet": deep}).state_dict(), tmp_path / "deep")
+    load_weights({"masknet": deep}, tmp_path / "shallow")
+    frames = torch.randn(3, 5, 8)
+    torch.testing.assert_close(deep(frames), shallow(frames))
+    deep(frames).square().sum().backward()
+    for layer in deep.mdl.layers[1:]:
+        assert torch.count_nonzero(layer.self_att.att.out_proj.weight.grad)
+        assert torch.count_nonzero(layer.pos_ffn.ffn[3].weight.grad)
+        assert torch.count_nonzero(layer.pos_ffn.ffn[0].weight)
+    with pytest.raises(UserError, match="of another network"):
+        load_weights({"masknet": shallow}, tmp_path / "deep")
+
+
 @pytest.mark.parametrize(
     ("file", "words"),
     [
