@@ -79,7 +79,7 @@ def load_weights(modules: Mapping[str, nn.Module], path: str | Path) -> None:
     Its feed-forward layers may be narrower (a smaller ``d_ffn``) and its blocks may
     have fewer layers (``num_layers``). What is new keeps its random weights and is not
     listened to at first, so the network computes what the published one does, and
-    learns from there.
+    learns from there. (New layers need norms that come first, as in every yaml here.)
 
     Arguments
     ---------
@@ -137,7 +137,8 @@ def deepen(
         Weights by name.
     like : dict of str to torch.Tensor
         The same of the deeper network: the weights of new layers are taken from here,
-        but for the last part of both residual branches, which is 0.
+        but for the last part of both residual branches, which is 0. A new layer then
+        gives back its input, if its norms come first (``norm_before``, as in SPGM).
 
     Returns
     -------
@@ -155,8 +156,8 @@ def deepen(
     for name, weight in like.items():
         found = LAYER.match(name)
         if found and found[0] not in layers:
-            new = torch.zeros_like if LAST_OF_LAYER.search(name) else torch.clone
-            deeper[name] = new(weight)
+            silent = LAST_OF_LAYER.search(name)
+            deeper[name] = torch.zeros_like(weight) if silent else weight
     return deeper
 
 
