@@ -82,6 +82,7 @@ TRAINING = {
 }
 BUDGETS = {  # what each run may use
     "cpu": {"batch_size": 2, "mixtures_per_epoch": 250, "number_of_epochs": 4},
+    "cpu-3h": {"batch_size": 2, "mixtures_per_epoch": 750, "number_of_epochs": 4},
     "gpu": {"batch_size": 16, "mixtures_per_epoch": 16000, "number_of_epochs": 6},
 }
 COLUMNS = [
@@ -323,7 +324,7 @@ def draw(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     axes = figure.subplots()
     cells = [cell for cell in CELLS if any(r["cell"] == cell for r in rows)]
-    for budget, marker in zip(BUDGETS, "o^", strict=True):
+    for budget, marker in zip(BUDGETS, "os^", strict=True):
         runs = [r for r in rows if r["budget"] == budget]
         if runs:
             axes.plot(
