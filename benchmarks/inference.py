@@ -242,6 +242,15 @@ def count_flops(model: str, network: str, seconds: float) -> float:
     return float(counter.get_total_flops())
 
 
+def machine() -> str:
+    """The processor as far as it matters for PyTorch, and PyTorch itself."""
+    return (
+        f"{platform.machine()} with {torch.backends.cpu.get_cpu_capability()}, "
+        f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, "
+        f"PyTorch {torch.__version__}"
+    )
+
+
 def machine_peak() -> float:
     """Operations per second of a large product of matrices, the best of some."""
     a, b = torch.randn(2, 2048, 2048)
@@ -395,10 +404,10 @@ Lower is better but for "faster".
 
 ![Time and memory against the length]({picture.name})
 
-- Machine: {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()}
-  threads, PyTorch {torch.__version__}; {peak / 1e9:.0f} GFLOP/s in a product
-  of two 2048 x 2048 matrices. Load before: {load_before:.1f}, after:
-  {os.getloadavg()[0]:.1f} (the benchmark itself takes all cores).
+- Machine: {machine()};
+  {peak / 1e9:.0f} GFLOP/s in a product of two 2048 x 2048 matrices.
+  Load before: {load_before:.1f}, after: {os.getloadavg()[0]:.1f}
+  (the benchmark itself takes all cores).
 - "SPGM, int8" has the linears of the transformers in 8 bits; the others are float32.
 - "SpeechBrain" is its Dual_Path_Model with SPGMBlock on the same weights; "SepFormer"
   has inter transformers and half as many blocks, about as many parameters.

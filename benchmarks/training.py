@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import resource
 import shlex
@@ -26,7 +25,7 @@ from typing import NamedTuple
 
 import torch
 
-from benchmarks.inference import ROOT, load, memory, spread
+from benchmarks.inference import ROOT, load, machine, memory, spread
 from speechbrain_spgm.data import Mixture, MixtureBatch
 from speechbrain_spgm.data.batching import BucketBatchSampler
 from speechbrain_spgm.data.manifest import read_manifest
@@ -256,8 +255,7 @@ but for "faster".
 
 {table(results)}
 
-- Machine: {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()}
-  threads, PyTorch {torch.__version__}, float32, malloc: {malloc or "glibc's default"}.
+- Machine: {machine()}, float32, malloc: {malloc or "glibc's default"}.
   Load before: {load_before:.1f}, after: {os.getloadavg()[0]:.1f}.
 - An epoch: {len(seconds)} utterances of {min(seconds):.1f} to {max(seconds):.1f} s,
   {sum(seconds):.0f} s in all, seed {args.seed}, batches {grouped}. The time is that of
