@@ -82,7 +82,7 @@ TRAINING = {
 }
 BUDGETS = {  # what each run may use
     "cpu": {"batch_size": 2, "mixtures_per_epoch": 250, "number_of_epochs": 4},
-    "cpu-3h": {"batch_size": 2, "mixtures_per_epoch": 750, "number_of_epochs": 4},
+    "cpu-2h": {"batch_size": 2, "mixtures_per_epoch": 500, "number_of_epochs": 4},
     "gpu": {"batch_size": 16, "mixtures_per_epoch": 16000, "number_of_epochs": 6},
 }
 COLUMNS = [
