@@ -268,7 +268,7 @@ def split(
     >>> run = dict(budget="cpu", cell="spgm", seed="0", si_sdri="1.5")
     >>> firsts, again = split([run, run | dict(si_sdri="1.47")])
     >>> firsts == [run], again
-    (True, ['spgm, seed 0: 1.47 dB (first 1.50 dB)'])
+    (True, ['spgm, seed 0, budget cpu: 1.47 dB (first 1.50 dB)'])
     """
     first: dict[tuple[str, ...], Mapping[str, str]] = {}
     again = []
@@ -276,7 +276,8 @@ def split(
         key = run["budget"], run["cell"], run["seed"]
         if first.setdefault(key, run) is not run:
             again.append(
-                f"{run['cell']}, seed {run['seed']}: {float(run['si_sdri']):.2f} dB "
+                f"{run['cell']}, seed {run['seed']}, budget {run['budget']}: "
+                f"{float(run['si_sdri']):.2f} dB "
                 f"(first {float(first[key]['si_sdri']):.2f} dB)"
             )
     return list(first.values()), again
