@@ -68,7 +68,8 @@ def test_a_cell_runs_the_recipe_and_becomes_a_row(
     text = (docs / "evidence.md").read_text()
     assert "| 2 | 4.00 ± 12.71 | 4.00 |" in text  # spgm: 3 and 5; t of one is 12.71
     assert "| 1 | 4.00 | 4.00 | -1.00 | 20.1 |" in text  # sepformer: 3 - 4 at seed 0
-    assert "spgm, seed 0, budget cpu: 6.00 dB (first 3.00 dB)" in text  # not in the means
+    # A repeated run is not in the means.
+    assert "spgm, seed 0, budget cpu: 6.00 dB (first 3.00 dB)" in text
 
 
 def test_the_first_steps_are_those_of_the_recipe(
