@@ -3,6 +3,7 @@
 Axes: C rows (chunks), K frames of a chunk, N filters, H heads, D = N / H.
 """
 
+import torch
 import torch.nn.functional as F
 from speechbrain.lobes.models.dual_path import SBTransformerBlock
 from speechbrain.lobes.models.transformer.Transformer import TransformerEncoderLayer
@@ -95,7 +96,13 @@ def _attention(att: nn.MultiheadAttention, x: Tensor) -> Tensor:
         for part in qkv.chunk(3, dim=-1)
     )
     dropout = att.dropout if att.training else 0.0
-    heads = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        # There its gradient takes twice as long in bf16 as in float32.
+        q, k, v = q.float(), k.float(), v.float()
+        with torch.autocast("cpu", enabled=False):
+            heads = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+    else:
+        heads = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
     return att.out_proj(heads.transpose(1, 2).reshape(C, K, N))
 
 

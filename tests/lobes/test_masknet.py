@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from speechbrain.lobes.models.dual_path import (
     Dual_Computation_Block,
     Dual_Path_Model,
@@ -133,9 +134,18 @@ def test_same_seed_builds_the_same_network() -> None:
         assert torch.equal(a, b), name
 
 
-def test_autocast_keeps_statistics_and_residuals_in_float32() -> None:
+def test_autocast_keeps_statistics_residuals_and_attention_in_float32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     packed = SPGMMaskNet.from_dual_path(dual_path())
-    seen = []
+    seen, attended = [], []
+    attention = F.scaled_dot_product_attention
+
+    def spy(q: torch.Tensor, *others: object, **settings: object) -> torch.Tensor:
+        attended.append(q.dtype)
+        return attention(q, *others, **settings)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
     for block in packed.dual_mdl:
         block.inter_mdl.pool.register_forward_hook(
             lambda _, inputs, pooled: seen.append((inputs[0].dtype, pooled.dtype))
@@ -144,6 +154,7 @@ def test_autocast_keeps_statistics_and_residuals_in_float32() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         masks = packed(x.bfloat16())
     assert seen == [(torch.float32, torch.float32)] * 2
+    assert set(attended) == {torch.float32}
     assert relative_error(masks.float(), packed(x)) < 0.05
 
 
