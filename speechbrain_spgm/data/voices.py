@@ -113,7 +113,9 @@ def find_noise(source: str | Path, split: str = "train") -> list[AudioFile]:
     return open_all(paths, mono=False)
 
 
-def read_voices(manifest: str | Path, split: str = "train") -> list[Voice]:
+def read_voices(
+    manifest: str | Path, split: str = "train", mono: bool = True
+) -> list[Voice]:
     """Reads a CSV file that names recordings and their speakers.
 
     Arguments
@@ -123,6 +125,8 @@ def read_voices(manifest: str | Path, split: str = "train") -> list[Voice]:
         ``speaker``. If it has a column ``split``, only the rows of ``split`` count.
     split : str
         See above.
+    mono : bool
+        Refuse files of several channels, of which the first would be taken.
 
     Returns
     -------
@@ -136,7 +140,7 @@ def read_voices(manifest: str | Path, split: str = "train") -> list[Voice]:
     """
     manifest = Path(manifest)
     rows = rows_of(manifest, ["path", "speaker"], split)
-    opened = open_all(manifest.parent / row["path"] for row in rows)
+    opened = open_all((manifest.parent / row["path"] for row in rows), mono)
     return [Voice(row["speaker"], file) for row, file in zip(rows, opened, strict=True)]
 
 
