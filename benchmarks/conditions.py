@@ -22,7 +22,12 @@ from benchmarks.evidence import mean
 from benchmarks.testlist import open_list, parse
 from speechbrain_spgm.data import Mixture, MixtureList
 from speechbrain_spgm.data.atomic import replacing
-from speechbrain_spgm.data.augment import filter_rows, limit_band, reverberate
+from speechbrain_spgm.data.augment import (
+    filter_rows,
+    limit_band,
+    match_colour,
+    reverberate,
+)
 from speechbrain_spgm.inference.separation import SPGMSeparation, find_published
 from speechbrain_spgm.training.experiment import user_errors
 from speechbrain_spgm.training.losses import pit_si_sdr_loss
@@ -55,6 +60,13 @@ def band(low: float, high: float) -> Change:
         return cut, np.zeros_like(waves[0])
 
     return change
+
+
+def one_colour(
+    waves: np.ndarray, rate: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """The voices as one microphone hears them, which also makes voices more alike."""
+    return match_colour(waves, rate, rng, share=(1.0, 1.0)), np.zeros_like(waves[0])
 
 
 def room(t60_seconds: float, direct_db: float) -> Change:
@@ -99,6 +111,7 @@ CONDITIONS: dict[str, Change] = {
     PLAIN: quieter(0),
     "the second voice 5 dB quieter": quieter(5),
     "the second voice 10 dB quieter": quieter(10),
+    "both voices of one sound colour": one_colour,
     "only below 2.5 kHz": band(1, 2500),
     "only above 100 Hz": band(100, 8000),
     "only above 200 Hz": band(200, 8000),
