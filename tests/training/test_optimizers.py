@@ -4,6 +4,8 @@ import copy
 
 import pytest
 import torch
+from hyperpyyaml import load_hyperpyyaml
+from speechbrain import parse_arguments
 from torch import nn
 
 from speechbrain_spgm.data.errors import UserError
@@ -67,6 +69,13 @@ def test_goes_on_from_a_checkpoint_and_follows_the_learning_rate() -> None:
     before = copy.deepcopy(other)
     train(other, [resumed], 3)
     assert equal(other, before)
+
+
+def test_the_command_line_reaches_the_yaml() -> None:
+    # SpeechBrain takes the beginning of its own options' names for these options.
+    yaml = "recipes/LibriMix/separation/hparams/spgm-small.yaml"
+    _, _, overrides = parse_arguments([yaml, "--opt_name", "muon"])
+    assert load_hyperpyyaml(overrides) == {"opt_name": "muon"}
 
 
 def test_says_what_it_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
