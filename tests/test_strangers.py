@@ -13,14 +13,13 @@ from speechbrain_spgm.data.manifest import read_manifest
 RATE = 16000
 
 
-def record(path: Path, seconds: float, rng: np.random.Generator) -> np.ndarray:
-    """A file of noise between half seconds of silence; returns the noise."""
+def record(path: Path, seconds: float, rng: np.random.Generator) -> None:
+    """A file of noise between half seconds of silence."""
     noise = rng.uniform(-0.4, 0.4, round(seconds * RATE))
     path.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(
         path, np.pad(noise, RATE // 2), RATE, subtype="DOUBLE", format="WAV"
     )
-    return noise
 
 
 def write_list(folder: Path, speakers: list[str], files: int = 3) -> Path:

@@ -65,15 +65,9 @@ def equalise(
     The response is a line in dB over log frequency through six random points from 50 Hz
     to half the rate, so it has shelves and wide peaks, and no steep edge.
     """
-    points = np.log(np.geomspace(50, rate / 2, 6))
-    decibels = rng.uniform(-most_db, most_db, (len(waves), len(points)))
-
-    def response(hertz: np.ndarray) -> np.ndarray:
-        places = np.log(np.maximum(hertz, 1.0))
-        curves = [np.interp(places, points, row) for row in decibels]
-        return 10 ** (np.stack(curves) / 20)
-
-    return filter_rows(waves, rate, response)
+    hertz = np.geomspace(50, rate / 2, 6)
+    decibels = rng.uniform(-most_db, most_db, (len(waves), len(hertz)))
+    return recolour(waves, rate, hertz, decibels)
 
 
 def match_colour(
@@ -99,14 +93,7 @@ def match_colour(
     colours = 10 * np.log10(np.maximum(colours / loudest, 1e-6))
     moves = rng.uniform(*share) * (colours.mean(0) - colours)
     moves = np.clip(moves, -most_db, most_db)
-    centres = np.log(np.sqrt(edges[:-1] * edges[1:]))
-
-    def response(hertz: np.ndarray) -> np.ndarray:
-        places = np.log(np.maximum(hertz, 1.0))
-        curves = [np.interp(places, centres, row) for row in moves]
-        return 10 ** (np.stack(curves) / 20)
-
-    return filter_rows(waves, rate, response)
+    return recolour(waves, rate, np.sqrt(edges[:-1] * edges[1:]), moves)
 
 
 def reverberate(
@@ -202,6 +189,42 @@ def change_gain(
 ) -> np.ndarray:
     """Turns the whole mixture down by a random number of dB."""
     return waves * np.float32(10 ** (rng.uniform(*decibels) / 20))
+
+
+def recolour(
+    waves: np.ndarray, rate: int, hertz: np.ndarray, decibels: np.ndarray
+) -> np.ndarray:
+    """Filters each row by a curve in dB that is linear over log frequency.
+
+    Arguments
+    ---------
+    waves : np.ndarray
+        Waveforms [rows, T].
+    rate : int
+        Samples per second.
+    hertz : np.ndarray
+        Increasing frequencies [P] of the curves' points.
+    decibels : np.ndarray
+        Their gains [rows, P]; beyond the first and last they stay as they are there.
+
+    Returns
+    -------
+    np.ndarray
+        Filtered waveforms [rows, T] of the same type.
+
+    Example
+    -------
+    >>> wave = np.ones((1, 8), dtype=np.float32)
+    >>> recolour(wave, 8000, np.array([100.0]), np.array([[-20.0]])).round(2)[0, 0]
+    np.float32(0.1)
+    """
+
+    def response(at: np.ndarray) -> np.ndarray:
+        places = np.log(np.maximum(at, 1.0))
+        curves = [np.interp(places, np.log(hertz), row) for row in decibels]
+        return 10 ** (np.stack(curves) / 20)
+
+    return filter_rows(waves, rate, response)
 
 
 def filter_rows(

@@ -29,6 +29,8 @@ class MuonAdam(Optimizer):
 
     Example
     -------
+    >>> import pytest
+    >>> _ = pytest.importorskip("torch", "2.9")  # the first with Muon
     >>> layer = nn.Linear(3, 2)
     >>> optimizer = MuonAdam(layer.parameters(), lr=0.01)
     >>> layer(torch.ones(3)).sum().backward()
