@@ -28,22 +28,8 @@ from speechbrain_spgm.data.errors import UserError
 from speechbrain_spgm.data.generation import load, resample, to_pcm16, write
 from speechbrain_spgm.data.levels import librimix_levels, loudness
 from speechbrain_spgm.data.manifest import ManifestRow, write_manifest
-from speechbrain_spgm.data.voices import read_voices
+from speechbrain_spgm.data.voices import read_voices, trim
 from speechbrain_spgm.training.experiment import user_errors
-
-QUIET = 0.01  # of a recording's peak: below is silence
-
-
-def trim(samples: np.ndarray) -> np.ndarray:
-    """Samples [T] without the silence at both ends.
-
-    Example
-    -------
-    >>> trim(np.array([0.0, 0.001, 0.5, 0.0, 0.4, 0.002]))
-    array([0.5, 0. , 0.4])
-    """
-    loud = np.flatnonzero(np.abs(samples) > QUIET * np.abs(samples).max(initial=0))
-    return samples[loud[0] : loud[-1] + 1] if len(loud) else samples[:0]
 
 
 def utterances(

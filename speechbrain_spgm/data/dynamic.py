@@ -37,21 +37,24 @@ from speechbrain_spgm.data.voices import Voice
 NOISE_DB = (-38.0, -30.0)  # loudness of LibriMix's noise
 SILENCE_DB = -60.0  # a crop below this level is drawn again,
 MAX_DRAWS = 10  # this many times at most
+MAX_PAUSE = 0.4  # seconds between recordings that are joined
 INT16 = 32768
 
 
 class DynamicMixing(SeededDataset):
     """Draws speakers, then a recording of each, then a crop, speed and level.
 
-    Speakers are equally likely, however much speech each has, and within a speaker
-    every second of speech is. A recording shorter than the crop stands at a random
-    place in silence. The way to a mixture::
+    Speakers are equally likely, however much speech each has (see ``speaker_power``),
+    and within a speaker every second of speech is. A recording shorter than the crop
+    stands at a random place in silence, or between others (see ``join_recordings``).
+    The way to a mixture::
 
         crops -> augmentations of voices -> levels --+--> peak -> augmentations -> sum
                                      noise -> level -+            of the mixture
 
     Item i of an epoch depends on (seed, epoch, i) only, whatever workers and ranks
-    there are. The mixture is the sum of the sources and, if there is any, of the noise.
+    there are (to rounding, which may differ with the number of threads). The mixture is
+    the sum of the sources and, if there is any, of the noise.
 
     Arguments
     ---------
@@ -85,6 +88,10 @@ class DynamicMixing(SeededDataset):
         If given, the noise is instead so many dB below the power of all voices.
     augmentations : dict of str to float, or list of str, optional
         See ``Augmentations``.
+    join_recordings : bool
+        Fill the crop around a shorter recording with others of the speaker.
+    speaker_power : float
+        Draw speakers in proportion to their seconds of speech to this power.
 
     Raises
     ------
@@ -108,6 +115,8 @@ class DynamicMixing(SeededDataset):
         noise_loudness_db: tuple[float, float] = NOISE_DB,
         noise_snr_db: tuple[float, float] | None = None,
         augmentations: Mapping[str, float] | Iterable[str] | None = None,
+        join_recordings: bool = False,
+        speaker_power: float = 0.0,
     ) -> None:
         super().__init__(seed)
         self.num_spks = num_spks
@@ -119,7 +128,9 @@ class DynamicMixing(SeededDataset):
         self.noise_loudness_db = check_range("noise_loudness_db", noise_loudness_db)
         self.noise_snr_db = noise_snr_db and check_range("noise_snr_db", noise_snr_db)
         self.augmentations = Augmentations(augmentations or {})
+        self.join_recordings = join_recordings
         self.files = by_speaker(voices)
+        self._chances = chances(self.files, speaker_power)
         self.mixtures_per_epoch = (
             len(voices) if mixtures_per_epoch is None else mixtures_per_epoch
         )
@@ -156,7 +167,9 @@ class DynamicMixing(SeededDataset):
 
     def __getitem__(self, index: int) -> Mixture:
         rng = self.generator(index)
-        speakers = rng.choice(list(self.files), self.num_spks, replace=False)
+        speakers = rng.choice(
+            list(self.files), self.num_spks, replace=False, p=self._chances
+        )
         voices = np.stack([self._voice(speaker, rng) for speaker in speakers])
         voices = self.augmentations.voices(voices, self.sample_rate, rng)
         voices *= self._gains(voices, rng)
@@ -190,7 +203,12 @@ class DynamicMixing(SeededDataset):
         seconds = np.array([file.seconds for file in files])
         for _ in range(MAX_DRAWS):
             file = files[rng.choice(len(files), p=seconds / seconds.sum())]
-            crop = self._crop(file, int(rng.choice(self.speeds)), rng)
+            speed = int(rng.choice(self.speeds))
+            short = file.frames < self._frames(file, speed)
+            if short and self.join_recordings:
+                crop = self._joined(file, files, speed, rng)
+            else:
+                crop = self._crop(file, speed, rng)
             if mean_amplitude(crop, self.sample_rate) > SILENCE_DB:
                 break
         return crop
@@ -215,18 +233,48 @@ class DynamicMixing(SeededDataset):
         self, file: AudioFile, speed: int, rng: np.random.Generator
     ) -> np.ndarray:
         """A random crop [T]; a short recording is padded at both ends at random."""
-        frames = frames_needed(self.segment, file.rate, self.sample_rate, speed)
+        frames = self._frames(file, speed)
         start = int(rng.integers(max(0, file.frames - frames) + 1))
-        samples = self._read(file, start, min(frames, file.frames - start))
-        samples = change_rate(
-            torch.from_numpy(samples), file.rate, self.sample_rate, speed
-        )[: self.segment]
+        samples = self._at_speed(file, speed, start)[: self.segment]
         # 0        offset                     T
         # |--zeros--|--------samples-------|--zeros--|
         offset = int(rng.integers(self.segment - len(samples) + 1))
         crop = np.zeros(self.segment, dtype=np.float32)
         crop[offset : offset + len(samples)] = samples
         return crop
+
+    def _joined(
+        self,
+        file: AudioFile,
+        files: Sequence[AudioFile],
+        speed: int,
+        rng: np.random.Generator,
+    ) -> np.ndarray:
+        """A crop [T] that begins in a short recording and goes on with others."""
+        # 0        start                            start + T
+        # |--first---:----|pause|--second--|pause|--thi:rd--|
+        parts = [self._at_speed(file, speed)]
+        start = int(rng.integers(max(1, len(parts[0]))))
+        missing = start + self.segment - len(parts[0])
+        while missing > 0:
+            pause = int(rng.integers(1, 1 + round(MAX_PAUSE * self.sample_rate)))
+            following = files[rng.integers(len(files))]
+            parts += [
+                np.zeros(pause, np.float32),
+                self._at_speed(following, speed),
+            ]
+            missing -= pause + len(parts[-1])
+        return np.concatenate(parts)[start : start + self.segment]
+
+    def _frames(self, file: AudioFile, speed: int) -> int:
+        """How many frames of the file a crop takes."""
+        return frames_needed(self.segment, file.rate, self.sample_rate, speed)
+
+    def _at_speed(self, file: AudioFile, speed: int, start: int = 0) -> np.ndarray:
+        """What a crop takes of the file from there, at the crop's rate."""
+        frames = min(self._frames(file, speed), file.frames - start)
+        samples = torch.from_numpy(self._read(file, start, frames))
+        return change_rate(samples, file.rate, self.sample_rate, speed).numpy()
 
     def _read(self, file: AudioFile, start: int, frames: int) -> np.ndarray:
         if file.path not in self._cache:
@@ -248,6 +296,28 @@ def by_speaker(voices: Iterable[Voice]) -> dict[str, list[AudioFile]]:
             files.setdefault(speaker, []).append(file)
         seen.add(path)
     return {speaker: files[speaker] for speaker in sorted(files)}
+
+
+def chances(
+    files: Mapping[str, Sequence[AudioFile]], power: float
+) -> np.ndarray | None:
+    """How likely each speaker is drawn, [speakers]; None: equally likely.
+
+    Raises
+    ------
+    UserError
+        If the power is not from 0 to 1.
+    """
+    if not 0 <= power <= 1:
+        raise UserError(
+            f"speaker_power is {power}, but must be from 0 (speakers are equally "
+            "likely) to 1 (seconds of speech are)."
+        )
+    if power == 0:
+        return None
+    seconds = [sum(file.seconds for file in those) for those in files.values()]
+    weights = np.array(seconds) ** power
+    return weights / weights.sum()
 
 
 def to_int16(samples: np.ndarray) -> np.ndarray:

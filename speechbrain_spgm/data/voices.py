@@ -7,10 +7,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from speechbrain_spgm.data.audio import AudioFile, open_all
 from speechbrain_spgm.data.errors import UserError
 
 AUDIO_SUFFIXES = {".flac", ".wav"}
+QUIET = 0.01  # of a recording's peak: below is silence
 
 
 class Voice(NamedTuple):
@@ -185,3 +188,25 @@ def read_table(path: Path, columns: Iterable[str]) -> list[dict[str, str]]:
                 f"header has columns ({len(header)})."
             )
     return rows
+
+
+def trim(samples: np.ndarray) -> np.ndarray:
+    """Samples [T] without the silence at both ends.
+
+    Arguments
+    ---------
+    samples : np.ndarray
+        [T]; silence is what stays below a hundredth of the peak.
+
+    Returns
+    -------
+    np.ndarray
+        A view, empty if all is silent.
+
+    Example
+    -------
+    >>> trim(np.array([0.0, 0.001, 0.5, 0.0, 0.4, 0.002]))
+    array([0.5, 0. , 0.4])
+    """
+    loud = np.flatnonzero(np.abs(samples) > QUIET * np.abs(samples).max(initial=0))
+    return samples[loud[0] : loud[-1] + 1] if len(loud) else samples[:0]

@@ -273,6 +273,8 @@ def open_mixing(hparams: Mapping[str, Any]) -> DynamicMixing:
         noise=find_noise(noise) if noise is not None else (),
         noise_loudness_db=hparams["noise_loudness_db"],
         augmentations=hparams["augmentations"],
+        join_recordings=hparams.get("join_recordings", False),
+        speaker_power=hparams.get("speaker_power", 0),
     )
 
 
