@@ -160,9 +160,10 @@ def test_short_recordings_are_joined_to_fill_the_crop(folder, write_tone):
     heard = {round(pitch(voice), -1) for voice in sources("50", join_recordings=True)}
     assert len(heard) > 2
     for voice in sources("60", join_recordings=True):
-        assert longest_silence(voice) < 0.01 and min(
-            abs(pitch(voice) - hertz) for hertz in (1200, 1500)
-        ) < 3
+        assert (
+            longest_silence(voice) < 0.01
+            and min(abs(pitch(voice) - hertz) for hertz in (1200, 1500)) < 3
+        )
 
 
 def longest_silence(source: torch.Tensor) -> float:
