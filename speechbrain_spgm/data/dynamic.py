@@ -46,7 +46,7 @@ class DynamicMixing(SeededDataset):
 
     Speakers are equally likely, however much speech each has (see ``speaker_power``),
     and within a speaker every second of speech is. A recording shorter than the crop
-    stands at a random place in silence, or between others (see ``join_recordings``).
+    stands at a random place in silence, or others follow it (see ``join_recordings``).
     The way to a mixture::
 
         crops -> augmentations of voices -> levels --+--> peak -> augmentations -> sum
