@@ -22,6 +22,7 @@ from speechbrain_spgm.data.errors import UserError
 
 THREADS = 8  # opening files is mostly waiting for the disk
 UNKNOWN_SIZE = 0x7FFF0000
+BLOCK = 2**18  # frames
 
 
 class AudioFile(NamedTuple):
@@ -64,6 +65,10 @@ def open_audio(path: str | Path, mono: bool = True) -> AudioFile:
         with soundfile.SoundFile(path) as file:
             frames, rate, channels = file.frames, file.samplerate, file.channels
             whole = is_whole(file)
+            if not whole and not states_length(path):
+                file.seek(0)
+                frames = sum(iter(lambda: len(file.read(BLOCK)), 0))
+                whole = True
     except (soundfile.LibsndfileError, RuntimeError):
         raise UserError(
             f"The audio file {path} is truncated or not audio: replace it."
@@ -92,6 +97,22 @@ def is_whole(file: soundfile.SoundFile) -> bool:
         return not cut or not int(cut[2]) < int(cut[1]) < UNKNOWN_SIZE
     file.seek(max(0, file.frames - 1))
     return len(file.read(1)) == min(1, file.frames)
+
+
+def states_length(path: str | Path) -> bool:
+    """Whether a file says how many frames it holds.
+
+    An MP3 file says so in its first frame, if at all (a Xing, Info or VBRI tag).
+    Without that, libsndfile guesses from the size, and a cut file cannot be told from a
+    whole one.
+    """
+    with open(path, "rb") as file:
+        head = file.read(10)
+        if head.startswith(b"ID3"):  # title and pictures; of each byte 7 bits count
+            file.seek(10 + int("".join(f"{byte:07b}" for byte in head[6:]), 2))
+            head = file.read(10)
+        is_mp3 = head[:1] == b"\xff" and head[1:2] >= b"\xe0"
+        return not is_mp3 or bool(re.search(b"Xing|Info|VBRI", file.read(100)))
 
 
 def open_all(paths: Iterable[str | Path], mono: bool = True) -> list[AudioFile]:

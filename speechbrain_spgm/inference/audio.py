@@ -18,7 +18,7 @@ from scipy.signal import resample_poly
 from torch import Tensor
 
 from speechbrain_spgm.data.atomic import replacing
-from speechbrain_spgm.data.audio import change_rate
+from speechbrain_spgm.data.audio import change_rate, states_length
 from speechbrain_spgm.data.errors import UserError
 
 # What a folder is searched for.
@@ -147,10 +147,11 @@ def stream_audio(
 def _mono_blocks(path: Path) -> Iterator[tuple[np.ndarray, int, int]]:
     """Blocks [T], each with the rate and how many samples the header promises."""
     with path.open("rb") as opened, soundfile.SoundFile(opened) as file:
+        promised = file.frames if states_length(path) else 0
         # A block is [frames, channels].
         while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
             mono = block.mean(axis=1, dtype=np.float64).astype(np.float32)
-            yield mono, file.samplerate, file.frames
+            yield mono, file.samplerate, promised
 
 
 def write_audio(path: str | Path, samples: Tensor, sample_rate: int) -> None:

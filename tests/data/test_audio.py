@@ -15,6 +15,10 @@ from speechbrain_spgm.data.audio import (
     read_audio,
 )
 
+# 200 frames of 576 samples at 11025 Hz, 16 kbit/s: 104 bytes, and with padding 105
+SILENCE = b"\xff\xe3\x20\xc4" + bytes(100) + 199 * (b"\xff\xe3\x22\xc4" + bytes(101))
+ID3 = b"ID3\x04\0\0\0\0\x01\x02" + bytes(130)
+
 
 def tone(frequency: float, rate: int, seconds: float = 1.0) -> torch.Tensor:
     """A sine [T]."""
@@ -44,6 +48,28 @@ def test_bad_files_are_named(kind, suffix, tmp_path):
     with pytest.raises(UserError, match=f"bad.{suffix}") as error:
         open_audio(path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("front", [b"", ID3])
+def test_an_mp3_file_without_a_tag_is_as_long_as_it_sounds(front, tmp_path):
+    """libsndfile guesses its length from its size, and is wrong."""
+    path = tmp_path / "a.mp3"
+    path.write_bytes(front + SILENCE)
+    assert soundfile.info(path).frames > 200 * 576
+    file = open_audio(path)
+    assert file.frames == len(read_audio(file)) == 200 * 576
+
+
+@pytest.mark.parametrize("front", [b"", ID3])
+def test_a_cut_mp3_file_with_a_tag_is_named(front, tmp_path):
+    path = tmp_path / "a.mp3"
+    soundfile.write(path, tone(440, 8000).numpy(), 8000)
+    data = front + path.read_bytes()
+    path.write_bytes(data)
+    assert open_audio(path).frames == 8000
+    path.write_bytes(data[:-1000])
+    with pytest.raises(UserError, match="a.mp3 is truncated"):
+        open_audio(path)
 
 
 def test_a_part_is_what_the_whole_has_there(tmp_path):
