@@ -43,6 +43,16 @@ def config() -> dict:
     return dict(CONFIG)
 
 
+@pytest.fixture
+def untagged_mp3() -> bytes:
+    """200 silent frames of 576 samples at 11025 Hz, 16 kbit/s; libsndfile guesses more.
+
+    It takes all frames to be as short as the first, of 104 bytes; padding makes it 105.
+    """
+    first, padded = b"\xff\xe3\x20\xc4" + bytes(100), b"\xff\xe3\x22\xc4" + bytes(101)
+    return first + 199 * padded
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real recordings and golden tensors beside the checkout."""

@@ -22,7 +22,7 @@ from speechbrain_spgm.data.errors import UserError
 
 THREADS = 8  # opening files is mostly waiting for the disk
 UNKNOWN_SIZE = 0x7FFF0000
-BLOCK = 2**18  # frames
+BLOCK = 2**18  # frames read at a time: the frame count in a header is only a promise
 
 
 class AudioFile(NamedTuple):

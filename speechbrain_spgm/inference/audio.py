@@ -18,14 +18,13 @@ from scipy.signal import resample_poly
 from torch import Tensor
 
 from speechbrain_spgm.data.atomic import replacing
-from speechbrain_spgm.data.audio import change_rate, states_length
+from speechbrain_spgm.data.audio import BLOCK, change_rate, states_length
 from speechbrain_spgm.data.errors import UserError
 
 # What a folder is searched for.
 EXTENSIONS = frozenset(
     ".wav .flac .ogg .oga .opus .mp3 .aif .aiff .aifc .au .caf .w64 .rf64".split()
 )
-BLOCK = 2**18  # frames read at a time: the frame count in a header is only a promise
 LARGEST_KERNEL = 10**7  # values in torchaudio's table of filters, one per phase
 
 
