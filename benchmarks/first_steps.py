@@ -18,7 +18,13 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from benchmarks.evidence import ROOT, check_voices, recipe_command, train
+from benchmarks.evidence import (
+    ROOT,
+    check_voices,
+    librispeech,
+    recipe_command,
+    train,
+)
 from speechbrain_spgm.data.atomic import replacing
 from speechbrain_spgm.training.experiment import user_errors
 
@@ -130,8 +136,9 @@ def main(argv: list[str] | None = None) -> None:
         rows = []
         for seed in arguments.seeds:
             run = arguments.runs.resolve() / str(seed)
-            flags = {"output_folder": run, "seed": seed, **FIRST}
-            train(recipe_command("spgm-small", arguments.voices.resolve(), flags))
+            data = librispeech(arguments.voices.resolve())
+            flags = {**data, "output_folder": run, "seed": seed, **FIRST}
+            train(recipe_command("spgm-small", flags))
             rows += points((run / "train_log.txt").read_text(), seed)
         with replacing(arguments.output / "first_steps.csv") as temporary:
             with temporary.open("w", newline="", encoding="utf-8") as file:
