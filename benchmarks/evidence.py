@@ -183,9 +183,10 @@ def known_voices(voices: Path, folder: Path) -> dict[str, Any]:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["path", "speaker", "split"])
             for name in sorted(files, key=lengths.get)[-KNOWN:]:
-                ends = list(accumulate(f.seconds / lengths[name] for f in files[name]))
+                ends = accumulate(recording.seconds for recording in files[name])
                 for recording, end in zip(files[name], ends, strict=True):
-                    writer.writerow([recording.path.resolve(), name, part_of(end)])
+                    part = part_of(end / lengths[name])
+                    writer.writerow([recording.path.resolve(), name, part])
     for part, mixtures in KNOWN_MIXTURES.items():
         those = by_speaker(read_voices(folder / "voices.csv", split=part))
         mix_strangers(those, folder / part, mixtures, KNOWN_SECONDS, rate=8000, seed=0)

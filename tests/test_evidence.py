@@ -4,13 +4,17 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 
 from benchmarks import evidence, first_steps, modulation
+from speechbrain_spgm.data.manifest import read_manifest
+from speechbrain_spgm.data.voices import read_voices
 from speechbrain_spgm.inference.published import build
 from speechbrain_spgm.lobes.separator import separate
-from speechbrain_spgm.training.experiment import load_hparams
+from speechbrain_spgm.training.experiment import load_hparams, open_datasets
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +74,40 @@ def test_a_cell_runs_the_recipe_and_becomes_a_row(
     assert "| 1 | 4.00 | 4.00 | -1.00 | 20.1 |" in text  # sepformer: 3 - 4 at seed 0
     # A repeated run is not in the means.
     assert "spgm, seed 0, budget cpu: 6.00 dB (first 3.00 dB)" in text
+
+
+def test_known_voices_are_the_longest_and_no_recording_is_in_two_parts(
+    tmp_path: Path,
+) -> None:
+    times = np.arange(4 * 8000) / 8000
+    for speaker, recordings in {"5": 20, "6": 14, "7": 21, "8": 20}.items():
+        folder = tmp_path / "LibriSpeech" / "train-clean" / speaker / "1"
+        folder.mkdir(parents=True)
+        for number in range(recordings):
+            samples = 0.1 * np.sin(2 * np.pi * 100 * (number + 1) * times)
+            soundfile.write(folder / f"{number:02}.wav", samples, 8000)
+    data = evidence.known_voices(tmp_path, tmp_path / "known")
+    flags = {**data, "dynamic_mixing": True, "output_folder": tmp_path / "run"}
+    overrides = "\n".join(f"{name}: {value}" for name, value in flags.items())
+    hparams = load_hparams(evidence.RECIPE / "hparams" / "spgm.yaml", overrides)
+    datasets = open_datasets(hparams, lambda *_: [])
+
+    voices = {
+        part: read_voices(data["extra_voices"], split=part)
+        for part in ("train", "dev", "test")
+    }
+    for those in voices.values():
+        assert {voice.speaker for voice in those} == {"5", "7", "8"}
+    files = [voice.file.path for those in voices.values() for voice in those]
+    assert len(files) == len(set(files)) == 61
+    assert [len(those) for those in voices.values()] == [45, 6, 10]
+    assert datasets.train.speakers == {"5", "7", "8"}
+    assert len(datasets.valid) == 20 and len(datasets.test) == 150
+    for row in read_manifest(data["test_manifest"]):  # of each voice's last recordings
+        for source in row.sources:
+            samples, _ = soundfile.read(source)
+            spectrum = np.abs(np.fft.rfft(samples[: 2 * 8000]))  # [F], 0.5 Hz apart
+            assert spectrum.argmax() / 2 / 100 - 1 >= 17
 
 
 def test_the_first_steps_are_those_of_the_recipe(
