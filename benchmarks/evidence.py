@@ -92,7 +92,7 @@ BUDGETS = {  # what each run may use
     "cpu-2h": {"batch_size": 2, "mixtures_per_epoch": 500, "number_of_epochs": 4},
     "gpu": {"batch_size": 16, "mixtures_per_epoch": 16000, "number_of_epochs": 6},
 }
-KNOWN = 3  # voices of the budget of that name: those with most training recordings
+KNOWN = 2  # voices of the budget of that name: those with most training recordings
 KNOWN_TRAIN, KNOWN_DEV = 0.75, 0.1  # shares of each one's speech; the rest is for test
 KNOWN_MIXTURES = {"dev": 20, "test": 150}
 KNOWN_SECONDS = 6.0
