@@ -364,11 +364,11 @@ def write(folder: Path) -> None:
         "[evidence.csv](evidence.csv). The networks are small, with chunks of one "
         "second; `d_ffn` makes up for parameters that a cell lacks. All see the same "
         "seeds, steps and audio (mixed dynamically). They are tested on two-speaker "
-        "mixtures of test-clean, speakers not trained on; with the budget `known` on "
-        f"the {KNOWN} voices trained on, in mixtures of other recordings, because "
-        "strangers take days of a CPU to come that far. ± is the 95% confidence "
-        "interval over seeds (Student's t). The paper's numbers are of much larger "
-        "networks and trainings."
+        "mixtures of test-clean, of speakers not trained on. To separate those well "
+        f"takes days on a CPU; so the budget `known` is of {KNOWN} voices only, tested "
+        "in mixtures of recordings not trained on (each stretch of speech in several "
+        "mixtures). ± is the 95% confidence interval over seeds (Student's t). The "
+        "paper's numbers are of much larger networks and trainings."
     ]
     for budget in dict.fromkeys(r["budget"] for r in rows):
         runs = [r for r in rows if r["budget"] == budget]
