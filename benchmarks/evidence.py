@@ -177,16 +177,18 @@ def known_voices(voices: Path, folder: Path) -> dict[str, Any]:
     """
     files = by_speaker(find_voices(voices / "LibriSpeech", "train-*"))
     lengths = {name: sum(f.seconds for f in those) for name, those in files.items()}
+    rows = [["path", "speaker", "split"]]
+    for name in sorted(files, key=lengths.get)[-KNOWN:]:
+        ends = accumulate(recording.seconds for recording in files[name])
+        for recording, end in zip(files[name], ends, strict=True):
+            part = part_of(end / lengths[name])
+            rows.append([str(recording.path.resolve()), name, part])
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / "voices.csv") as temporary:
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["path", "speaker", "split"])
-            for name in sorted(files, key=lengths.get)[-KNOWN:]:
-                ends = accumulate(recording.seconds for recording in files[name])
-                for recording, end in zip(files[name], ends, strict=True):
-                    part = part_of(end / lengths[name])
-                    writer.writerow([recording.path.resolve(), name, part])
+    with (
+        replacing(folder / "voices.csv") as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
+    ):
+        csv.writer(file, lineterminator="\n").writerows(rows)
     for part, mixtures in KNOWN_MIXTURES.items():
         those = by_speaker(read_voices(folder / "voices.csv", split=part))
         mix_strangers(those, folder / part, mixtures, KNOWN_SECONDS, rate=8000, seed=0)

@@ -18,13 +18,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from benchmarks.evidence import (
-    ROOT,
-    check_voices,
-    librispeech,
-    recipe_command,
-    train,
-)
+from benchmarks.evidence import ROOT, check_voices, librispeech, recipe_command, train
 from speechbrain_spgm.data.atomic import replacing
 from speechbrain_spgm.training.experiment import user_errors
 
