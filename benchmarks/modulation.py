@@ -148,7 +148,7 @@ def study(model: Model, mixtures: MixtureList) -> Found:
         ]
     )
     net = model.masknet
-    hop = net.K / 2 * model.decoder.stride[0] / model.sample_rate  # seconds
+    half = net.K / 2 * model.decoder.stride[0] / model.sample_rate  # seconds
     scores: dict[str, list[float]] = {}
     for i, mix in enumerate(mixes):
         ways = {
@@ -157,9 +157,9 @@ def study(model: Model, mixtures: MixtureList) -> Found:
             "mean factors of all mixtures": given(list(factors.mean(0))),
             "factors of the next mixture": given(list(factors[(i + 1) % len(mixes)])),
         }
-        ways |= {
+        ways |= {  # chunks overlap by half: n of them reach n + 1 halves back
             f"global vector of the last {seconds:g} s": past(
-                max(1, round(seconds / hop))
+                max(1, round(seconds / half) - 1)
             )
             for seconds in PASTS
         }
