@@ -28,7 +28,7 @@ from speechbrain_spgm.data.augment import (
     match_colour,
     reverberate,
 )
-from speechbrain_spgm.inference.separation import SPGMSeparation, find_published
+from speechbrain_spgm.inference import SPGMSeparation
 from speechbrain_spgm.training.experiment import user_errors
 from speechbrain_spgm.training.losses import pit_si_sdr_loss
 
@@ -193,11 +193,10 @@ def main(argv: list[str] | None = None) -> None:
     """
     arguments = parse("python -m benchmarks.conditions", argv)
     with user_errors():
-        source = find_published(arguments.model)
-        model = SPGMSeparation.from_pretrained(source)
+        model = SPGMSeparation.from_pretrained(arguments.model)
         scores = study(model, open_list(arguments, model.sample_rate))
     arguments.output.mkdir(parents=True, exist_ok=True)
-    text = report(scores, "the shipped model" if arguments.model is None else source)
+    text = report(scores, arguments.model or "the shipped model")
     with replacing(arguments.output / "conditions.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
     print(text)

@@ -173,13 +173,13 @@ def study(model: Model, mixtures: MixtureList) -> Found:
     return Found(factors, halves, scores)
 
 
-def report(found: Found) -> str:
+def report(found: Found, name: str) -> str:
     """Everything in Markdown."""
     B, blocks, _ = found.factors.shape
     reference = found.scores["as trained"]
     lines = [
         "# What the modulation does\n",
-        f"Made by `python -m benchmarks.modulation` with the shipped model on {B} "
+        f"Made by `python -m benchmarks.modulation` with {name} on {B} "
         "mixtures of two test speakers. ± is the 95% confidence interval of the mean "
         "(of the difference, paired by mixture).\n",
         "| factors | SI-SDRi, dB | against the trained way, dB |",
@@ -256,10 +256,11 @@ def main(argv: list[str] | None = None) -> None:
         model = Model(*parts, config["sample_rate"])
         found = study(model, open_list(arguments, model.sample_rate))
     arguments.output.mkdir(parents=True, exist_ok=True)
+    text = report(found, arguments.model or "the shipped model")
     with replacing(arguments.output / "modulation.md") as temporary:
-        temporary.write_text(report(found), encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
     draw(arguments.output / "modulation.png", found)
-    print(report(found))
+    print(text)
 
 
 if __name__ == "__main__":
