@@ -10,11 +10,11 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     """Adds the arguments of ``spgm convert``."""
     command = commands.add_parser(
         "convert",
-        help="write a model in the other layout",
+        help="write a model in the other layout, or half as large",
         description="Write a model in the published layout (config.json and "
         "model.safetensors) or in SpeechBrain's (hyperparams.yaml and .ckpt files), "
-        "without changing a bit of its weights, with its card. An existing DST is "
-        "replaced only if an earlier conversion wrote it.",
+        "without changing a bit of its weights (but for --half), with its card. An "
+        "existing DST is replaced only if an earlier conversion wrote it.",
     )
     command.add_argument(
         "source",
@@ -28,6 +28,12 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         required=True,
         choices=["published", "speechbrain"],
         help="the layout to write",
+    )
+    command.add_argument(
+        "--half",
+        action="store_true",
+        help="round the weights to 16 bits: half the size; SRC may be in the layout "
+        "already",
     )
     command.set_defaults(run=run)
 
@@ -49,7 +55,13 @@ def run(arguments: argparse.Namespace) -> int:
         )
     try:
         with open_source(source, YAML_FILE) as find:
-            convert(find, arguments.source, arguments.target, arguments.to)
+            convert(
+                find,
+                arguments.source,
+                arguments.target,
+                arguments.to,
+                half=arguments.half,
+            )
     except OSError as error:
         raise Problem(
             f"{arguments.target} cannot be written ({error.strerror}): "

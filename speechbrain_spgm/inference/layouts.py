@@ -173,6 +173,7 @@ def convert(
     source: str,
     target: str | Path,
     to: str,
+    half: bool = False,
 ) -> None:
     """Writes a model in the other layout, with the same tensors and the same card.
 
@@ -189,16 +190,23 @@ def convert(
         The folder to write: new, empty, or what an earlier call wrote.
     to : str
         ``"published"`` or ``"speechbrain"``.
+    half : bool
+        Rounds the weights to float16: half the size. Then the source may be in the
+        layout already. They are computed with in float32 as ever.
 
     Raises
     ------
     ModelError
-        If the source is no model, the layout cannot express it, or the target folder
-        holds anything else.
+        If the source is no model, the layout cannot express it, a weight is too large
+        for float16, or the target folder holds anything else.
     """
     target = Path(target)
     check_target(target)
-    state, config, parts = read_model(find, source, to)
+    state, config, parts = read_model(find, source, to, again=half)
+    if half:
+        state = {name: round_to_half(name, value) for name, value in state.items()}
+        for part in PARTS:  # what is written is compared with the rounded source
+            parts[part].half()
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}-{uuid4().hex}")
     temporary.mkdir()
@@ -242,8 +250,42 @@ def check_target(target: Path) -> None:
         )
 
 
+def round_to_half(name: str, value: Tensor) -> Tensor:
+    """A weight in float16.
+
+    Arguments
+    ---------
+    name : str
+        Its name.
+    value : torch.Tensor
+        Of any shape.
+
+    Returns
+    -------
+    torch.Tensor
+        With a relative error of at most 2^-11 (below 2^-14: an absolute of 2^-25).
+
+    Raises
+    ------
+    ModelError
+        If a value is beyond 65504.
+
+    Example
+    -------
+    >>> round_to_half("w", torch.tensor([0.1, 1.0])).tolist()
+    [0.0999755859375, 1.0]
+    """
+    rounded = value.half()
+    if not rounded.isfinite().all():
+        raise ModelError(
+            f"{name} holds {value.abs().max().item():g}, too large for half precision: "
+            "convert without --half."
+        )
+    return rounded
+
+
 def read_model(
-    find: Callable[[str], Path], source: str, to: str
+    find: Callable[[str], Path], source: str, to: str, again: bool = False
 ) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, nn.Module]]:
     """Reads a model for a conversion.
 
@@ -251,6 +293,8 @@ def read_model(
     ---------
     find, source, to
         See :func:`convert`.
+    again : bool
+        Whether the source may be in that layout already.
 
     Returns
     -------
@@ -272,7 +316,7 @@ def read_model(
     except WrongLayout:
         published = False
     if published:
-        if to == "published" and not _has(find, YAML_FILE):
+        if to == "published" and not again and not _has(find, YAML_FILE):
             raise ModelError(f"{source} is in the published layout already.")
         folder = find(CONFIG_FILE).parent
         *modules, config = load_published(folder)
@@ -283,7 +327,7 @@ def read_model(
         raise ModelError(
             f"{source} has no {WEIGHTS_FILE} and no {YAML_FILE}: it is no model."
         )
-    if to == "speechbrain":
+    if to == "speechbrain" and not again:
         raise ModelError(f"{source} is in SpeechBrain's layout already.")
     hparams = load_safely(find, YAML_FILE)
     load_weights(hparams, source, find)

@@ -109,6 +109,43 @@ def test_a_recipes_folder_becomes_published(tmp_path, masknet):
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["b"]
 
 
+@pytest.mark.parametrize("to", ["published", "speechbrain"])
+def test_half_precision_is_half_the_size_and_sounds_alike(published, tmp_path, to):
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    for source, target in [(published, once), (once, twice)]:
+        assert main(["convert", str(source), str(target), "--to", to, "--half"]) == 0
+    sizes = [
+        sum(
+            x.stat().st_size
+            for x in path.iterdir()
+            if x.suffix in {".safetensors", ".ckpt"}
+        )
+        for path in (published, once)
+    ]
+    assert sizes[1] < 0.55 * sizes[0]
+    assert contents(once).keys() == contents(twice).keys()
+
+    load = SPGMSeparation.from_pretrained
+    models = [load(published, device="cpu")]
+    if to == "speechbrain":
+        load = SPGMSeparation.from_hparams
+    models += [load(path, run_opts=CPU) for path in (once, twice)]
+    mix = torch.randn(1, 900)
+    full, half, again = (model.separate_batch(mix) for model in models)
+    assert torch.equal(half, again) and not torch.equal(half, full)
+    assert (half - full).norm() < 0.01 * full.norm()
+
+
+def test_weights_beyond_half_precision(config, tmp_path, capsys):
+    parts = build(config)
+    torch.nn.init.constant_(parts[0].conv1d.weight, 1e5)
+    save_published(tmp_path / "large", *parts, config)
+    command = ["convert", str(tmp_path / "large"), str(tmp_path / "out")]
+    assert main([*command, "--to", "published", "--half"]) == 2
+    assert "encoder.conv1d.weight holds 100000, too large" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["large"]
+
+
 def test_what_cannot_be_converted(published, tmp_path, capsys):
     sepformer = speechbrain_folder(tmp_path / "sepformer", DUAL_PATH, TRANSFORMER)
     (tmp_path / "empty").mkdir()
