@@ -3,7 +3,8 @@
 The published layout is config.json and model.safetensors. SpeechBrain's is
 hyperparams.yaml and a .ckpt for the encoder, the mask network and the decoder; beside
 them config.json keeps the card and what the yaml cannot say. Both hold the same tensors
-under the same names, so that a conversion changes no bit of them.
+under the same names, so that a conversion changes no bit of them, unless it is asked to
+round them to float16.
 """
 
 from __future__ import annotations
@@ -204,7 +205,10 @@ def convert(
     check_target(target)
     state, config, parts = read_model(find, source, to, again=half)
     if half:
-        state = {name: round_to_half(name, value) for name, value in state.items()}
+        state = {
+            name: round_to_half(f"{name} of {source}", value)
+            for name, value in state.items()
+        }
         for part in PARTS:  # what is written is compared with the rounded source
             parts[part].half()
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -256,7 +260,7 @@ def round_to_half(name: str, value: Tensor) -> Tensor:
     Arguments
     ---------
     name : str
-        Its name.
+        What to call it if it is too large.
     value : torch.Tensor
         Of any shape.
 
