@@ -108,6 +108,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add_model_options(command, "--model")
     add_precision_option(command)
+    add_views_option(command)
     command.add_argument(
         "--normalize",
         choices=["peak"],
@@ -160,6 +161,18 @@ def add_precision_option(command: argparse.ArgumentParser) -> None:
         choices=["fp32", "bf16", "fp16", "int8"],
         help="fp32 (default): exact; int8: faster, on the CPU only; bf16: faster on "
         "GPUs and processors that have it; fp16: faster on GPUs",
+    )
+
+
+def add_views_option(command: argparse.ArgumentParser) -> None:
+    """How often the model looks at a mixture."""
+    command.add_argument(
+        "--views",
+        type=int,
+        metavar="N",
+        help="the mean over N delays and both polarities of a mixture, from 1 to 8: "
+        "more is better and takes N times as long; by default what the model's card "
+        "asks for, or 1",
     )
 
 
@@ -218,6 +231,7 @@ def separate(arguments: argparse.Namespace) -> int:
             mode=arguments.mode,
             max_memory=arguments.max_memory,
             window=arguments.window,
+            views=arguments.views,
             progress=True,
         ),
     )

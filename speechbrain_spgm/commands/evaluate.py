@@ -24,7 +24,11 @@ LEVEL_STEPS = (2, 5)  # dB between the loudest and the softest source
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
     """The arguments of ``spgm evaluate``."""
-    from speechbrain_spgm.cli import add_model_options, add_precision_option
+    from speechbrain_spgm.cli import (
+        add_model_options,
+        add_precision_option,
+        add_views_option,
+    )
 
     command = commands.add_parser(
         "evaluate",
@@ -37,6 +41,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     add_model_options(command, "--model")
     add_precision_option(command)
+    add_views_option(command)
     command.add_argument(
         "--manifest",
         required=True,
@@ -113,6 +118,7 @@ def positive(kind: type) -> type:
 def run(arguments: argparse.Namespace) -> int:
     """Evaluates; returns the exit code."""
     from speechbrain_spgm.cli import count, load_model, make_folder, say
+    from speechbrain_spgm.inference.views import check_views
     from speechbrain_spgm.training.evaluation import (
         Worst,
         breakdown,
@@ -128,6 +134,10 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.trust_remote_code,
         arguments.precision,
     )
+    if arguments.views is None:
+        arguments.views = model.views
+    if check_views(arguments.views) > 1:
+        say(f"spgm: the voices are the mean of {arguments.views} views of a mixture.")
     metrics = [name.strip() for name in arguments.metrics.split(",") if name.strip()]
     check_metrics(metrics, model.sample_rate)
     dataset = open_dataset(arguments, model)
@@ -159,6 +169,7 @@ def run(arguments: argparse.Namespace) -> int:
                 "test_set": arguments.manifest.stem,
                 "metrics": metrics,
                 "precision": model.precision,
+                "views": arguments.views,
             },
             groups=groups,
             worst=worst.examples,
@@ -225,7 +236,7 @@ def separate_and_score(
         for batch in loader:
             levels |= level_groups(batch)
             batch = batch.to(model.device)
-            estimates = model.separate_batch(batch.mix, batch.lengths)
+            estimates = model.separate_batch(batch.mix, batch.lengths, arguments.views)
             pit = pit_si_sdr_loss(estimates, batch.sources, batch.lengths)
             new = score_batch(estimates, batch, pit, metrics, model.sample_rate)
             worst.add(new, estimates, batch, pit)

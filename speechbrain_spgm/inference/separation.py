@@ -48,6 +48,7 @@ from speechbrain_spgm.inference.remote import (
     source_name,
 )
 from speechbrain_spgm.inference.safe_yaml import load_safely
+from speechbrain_spgm.inference.views import check_views, separate_views, views_of
 from speechbrain_spgm.inference.weights import card_config, load_weights
 from speechbrain_spgm.lobes import intra
 from speechbrain_spgm.lobes.masknet import SPGMMaskNet
@@ -336,9 +337,17 @@ class SPGMSeparation(SepformerSeparation):
             raise ModelError("The model's yaml names no sample_rate: add it.")
         return int(self.hparams.sample_rate)
 
+    @property
+    def views(self) -> int:
+        """How many views of a recording are separated unless the caller says."""
+        return views_of(getattr(self.hparams, "config", None))
+
     @torch.no_grad()
     def separate_batch(
-        self, mix: Tensor, lengths: Tensor | Sequence[float] | None = None
+        self,
+        mix: Tensor,
+        lengths: Tensor | Sequence[float] | None = None,
+        views: int = 1,
     ) -> Tensor:
         """Separates a batch of mixtures; each gets what it would get alone.
 
@@ -350,6 +359,10 @@ class SPGMSeparation(SepformerSeparation):
             Valid part of each mixture, ``[B]``: in samples if whole numbers, as a share
             of T if floats (SpeechBrain's relative lengths). By default all T. What mix
             holds beyond is never read.
+        views : int
+            1: the network's own output, as SpeechBrain's. More, up to 8: the mean over
+            so many delays and both polarities of the mixture, which is nearer to the
+            voices and takes as many times as long.
 
         Returns
         -------
@@ -360,8 +373,10 @@ class SPGMSeparation(SepformerSeparation):
         Raises
         ------
         ValueError
-            If a shape or a length is wrong or the valid part holds NaN or infinity.
+            If a shape, a length or the number of views is wrong or the valid part holds
+            NaN or infinity.
         """
+        views = check_views(views)
         mix = torch.as_tensor(mix)
         if mix.ndim != 2 or mix.numel() == 0 or mix.is_complex():
             raise UserError(
@@ -371,16 +386,25 @@ class SPGMSeparation(SepformerSeparation):
         weight = next(self.mods.encoder.parameters())
         mix = mix.to(weight.device, weight.dtype)
         B, T = mix.shape
-        samples = None if lengths is None else samples_of(lengths, B, T)
+        samples = samples_of([T] * B if lengths is None else lengths, B, T)
         check_finite(mix, samples)
-        return separate(
-            self.mods.encoder,
-            self.mods.masknet,
-            self.mods.decoder,
-            mix,
-            samples,
-            autocast=HALVES.get(self.precision),
-        )
+
+        def once(mix: Tensor, samples: Tensor) -> Tensor:
+            return separate(
+                self.mods.encoder,
+                self.mods.masknet,
+                self.mods.decoder,
+                mix,
+                samples,
+                autocast=HALVES.get(self.precision),
+            )
+
+        return separate_views(once, mix, samples, views, self._period())
+
+    def _period(self) -> int:
+        """Samples from one chunk to the next."""
+        hop = max(1, getattr(self.mods.masknet, "K", 2) // 2)  # frames
+        return hop * self.mods.encoder.conv1d.stride[0]
 
     def separate_file(
         self,
@@ -392,6 +416,7 @@ class SPGMSeparation(SepformerSeparation):
         max_memory: int | str | None = None,
         window: float = WINDOW,
         overlap: float | None = None,
+        views: int | None = None,
         progress: bool = False,
     ) -> Tensor:
         """Separates an audio file of any length.
@@ -420,6 +445,8 @@ class SPGMSeparation(SepformerSeparation):
         overlap : float, optional
             Seconds that neighbouring windows share; by default a third of a window,
             which is the most.
+        views : int, optional
+            As in ``separate_batch``; by default what the model's card asks for.
         progress : bool
             Whether the stitched mode shows a bar with the time left.
 
@@ -435,7 +462,7 @@ class SPGMSeparation(SepformerSeparation):
         UserError
             If an option is wrong, or the exact mode is asked for and does not fit.
         """
-        options = Options(normalize, mode, max_memory, window, overlap, progress)
+        options = Options(normalize, mode, max_memory, window, overlap, views, progress)
         with local_audio(path, savedir) as local:
             return separate_to_tensor(self, Path(local), str(path), options)
 
@@ -449,6 +476,7 @@ class SPGMSeparation(SepformerSeparation):
         max_memory: int | str | None = None,
         window: float = WINDOW,
         overlap: float | None = None,
+        views: int | None = None,
         report: str | Path | None = None,
         progress: bool = False,
     ) -> dict[str, Any]:
@@ -460,7 +488,7 @@ class SPGMSeparation(SepformerSeparation):
 
         Arguments
         ---------
-        path, normalize, mode, max_memory, window, overlap, progress
+        path, normalize, mode, max_memory, window, overlap, views, progress
             As in ``separate_file``.
         outputs : sequence of str or Path
             One per voice; they appear when all is done.
@@ -481,7 +509,7 @@ class SPGMSeparation(SepformerSeparation):
         UserError
             If an option is wrong, or the exact mode is asked for and does not fit.
         """
-        options = Options(normalize, mode, max_memory, window, overlap, progress)
+        options = Options(normalize, mode, max_memory, window, overlap, views, progress)
         with local_audio(path) as local:
             return separate_to_files(
                 self,
@@ -493,7 +521,10 @@ class SPGMSeparation(SepformerSeparation):
             )
 
     def separate_recording(
-        self, recording: Recording, normalize: str | None = None
+        self,
+        recording: Recording,
+        normalize: str | None = None,
+        views: int | None = None,
     ) -> Tensor:
         """Separates a recording that is in memory; see ``separate_file``.
 
@@ -503,6 +534,8 @@ class SPGMSeparation(SepformerSeparation):
             Samples ``[T]`` and their rate.
         normalize : str, optional
             ``None`` or ``"peak"``.
+        views : int, optional
+            As in ``separate_file``.
 
         Returns
         -------
@@ -513,7 +546,8 @@ class SPGMSeparation(SepformerSeparation):
             raise UserError(f'normalize is {normalize!r}, but must be None or "peak".')
         samples, rate, name = recording[:3]
         mix = resample(samples, rate, self.sample_rate)
-        est = self.separate_batch(mix.unsqueeze(0))[0]  # [T', spks]
+        views = self.views if views is None else views
+        est = self.separate_batch(mix.unsqueeze(0), views=views)[0]  # [T', spks]
         est = est.float().cpu().t().contiguous()  # [spks, T']
         # Resampling rounds up twice, so there are T samples or some more.
         est = resample(est, self.sample_rate, rate)[:, : len(samples)].t()

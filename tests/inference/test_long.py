@@ -113,7 +113,7 @@ def ideal(model: SPGMSeparation, monkeypatch: pytest.MonkeyPatch) -> torch.Tenso
     voices = talk(20, 2)
     mix = voices.sum(1)
 
-    def separate_batch(batch: torch.Tensor, lengths: object = None) -> torch.Tensor:
+    def separate_batch(batch: torch.Tensor, views: int) -> torch.Tensor:
         n = batch.shape[1]
         loudest = int(batch[0].abs().argmax())  # where this window begins
         start = int((mix == batch[0, loudest]).nonzero()[0]) - loudest
@@ -233,6 +233,7 @@ def test_exact_mode_is_separate_recording(model, tmp_path) -> None:
         ({"max_memory": "much"}, "'much' is no amount of memory"),
         ({"window": 0.5}, "at least 1 s"),
         ({"overlap": 6}, "at most a third of the window, 5 s"),
+        ({"views": 0}, "views is 0, but must be a whole number from 1 to 8"),
     ],
 )
 def test_wrong_options_are_one_sentence(model, tmp_path, wrong, words) -> None:

@@ -43,6 +43,7 @@ from speechbrain_spgm.inference.long.stitching import (
     check_outputs,
     check_windows,
 )
+from speechbrain_spgm.inference.views import check_views
 from speechbrain_spgm.lobes import engine
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class Options(NamedTuple):
     max_memory: int | str | None = None
     window: float = WINDOW
     overlap: float | None = None  # by default a third of the window
+    views: int | None = None  # by default what the model's card asks for
     progress: bool = False
 
 
@@ -107,7 +109,7 @@ def make_plan(model: SPGMSeparation, samples: int, rate: int, options: Options) 
     UserError
         If the exact mode is asked for and does not fit.
     """
-    estimate = estimate_bytes(model, samples, rate)
+    estimate = estimate_bytes(model, samples, rate, options.views or 1)
     limit = options.max_memory
     if isinstance(limit, str):
         limit = parse_bytes(limit)
@@ -126,7 +128,7 @@ def make_plan(model: SPGMSeparation, samples: int, rate: int, options: Options) 
 
 
 def check_options(model: SPGMSeparation, options: Options) -> Options:
-    """Refuses wrong values before anything is read; fills in the overlap."""
+    """Refuses wrong values before anything is read; fills in what is left open."""
     if options.normalize not in (None, "peak"):
         raise UserError(
             f'normalize is {options.normalize!r}, but must be None or "peak".'
@@ -139,7 +141,8 @@ def check_options(model: SPGMSeparation, options: Options) -> Options:
     check_windows(options.window, overlap)
     if options.mode == "stitched":
         check_outputs(count_voices(model))
-    return options._replace(overlap=overlap)
+    views = model.views if options.views is None else check_views(options.views)
+    return options._replace(overlap=overlap, views=views)
 
 
 def separate_to_tensor(
@@ -276,11 +279,13 @@ def _separate_exactly(
 
         def watch(rows: int, total: int) -> None:
             with lock:
-                bar.total = total
+                bar.total = total * options.views
                 bar.update(rows)
 
         with engine.watched(watch):
-            return model.separate_recording(source.recording(), options.normalize)
+            return model.separate_recording(
+                source.recording(), options.normalize, options.views
+            )
 
 
 class _Source:
@@ -388,6 +393,7 @@ def _stitcher(model: SPGMSeparation, source: _Source, options: Options) -> Stitc
         source.name,
         options.window,
         options.overlap,
+        options.views,
     )
 
 
@@ -404,5 +410,6 @@ def _facts(
         "limit_bytes": plan.limit,
         "window_seconds": options.window,
         "overlap_seconds": options.overlap,
+        "views": options.views,
         "seams": [seam._asdict() for seam in seams],
     }

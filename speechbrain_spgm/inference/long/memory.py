@@ -75,7 +75,9 @@ def format_bytes(size: float) -> str:
     return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
 
 
-def estimate_bytes(model: SPGMSeparation, samples: int, rate: int) -> int:
+def estimate_bytes(
+    model: SPGMSeparation, samples: int, rate: int, views: int = 1
+) -> int:
     """The peak memory of separating a whole recording, over the loaded model.
 
     Arguments
@@ -86,6 +88,8 @@ def estimate_bytes(model: SPGMSeparation, samples: int, rate: int) -> int:
         Length of the recording.
     rate : int
         Its sample rate in Hz.
+    views : int
+        See ``SPGMSeparation.separate_batch``.
 
     Returns
     -------
@@ -121,6 +125,8 @@ def estimate_bytes(model: SPGMSeparation, samples: int, rate: int) -> int:
     else:
         held = PLAIN_STATES * state + PLAIN_MASKS * spks * N * L * size
     separating = held + (2 + spks) * T * size  # mixture, padded; voices
+    if views > 1:  # a delayed mixture, the voices of the first view and their sum
+        separating += (1 + 2 * spks) * T * size
     # Voices in the model's precision and float32, at the recording's rate twice, and
     # three of the kind in float64 while their levels are set.
     levelling = spks * (T * (size + 4) + samples * (2 * 4 + 2 * 8))

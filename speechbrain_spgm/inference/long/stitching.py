@@ -92,6 +92,8 @@ class Stitcher:
         For messages.
     window, overlap : float
         In seconds.
+    views : int
+        See ``SPGMSeparation.separate_batch``.
 
     Raises
     ------
@@ -108,9 +110,11 @@ class Stitcher:
         name: str,
         window: float,
         overlap: float,
+        views: int = 1,
     ) -> None:
         check_windows(window, overlap)
         self.model, self.recording, self.rate, self.name = model, recording, rate, name
+        self.views = views
         self.T = resampled_length(len(recording), (rate, model.sample_rate))
         length = round(window * model.sample_rate)
         overlap = min(round(overlap * model.sample_rate), length // 3)
@@ -204,7 +208,8 @@ class Stitcher:
         """The outputs of a window at the level of the mixture, ``[T, spks]``."""
         start = self.windows.starts[w]
         samples = mix.read(start, start + self.windows.length)[:, 0]
-        est = self.model.separate_batch(samples.unsqueeze(0))[0].float().cpu()
+        est = self.model.separate_batch(samples.unsqueeze(0), views=self.views)
+        est = est[0].float().cpu()
         if not est.isfinite().all():
             raise too_loud(self.name, float(samples.abs().max()))
         return fit_mixture(est, samples)
