@@ -113,8 +113,11 @@ def separate_views(
     first = total
     for view in range(1, views):
         delay, sign = view * period // views, -1 if view % 2 else 1
-        est = separate(sign * F.pad(mix, (delay, 0)), lengths + delay)
-        total = total + in_order_of(first, sign * est[:, delay:])
+        delayed = sign * F.pad(mix, (delay, 0))
+        # Nothing of a view is held while the next one is computed.
+        total = total + in_order_of(
+            first, sign * separate(delayed, lengths + delay)[:, delay:]
+        )
     return total / views if views > 1 else total
 
 
