@@ -169,10 +169,10 @@ def report(scores: dict[str, list[float]], name: str) -> str:
     count = len(scores[PLAIN])
     lines = [
         "# Other conditions than those of the test list\n",
-        f"Made by `python -m benchmarks.conditions --mixtures {count}` with {name}: "
-        f"the voices of {count} test mixtures, with one thing changed at a time. ± is "
-        "the 95% confidence interval of the mean (of the difference, paired by "
-        "mixture).\n",
+        f"Made by `python -m benchmarks.conditions --mixtures {count}` with {name}, "
+        f"one view of each mixture: the voices of {count} test mixtures, with one "
+        "thing changed at a time. ± is the 95% confidence interval of the mean (of the "
+        "difference, paired by mixture).\n",
         "| condition | SI-SDRi, dB | against the first, dB |",
         "|---|---|---|",
     ]

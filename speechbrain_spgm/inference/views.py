@@ -21,6 +21,7 @@ from torch import Tensor
 
 from speechbrain_spgm.data.errors import UserError
 from speechbrain_spgm.inference.published import CARD
+from speechbrain_spgm.lobes import averages
 
 MOST_VIEWS = 8  # each costs as much time as the first
 
@@ -114,10 +115,10 @@ def separate_views(
     for view in range(1, views):
         delay, sign = view * period // views, -1 if view % 2 else 1
         delayed = sign * F.pad(mix, (delay, 0))
-        # Nothing of a view is held while the next one is computed.
-        total = total + in_order_of(
-            first, sign * separate(delayed, lengths + delay)[:, delay:]
-        )
+        with averages.of_view(view):
+            est = sign * separate(delayed, lengths + delay)[:, delay:]
+        total = total + in_order_of(first, est)
+        del est  # the next view needs the memory
     return total / views if views > 1 else total
 
 

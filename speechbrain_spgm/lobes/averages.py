@@ -11,6 +11,8 @@ nothing that happens to be in it leads it astray, and the voices keep their side
     with second.learning(first):    windows have the first's; second sums up their own
     with second.ruling():           windows have the second's
 
+Where a window is seen in several views, each view has averages of its own.
+
 Axes: B utterances, N filters, P quantities.
 """
 
@@ -39,7 +41,8 @@ class Averages:
     """
 
     def __init__(self) -> None:
-        self.sums: list[tuple[Tensor, int]] = []  # by station: [P, 1, N], weight
+        # By view, then by station: [P, 1, N], weight.
+        self.sums: dict[int, list[tuple[Tensor, int]]] = {}
 
     def learning(self, given: Averages | None = None) -> AbstractContextManager[None]:
         """Sums up the averages of the utterances computed inside, from this thread.
@@ -60,6 +63,29 @@ class Averages:
 _current: ContextVar[tuple[Averages | None, Averages | None]] = ContextVar(
     "share", default=(None, None)
 )
+_view: ContextVar[int] = ContextVar("view", default=0)
+
+
+@contextmanager
+def of_view(number: int) -> Iterator[None]:
+    """What is computed inside, from this thread, belongs to this view.
+
+    Example
+    -------
+    >>> averages = Averages()
+    >>> with averages.learning():
+    ...     for number in (0, 1):
+    ...         with of_view(number):
+    ...             own = Share().mean(torch.tensor([[number + 5.0]]), [1])
+    >>> with averages.ruling(), of_view(0):
+    ...     Share().mean(torch.tensor([[9.0]]), [1]).item()
+    5.0
+    """
+    token = _view.set(number)
+    try:
+        yield
+    finally:
+        _view.reset(token)
 
 
 @contextmanager
@@ -80,6 +106,7 @@ class Share:
 
     def __init__(self) -> None:
         (self.learner, self.given), self.station = _current.get(), 0
+        self.view = _view.get()
 
     def moments(
         self, mean: Tensor, var: Tensor, weights: Sequence[int]
@@ -115,11 +142,11 @@ class Share:
         if self.learner is not None:
             scale = own.new_tensor(list(weights), dtype=torch.float64).unsqueeze(1)
             total = (own * scale).sum(1, keepdim=True)
-            sums = self.learner.sums
+            sums = self.learner.sums.setdefault(self.view, [])
             if station == len(sums):
                 sums.append((torch.zeros_like(total), 0))
             sums[station] = sums[station][0] + total, sums[station][1] + sum(weights)
         if self.given is None:
             return own
-        total, weight = self.given.sums[station]
+        total, weight = self.given.sums[self.view][station]
         return (total / weight).expand_as(own)

@@ -15,6 +15,7 @@ from speechbrain_spgm.data.errors import UserError
 from speechbrain_spgm.inference import SPGMSeparation
 from speechbrain_spgm.inference.long.memory import estimate_bytes
 from speechbrain_spgm.inference.views import separate_views
+from speechbrain_spgm.lobes.averages import Share
 from speechbrain_spgm.training.losses import pit_si_sdr_loss
 from tests.inference.test_separation import padded_batch
 
@@ -41,10 +42,11 @@ def with_views(published: Path, folder: Path, views: object) -> Path:
 def test_delay_polarity_and_order_are_undone(spks: int) -> None:
     """What a network does alike in all views is what comes out, in the first order."""
     mix, lengths = torch.randn(4, 500), torch.tensor([500, 20, 1, 499])
-    seen = []
+    seen, averages_of = [], []
 
     def network(mix: Tensor, lengths: Tensor) -> Tensor:
         seen.append((mix, lengths))
+        averages_of.append(Share().view)
         parts = [mix.roll(1 + k, 1) * (k + 1) for k in range(spks)]
         rows = [torch.stack(parts, -1)[b][:, torch.randperm(spks)] for b in range(4)]
         beyond = torch.arange(mix.shape[1]) >= lengths.unsqueeze(1)
@@ -57,6 +59,7 @@ def test_delay_polarity_and_order_are_undone(spks: int) -> None:
     # The first samples come from before the mixture, which a delayed view knows.
     torch.testing.assert_close(found[:, spks:], first[:, spks:])
     assert [int(more[0]) - 500 for _, more in seen[1:]] == [0, 80, 160, 240, 320]
+    assert averages_of[1:] == [0, 1, 2, 3, 4]
     assert torch.equal(seen[2][0][:, 80:], -mix)
     assert torch.equal(seen[3][0][:, 160:], mix)
 
