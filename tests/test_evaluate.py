@@ -69,8 +69,17 @@ def test_table_and_files(model, tmp_path, capsys):
         assert float(row["si_sdr"]) == pytest.approx(-loss.item(), abs=1e-3)
     summary = json.loads((output / "test_summary.json").read_text())
     assert summary["n"] == 3 and summary["test_set"] == "test"
+    assert summary["views"] == 1
     # Three utterances, each: mixture, 2 estimates, 2 references, picture.
     assert len(list((output / "worst").iterdir())) == 18
+
+    assert evaluate(model, manifest, "--views", "2", "--output", str(output)) == 0
+    captured = capsys.readouterr()
+    assert captured.out != table and "mean of 2 views" in captured.err
+    assert json.loads((output / "test_summary.json").read_text())["views"] == 2
+    assert evaluate(model, manifest, "--views", "0") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "views is 0, but must be a whole number from 1 to 8" in line
 
 
 def test_a_librimix_list_and_the_shipped_model(shared, capsys):
