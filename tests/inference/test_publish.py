@@ -361,6 +361,10 @@ def two_models(run: Path) -> None:
     torch.save({name: -value for name, value in state.items()}, folder / "decoder.ckpt")
 
 
+def other_views(run: Path) -> None:
+    (run / "test_summary.json").write_text(json.dumps(SUMMARY | {"views": 4}))
+
+
 def edit_card(run: Path, **changes: object) -> None:
     path = run / "model" / "config.json"
     config = json.loads(path.read_text())
@@ -373,6 +377,7 @@ def edit_card(run: Path, **changes: object) -> None:
     [
         (no_results, "No measured results: there is no test_summary.json.*--results"),
         (empty_results, "No measured results: .*must hold n"),
+        (other_views, "measured with views 4, but the model's card asks for 1: test"),
         (no_licence, "No licence: give one by --license"),
         (private_path, r"config.json, line \d+, holds a local path \(/data/wsj0\)"),
         (windows_path, r"config.json, line \d+, holds a local path \(D:"),
@@ -389,6 +394,17 @@ def test_what_is_refused(run, tmp_path, spoil, words):
         assemble(run, tmp_path / "assembled", REPO)
     assert {path.name for path in tmp_path.iterdir()} == {"run"}
     assert SECRET not in str(refused.value)
+
+
+def test_the_views_of_the_results_are_told_again(run, tmp_path):
+    edit_card(run, views=4)
+    other_views(run)
+    first = assemble(run, tmp_path / "1", REPO)
+    assert (
+        "n = 30 mixtures, 4 views of each:" in (first.folder / "README.md").read_text()
+    )
+    again = assemble(first.folder, tmp_path / "2", REPO)
+    assert json.loads((again.folder / "test_summary.json").read_text())["views"] == 4
 
 
 def test_the_authors_words_are_kept(run, tmp_path):

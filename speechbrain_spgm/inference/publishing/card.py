@@ -222,7 +222,9 @@ def _results(results: Results) -> str:
     table = "\n".join(
         ["| metric | n | mean ± 95% confidence interval |", "|---|---|---|", *rows]
     )
-    return f"Measured on {results.test_set}, n = {results.n} mixtures:\n\n{table}"
+    views = f", {results.views} views of each" if (results.views or 1) > 1 else ""
+    about = f"Measured on {results.test_set}, n = {results.n} mixtures{views}"
+    return f"{about}:\n\n{table}"
 
 
 def _value(metric: Measured) -> str:

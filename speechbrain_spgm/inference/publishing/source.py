@@ -26,6 +26,7 @@ from speechbrain_spgm.inference.published import (
 )
 from speechbrain_spgm.inference.publishing.privacy import clean_command
 from speechbrain_spgm.inference.separation import SPGMSeparation
+from speechbrain_spgm.inference.views import check_views, views_of
 from speechbrain_spgm.lobes.spgm import SPGMBlock
 
 MODEL_FOLDER = "model"  # of a run
@@ -55,12 +56,16 @@ class Measured(NamedTuple):
 
 
 class Results(NamedTuple):
-    """What a test measured: on how many mixtures of what, SI-SDRi first."""
+    """What a test measured: on how many mixtures of what, SI-SDRi first.
+
+    ``views`` is how many of each mixture were taken, if the test says.
+    """
 
     n: int
     test_set: str
     measured: tuple[Measured, ...]
     summary: Mapping[str, Any]
+    views: int | None = None
 
 
 class Source(NamedTuple):
@@ -109,6 +114,12 @@ def read_source(
     home, run = find_model(folder)
     model, config, card = load_model(home)
     results = read_results(home, run, summary)
+    views = views_of({CARD: card})
+    if results.views not in (None, views):
+        raise ModelError(
+            f"The results were measured with views {results.views}, but the model's "
+            f"card asks for {views}: test it by spgm evaluate --views {views}."
+        )
     free = FREE_DATA.search(results.test_set) is not None
     if example is None and run is not None and free:
         example = next(iter(sorted((run / "examples").glob("*_mix.wav"))), None)
@@ -247,7 +258,10 @@ def _results(summary: Any, path: Path, test_set: str) -> Results:
     given = _file_name(str(entries.get("test_set") or ""))
     if given not in VAGUE or not test_set:
         test_set = given or "test set"
-    return Results(n, test_set, measured, {"test_set": test_set, "n": n, **kept})
+    about: dict[str, Any] = {"test_set": test_set, "n": n}
+    if "views" in entries:
+        about["views"] = check_views(entries["views"], f"views in {path}")
+    return Results(n, test_set, measured, {**about, **kept}, about.get("views"))
 
 
 def _is_measured(value: Mapping[str, Any]) -> bool:
