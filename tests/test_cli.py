@@ -210,10 +210,10 @@ def test_an_unexpected_failure_stops_one_file_only(run, model, tmp_path, monkeyp
         record(tmp_path / "in" / name)
     separate = SPGMSeparation.separate_recording
 
-    def fail_once(self, recording, normalize=None):
+    def fail_once(self, recording, *options):
         if recording.name.endswith("a.wav"):
             raise RuntimeError("not enough memory\nand more lines")
-        return separate(self, recording, normalize)
+        return separate(self, recording, *options)
 
     monkeypatch.setattr(SPGMSeparation, "separate_recording", fail_once)
     out = tmp_path / "out"

@@ -50,8 +50,8 @@ def test_a_window_equals_its_part_of_the_recording(grad: bool, linear: bool) -> 
         assert torch.allclose(masks[..., K:-K], expected, atol=1e-5)
     assert not torch.allclose(alone[..., K:-K], expected, atol=1e-2)
     assert torch.allclose(ruled_whole, whole, atol=1e-5)
-    for (a, n), (b, m) in zip(again.sums, averages.sums, strict=True):
+    for (a, n), (b, m) in zip(again.sums[0], averages.sums[0], strict=True):
         assert n == m and torch.allclose(a, b)
-    (sums, weight), (whole_sums, whole_weight) = halves.sums[0], averages.sums[0]
+    (sums, weight), (whole_sums, whole_weight) = halves.sums[0][0], averages.sums[0][0]
     assert weight == whole_weight == 100  # of the first norm: the same frames
     assert torch.allclose(sums, whole_sums)
