@@ -14,13 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import torch
 import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from speechbrain_spgm.data.errors import UserError
 from speechbrain_spgm.inference.published import CARD
 from speechbrain_spgm.lobes import averages
-from speechbrain_spgm.training.losses import best_permutation, reorder
 
 MOST_VIEWS = 8  # each costs as much time as the first
 
@@ -104,7 +105,6 @@ def separate_views(
 
     Example
     -------
-    >>> import torch
     >>> def biased(mix, lengths):  # what does not change sign with the mixture cancels
     ...     return torch.stack([mix + 1, 2 * mix + 1], dim=-1)
     >>> separate_views(biased, torch.ones(1, 3), torch.tensor([3]), 2, period=4)[0, 0]
@@ -137,10 +137,15 @@ def in_order_of(first: Tensor, est: Tensor) -> Tensor:
 
     Example
     -------
-    >>> import torch
     >>> first = torch.tensor([[[1.0, 0.0], [0.0, 2.0]]])
     >>> in_order_of(first, first.flip(-1)).equal(first)
     True
     """
-    agreement = est.mT @ first  # [B, spks of est, spks of first]
-    return reorder(est, best_permutation(agreement.nan_to_num()))
+    products = (first.mT @ est).double().cpu()  # [B, spks of first, spks of est]
+    orders = [
+        linear_sum_assignment(product.nan_to_num(), maximize=True)[1]
+        for product in products
+    ]
+    return torch.stack(
+        [voices[:, order] for voices, order in zip(est, orders, strict=True)]
+    )
