@@ -4,8 +4,9 @@ All take the parts of one mixture [rows, T] (its voices, and in the second group
 noise as the last row) and return as many; the mixture is the sum of the rows, before
 and after. There are two groups:
 
-- *voices*: ``shift``, ``equalise``, ``match_colour``, ``reverberate`` treat every voice
-  differently, as speakers and microphones do. They come before the levels are set. The
+- *voices*: ``shift``, ``equalise``, ``match_colour``, ``reverberate``, ``invert`` treat
+  every voice differently, as speakers and microphones do. They come before the levels
+  are set. The
   reference of a reverberant voice is the reverberant voice: the network learns to
   separate, and is not asked to remove the room at the same time.
 - *mixture*: ``limit_band``, ``drop_frequencies``, ``drop_chunks``, ``change_gain``
@@ -122,6 +123,22 @@ def reverberate(
     wet = waves.copy()
     wet[:, 1:] += late
     return wet
+
+
+def invert(waves: np.ndarray, rate: int, rng: np.random.Generator) -> np.ndarray:
+    """Turns every row's polarity round, or not, with equal chances.
+
+    Nobody hears the polarity of a recording, and every microphone has its own; to a
+    network that ends its encoder in a ReLU, it is another waveform.
+
+    Example
+    -------
+    >>> invert(np.ones((2, 3)), 8000, np.random.default_rng(1))
+    array([[ 1.,  1.,  1.],
+           [-1., -1., -1.]])
+    """
+    signs = 1 - 2 * rng.integers(0, 2, (len(waves), 1))
+    return waves * signs.astype(waves.dtype)
 
 
 def limit_band(
@@ -265,6 +282,7 @@ VOICES = {
     "equalise": equalise,
     "match_colour": match_colour,
     "reverberate": reverberate,
+    "invert": invert,
 }
 MIXTURE = {
     "limit_band": limit_band,
@@ -274,8 +292,8 @@ MIXTURE = {
 }
 
 
-# Not drawn for unless asked: runs from before it existed keep their mixtures.
-LATER = {"match_colour"}
+# Not drawn for unless asked: runs from before they existed keep their mixtures.
+LATER = {"match_colour", "invert"}
 
 
 class Augmentations:
@@ -288,8 +306,8 @@ class Augmentations:
     probabilities : dict of str to float, or list of str
         The names to apply and how often, from 0 to 1; a list means always. Names are
         those of this file's functions: ``shift``, ``equalise``, ``match_colour``,
-        ``reverberate``, ``limit_band``, ``drop_frequencies``, ``drop_chunks``,
-        ``change_gain``.
+        ``reverberate``, ``invert``, ``limit_band``, ``drop_frequencies``,
+        ``drop_chunks``, ``change_gain``.
 
     Raises
     ------

@@ -14,6 +14,7 @@ from speechbrain_spgm.data.augment import (
     drop_chunks,
     drop_frequencies,
     equalise,
+    invert,
     limit_band,
     match_colour,
     reverberate,
@@ -63,7 +64,7 @@ def test_the_mixture_stays_the_sum(unit):
     np.testing.assert_allclose(unit(waves, RATE, rng(1)).sum(0), summed[0], atol=1e-6)
 
 
-@pytest.mark.parametrize("unit", [shift, equalise, reverberate])
+@pytest.mark.parametrize("unit", [shift, equalise, reverberate, invert])
 def test_voices_are_treated_differently(unit):
     waves = np.repeat(noise(1), 2, axis=0)
     first, second = unit(waves, RATE, rng(1))
@@ -109,6 +110,17 @@ def test_shift_moves_in_both_directions_and_fills_with_zeros():
         moves.update(by for by in expected if expected[by] == moved.tolist())
         assert moved.tolist() in expected.values()
     assert min(moves) < -4 and max(moves) > 4
+
+
+def test_invert_turns_every_voice_round_half_of_the_time():
+    waves = noise()
+    signs = []
+    for seed in range(200):
+        inverted = invert(waves, RATE, rng(seed))
+        signs.append(np.sign((inverted * waves).sum(-1)))
+        np.testing.assert_array_equal(inverted, waves * signs[-1][:, None])
+    np.testing.assert_allclose(np.mean(signs, axis=0), 0, atol=0.25)
+    assert abs(np.prod(signs, axis=1).mean()) < 0.25  # one voice without the other
 
 
 def test_equalise_is_gentle_and_within_its_range():
