@@ -6,9 +6,8 @@ and after. There are two groups:
 
 - *voices*: ``shift``, ``equalise``, ``match_colour``, ``reverberate``, ``invert`` treat
   every voice differently, as speakers and microphones do. They come before the levels
-  are set. The
-  reference of a reverberant voice is the reverberant voice: the network learns to
-  separate, and is not asked to remove the room at the same time.
+  are set. The reference of a reverberant voice is the reverberant voice: the network
+  learns to separate, and is not asked to remove the room at the same time.
 - *mixture*: ``limit_band``, ``drop_frequencies``, ``drop_chunks``, ``change_gain``
   treat the finished mixture as one bad line would. They are linear and the same for
   all rows, so what is missing in the mixture is missing in the references too. (To drop
