@@ -196,7 +196,7 @@ class SPGMSeparation(SepformerSeparation):
         fetch_config : FetchConfig, optional
             SpeechBrain's; its revision, token and cache are used if not given here.
         precision : str, optional
-            ``"fp32"``, ``"bf16"`` or ``"int8"``, see the class.
+            ``"fp32"``, ``"bf16"``, ``"fp16"`` or ``"int8"``, see the class.
         **kwargs
             ``run_opts`` and ``freeze_params``, see the class.
 
@@ -303,7 +303,7 @@ class SPGMSeparation(SepformerSeparation):
         freeze_params : bool
             Freezes the parameters and sets evaluation mode.
         precision : str, optional
-            ``"fp32"``, ``"bf16"`` or ``"int8"``, see the class.
+            ``"fp32"``, ``"bf16"``, ``"fp16"`` or ``"int8"``, see the class.
 
         Returns
         -------
