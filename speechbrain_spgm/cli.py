@@ -71,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"spgm: {error}")
         return WRONG_INPUT
     except KeyboardInterrupt:
-        say("spgm: interrupted; every file written so far is whole.")
+        text = "spgm: interrupted; every file written so far is whole."
+        print(text, file=sys.stderr)  # say() would import torch first
         return INTERRUPTED
 
 
@@ -210,7 +211,7 @@ def separate(arguments: argparse.Namespace) -> int:
     """``spgm separate``."""
     from tqdm import tqdm
 
-    from speechbrain_spgm.data.errors import UserError
+    from speechbrain_spgm.data.errors import UserError, shown
     from speechbrain_spgm.inference.long.files import Options, check_options
 
     jobs, failures = find_jobs(arguments.inputs, arguments.output)
@@ -250,10 +251,8 @@ def separate(arguments: argparse.Namespace) -> int:
             except Exception as error:  # the other files must go on
                 failed += 1
                 reason = (str(error).splitlines() or [""])[0]
-                bar.write(
-                    f"spgm: {job.source} failed ({type(error).__name__}: {reason}).",
-                    file=sys.stderr,
-                )
+                line = f"{job.source} failed ({type(error).__name__}: {reason})."
+                bar.write(f"spgm: {shown(line)}", file=sys.stderr)
     if lowered:
         say(
             f"spgm: {count(lowered, 'file')} had a higher rate than the model: content "
@@ -289,13 +288,14 @@ def info(arguments: argparse.Namespace) -> int:
     """``spgm info``."""
     model = load_model(arguments.model, arguments.device, arguments.trust_remote_code)
 
-    from speechbrain_spgm.data.errors import UserError
+    from speechbrain_spgm.data.errors import UserError, shown
     from speechbrain_spgm.inference.info import describe
 
     try:
         facts = describe(model)
     except UserError as error:
         raise Problem(error) from None
+    facts = {shown(label, 60): shown(value) for label, value in facts.items()}
     width = max(map(len, facts))
     for label, value in facts.items():
         print(f"{label:<{width}}  {value}")
@@ -429,7 +429,9 @@ def count(number: int, noun: str) -> str:
 
 def say(line: str) -> None:
     """Tells the user something that is not a result."""
-    print(line, file=sys.stderr)
+    from speechbrain_spgm.data.errors import shown
+
+    print(shown(line, longest=None), file=sys.stderr)
 
 
 @contextmanager

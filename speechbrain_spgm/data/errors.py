@@ -1,15 +1,55 @@
-"""The errors for what a user can put right."""
+"""The errors for what a user can put right, and how foreign text is shown."""
 
 from __future__ import annotations
 
 import importlib
+import unicodedata
 from types import ModuleType
+
+# Control, format (bidi overrides too), lone surrogates, line and paragraph separators.
+UNPRINTED = ("Cc", "Cf", "Cs", "Zl", "Zp")
+
+
+def shown(text: object, longest: int | None = 1000) -> str:
+    """Text of a stranger (a card, a name, an answer), safe to print, in one line.
+
+    Arguments
+    ---------
+    text : object
+        Anything; its ``str`` is shown.
+    longest : int, optional
+        In characters; what is longer loses its middle. None: everything is shown.
+
+    Returns
+    -------
+    line : str
+        Without control characters, escape sequences, line ends, invisible and
+        direction-changing characters: each stands there as its escape.
+
+    Example
+    -------
+    >>> print(shown("a\\x1b[2J\\nb\\u202e"), shown("ab" * 9, 10))
+    a\\x1b[2J\\nb\\u202e aba...abab
+    """
+    text = str(text)
+    if longest is not None and len(text) > longest:
+        head = (longest - 3) // 2
+        text = f"{text[:head]}...{text[head + 3 - longest :]}"
+    if text.isprintable():
+        return text
+    return "".join(
+        ascii(character)[1:-1]
+        if unicodedata.category(character) in UNPRINTED
+        else character
+        for character in text
+    )
 
 
 class UserError(ValueError):
     """Wrong input; the message is one sentence naming the value and the remedy.
 
-    Programs catch it at the top, print the message alone and exit with code 2.
+    Programs catch it at the top, print the message alone and exit with code 2. As the
+    message may quote what a stranger wrote, its text is that of :func:`shown`.
 
     Example
     -------
@@ -18,6 +58,11 @@ class UserError(ValueError):
     ...
     speechbrain_spgm.data.errors.UserError: num_spks is 3, but the list mix.csv has 2 sources.
     """  # noqa: E501
+
+    longest: int | None = 4000  # characters of a message
+
+    def __str__(self) -> str:
+        return shown(super().__str__(), self.longest)
 
 
 class MissingPackage(UserError):
