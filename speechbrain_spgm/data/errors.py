@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import os
+import re
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
+
+# What a disk or its rights refuse; other system errors are faults of a program.
+REFUSALS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS),
+    *(errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
+    *(errno.ENAMETOOLONG, errno.ELOOP),
+}
 
 # Control, format (bidi overrides too), lone surrogates, line and paragraph separators.
 UNPRINTED = ("Cc", "Cf", "Cs", "Zl", "Zp")
@@ -104,3 +117,51 @@ def require(module: str, package: str, purpose: str) -> ModuleType:
         raise MissingPackage(
             f"{purpose} needs {package}: run pip install {package}."
         ) from None
+
+
+def refusal(error: BaseException | None) -> str | None:
+    """Why a disk does not take a file, in words; None if the error is another.
+
+    torch, safetensors and libsndfile have errors of their own for a full disk.
+
+    Example
+    -------
+    >>> refusal(OSError(errno.ENOSPC, "")), refusal(KeyError("x"))
+    ('No space left on device', None)
+    """
+    found = error
+    while found is not None:
+        if isinstance(found, OSError) and found.errno in REFUSALS:
+            return os.strerror(found.errno)
+        found = found.__cause__ or found.__context__
+    text = str(error)
+    if named := re.search(r"([\w ]+) \(os error \d+\)", text):
+        return named[1].strip()
+    if isinstance(error, RuntimeError) and re.search(
+        "PytorchStreamWriter|unexpected pos|iostream error|System error", text
+    ):
+        return "the disk may be full"
+    return None
+
+
+@contextmanager
+def writing(place: str | Path, remedy: str = "take another folder") -> Iterator[None]:
+    """Turns what a full or read-only disk raises inside into a UserError.
+
+    Example
+    -------
+    >>> with writing("out", "make room"):
+    ...     raise OSError(errno.ENOSPC, "")
+    Traceback (most recent call last):
+    ...
+    speechbrain_spgm.data.errors.UserError: out cannot be written (No space left on device): make room.
+    """  # noqa: E501
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = refusal(error)
+        if reason is None:
+            raise
+        raise UserError(f"{place} cannot be written ({reason}): {remedy}.") from None

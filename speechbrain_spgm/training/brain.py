@@ -5,6 +5,7 @@ Axes: B utterances, T samples, spks sources.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -40,6 +41,7 @@ from speechbrain_spgm.training.evaluation import (
     score_batch,
     write_results,
 )
+from speechbrain_spgm.training.interrupt import StopRequest, leave_signals_to_parent
 from speechbrain_spgm.training.losses import is_kept, pit_si_sdr_loss, training_loss
 from speechbrain_spgm.training.progress import Progress
 from speechbrain_spgm.training.randomness import seed_step
@@ -48,6 +50,7 @@ from speechbrain_spgm.training.schedule import anneal, remember_peak, warm_up
 from speechbrain_spgm.training.show import separate_examples, show_run
 
 logger = get_logger(__name__)
+NEWS_SECONDS = 60.0  # between two lines where nobody sees a progress bar
 
 
 class SeparationBrain(sb.Brain):
@@ -102,6 +105,8 @@ class SeparationBrain(sb.Brain):
             super().__init__(modules, opt_class, hparams, run_opts, checkpointer)
         except ValueError as error:  # SpeechBrain's words on an option
             raise UserError(str(error)) from None
+        except SystemExit as end:
+            raise UserError(str(end.code)) from None
         # The bare modules: what self.modules holds gets wrapped for several ranks.
         self.networks = torch.nn.ModuleDict(dict(self.modules.items()))
         self.ema = None
@@ -122,6 +127,9 @@ class SeparationBrain(sb.Brain):
         self.worst = Worst()
         self.audio_seconds = 0.0
         self.stage_start = 0.0
+        self.told = time.monotonic()  # when the last line of news came
+        self.stop = StopRequest()
+        self.stopping = False  # the same on all ranks
         self._add_recoverables()
 
     def _option(self, name: str, default: Any = None) -> Any:
@@ -205,9 +213,11 @@ class SeparationBrain(sb.Brain):
 
     def optimizers_step(self) -> None:
         """One step on what all ranks have accumulated, or none if it is not finite."""
-        loss_sum, utterances, nonfinite, kept, seconds = sum_over_ranks(
-            self.tally
+        asked = self.tally.new_tensor([self.stop.asked])
+        loss_sum, utterances, nonfinite, kept, seconds, stop = sum_over_ranks(
+            torch.cat([self.tally, asked])
         ).tolist()
+        self.stopping = stop > 0
         self.tally = new_tally(self.device)
         self.progress.add(loss_sum, int(utterances))
         self.audio_seconds += seconds
@@ -275,10 +285,63 @@ class SeparationBrain(sb.Brain):
 
     def _should_save_intra_epoch_ckpt(self, *args: Any) -> bool:
         """As in SpeechBrain, but not while gradients are being accumulated."""
-        return self._completes_step() and super()._should_save_intra_epoch_ckpt(*args)
+        return self._completes_step() and (
+            self.stopping or super()._should_save_intra_epoch_ckpt(*args)
+        )
+
+    def _save_intra_epoch_ckpt(self) -> None:
+        """As in SpeechBrain; after Ctrl-C or SIGTERM the run ends here."""
+        if self.checkpointer is not None:
+            super()._save_intra_epoch_ckpt()
+        if self.stopping:
+            self._leave(f"epoch {self.epoch}, batch {self.step}")
+
+    def _leave(self, where: str) -> None:
+        """Ends the run with a line that says what is saved."""
+        saved = "nothing is saved"
+        if self.checkpointer is not None:
+            saved = (
+                f"{where} is saved in {self.checkpointer.checkpoints_dir}, the same "
+                "command goes on from there"
+            )
+        self.stop.leave(f"Interrupted: {saved}.")
+
+    def _stop_in_validation(self) -> None:
+        """Saves a run as at the end of its training epoch, before this validation."""
+        batches = self._batches_per_epoch()
+        if batches is not None:
+            self.step, self.stopping = batches, True
+            self._save_intra_epoch_ckpt()
+
+    def fit(self, *args: Any, progressbar: bool | None = None, **kwargs: Any) -> None:
+        """As in SpeechBrain; Ctrl-C and SIGTERM save a checkpoint and end the run."""
+        with self.stop.listening():
+            super().fit(*args, progressbar=self._with_bar(progressbar), **kwargs)
+            if self.stop.asked:
+                self._leave("the trained network")
+
+    def _with_bar(self, wanted: bool | None) -> bool:
+        """Whether somebody sees a progress bar; others get lines of news."""
+        wanted = not self.noprogressbar if wanted is None else wanted
+        return wanted and sys.stderr is not None and sys.stderr.isatty()
+
+    def _tell(self, stage: str, result: str = "") -> None:
+        """Says now and then where the run is."""
+        if time.monotonic() - self.told >= NEWS_SECONDS:
+            self.told = time.monotonic()
+            of = self._batches_per_epoch() if stage == "training" else None
+            batch = f"batch {self.step}" + (f" of {of}" if of else "")
+            logger.info(f"Epoch {self.epoch}, {stage}, {batch}{result}.")
+
+    def on_fit_batch_end(self, *args: Any) -> None:
+        """News of the training."""
+        self._tell("training", f": SI-SDR {self.progress.si_sdr:.2f} dB so far")
 
     def evaluate_batch(self, batch: MixtureBatch, stage: sb.Stage) -> torch.Tensor:
         """Separates and scores a batch; returns the detached loss."""
+        if stage == sb.Stage.VALID and self.stop.asked and world_size() == 1:
+            self._stop_in_validation()
+        self._tell("validation" if stage == sb.Stage.VALID else "test")
         return super().evaluate_batch(batch.to(self.device), stage)
 
     def make_dataloader(
@@ -309,6 +372,7 @@ class SeparationBrain(sb.Brain):
         elif stage == sb.Stage.VALID:
             self.valid_set = dataset
         loader_kwargs.setdefault("collate_fn", MixtureBatch.collate)
+        loader_kwargs.setdefault("worker_init_fn", leave_signals_to_parent)
         if not {"sampler", "batch_sampler"} & loader_kwargs.keys():
             most = loader_kwargs.pop("max_batch_seconds", None)
             size = loader_kwargs.pop("batch_size", None if most else 1)
@@ -361,7 +425,7 @@ class SeparationBrain(sb.Brain):
     ) -> None:
         """Logs in positive dB; after validation anneals the rate and checkpoints."""
         if stage == sb.Stage.TRAIN:
-            seconds = time.monotonic() - self.stage_start
+            seconds = max(time.monotonic() - self.stage_start, 1e-9)
             self.train_stats = {
                 "si_sdr": self.progress.si_sdr,
                 "skipped": self.progress.skipped,
@@ -482,7 +546,8 @@ class SeparationBrain(sb.Brain):
         check_metrics(self._metrics(), self.hparams.sample_rate)
         self.test_name = Path(getattr(test_set, "path", "test")).stem
         kwargs = dict(test_loader_kwargs or {})  # SpeechBrain adds to it
-        super().evaluate(test_set, max_key, min_key, progressbar, kwargs)
+        bar = self._with_bar(progressbar)
+        super().evaluate(test_set, max_key, min_key, bar, kwargs)
         return -average(self.scores)["si_sdr"]
 
 

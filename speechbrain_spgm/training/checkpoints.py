@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from speechbrain.utils.checkpoints import (
 from speechbrain.utils.distributed import main_process_only
 from speechbrain.utils.logger import get_logger
 from torch import nn
+
+from speechbrain_spgm.data.errors import writing
 
 logger = get_logger(__name__)
 
@@ -54,9 +57,18 @@ class WholeCheckpointer(Checkpointer):
     def save_checkpoint(self, *args: Any, **kwargs: Any) -> Checkpoint:
         """As in SpeechBrain; the checkpoint appears when all of it is written."""
         self._sweep()
-        checkpoint = super().save_checkpoint(*args, **kwargs)
-        metafile = checkpoint.path / METAFNAME
-        os.replace(partial_name(metafile), metafile)
+        try:
+            with writing(
+                f"A checkpoint in {self.checkpoints_dir}",
+                "make room, the same command goes on from the checkpoint before",
+            ):
+                checkpoint = super().save_checkpoint(*args, **kwargs)
+                metafile = checkpoint.path / METAFNAME
+                os.replace(partial_name(metafile), metafile)
+        except BaseException:
+            with suppress(OSError):
+                self._sweep()
+            raise
         return checkpoint
 
     @main_process_only
@@ -105,9 +117,10 @@ class WholeCheckpointer(Checkpointer):
         return super()._save_checkpoint_metafile(partial_name(fpath), *args, **kwargs)
 
     def _sweep(self) -> None:
-        """Removes what killed runs left unfinished."""
-        for metafile in self.checkpoints_dir.glob(f"*/{METAFNAME}.partial"):
-            shutil.rmtree(metafile.parent)
+        """Removes what killed runs left unfinished: checkpoints without their yaml."""
+        for folder in self.checkpoints_dir.glob("CKPT+*"):
+            if folder.is_dir() and not (folder / METAFNAME).exists():
+                shutil.rmtree(folder)
 
 
 def partial_name(path: Path) -> Path:

@@ -5,21 +5,28 @@ A recipe adds only how its corpus becomes manifests.
 
 from __future__ import annotations
 
+import fcntl
+import logging
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from hyperpyyaml import load_hyperpyyaml
-from ruamel.yaml.constructor import DuplicateKeyError
-from ruamel.yaml.error import MarkedYAMLError
-from speechbrain.utils.distributed import if_main_process, run_on_main
+from speechbrain.utils.distributed import (
+    ddp_init_group,
+    if_main_process,
+    run_on_main,
+)
 
+from speechbrain_spgm.console import WRONG_INPUT, Stream, exit_code, surroundings
 from speechbrain_spgm.data import DynamicMixing, ManifestDataset, MixtureList
-from speechbrain_spgm.data.errors import UserError
+from speechbrain_spgm.data.atomic import replacing
+from speechbrain_spgm.data.errors import UserError, refusal, writing
 from speechbrain_spgm.data.manifest import ManifestRow, write_manifest
 from speechbrain_spgm.data.voices import find_noise, find_voices, read_voices
 from speechbrain_spgm.training.brain import SeparationBrain
@@ -27,11 +34,28 @@ from speechbrain_spgm.training.checkpoints import WholeCheckpointer
 from speechbrain_spgm.training.command import record_command
 from speechbrain_spgm.training.evaluation import check_metrics
 from speechbrain_spgm.training.initialise import initialise, load_weights
+from speechbrain_spgm.training.settings import (
+    YAML_FILE,
+    Settings,
+    check_folder,
+    check_stride,
+    check_values,
+    first_line,
+    parse,
+    plain,
+    resolve,
+)
 
 TRAIN, VALID, TEST = "train", "valid", "test"
 # What a recipe knows of its corpus: from the built yaml and one of these three names to
 # the mixtures that lie in data_folder.
 Scan = Callable[[Mapping[str, Any], str], list[ManifestRow]]
+# SpeechBrain greets everybody without torchvision, which no recipe uses.
+logging.getLogger("speechbrain.utils.train_logger").addFilter(
+    lambda record: "torchvision is not available" not in record.getMessage()
+)
+for talker in ("matplotlib", "PIL"):  # else most of log.txt is about fonts
+    logging.getLogger(talker).setLevel(logging.INFO)
 
 
 class Datasets(NamedTuple):
@@ -44,7 +68,9 @@ class Datasets(NamedTuple):
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Turns a UserError inside into its message alone and exit code 2.
+    """Runs a script's work: errors of its user become one sentence and exit code 2.
+
+    So do a full or read-only disk; Ctrl-C gives exit code 130 and SIGTERM 143.
 
     Example
     -------
@@ -55,14 +81,33 @@ def user_errors() -> Iterator[None]:
     SystemExit: 2
     """
     try:
-        yield
+        with surroundings(), writing("A file", "make room, or take another folder"):
+            try:
+                yield
+            except OSError as error:  # with the name of the file
+                if error.filename is None or refusal(error) is None:
+                    raise
+                raise UserError(
+                    f"{error.filename} cannot be written or read ({refusal(error)}): "
+                    "make room, or take another folder."
+                ) from None
     except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(2)
+        complain(f"Error: {error}")
+        sys.exit(WRONG_INPUT)
+    except KeyboardInterrupt as interrupt:
+        complain(
+            str(interrupt) or "Interrupted: the same command goes on or begins again."
+        )
+        sys.exit(exit_code(interrupt))
 
 
-def load_hparams(path: str | Path, overrides: str) -> dict[str, Any]:
-    """Builds what a HyperPyYAML file describes.
+def complain(line: str) -> None:
+    """Says something on stderr, wherever that leads."""
+    Stream(sys.stderr).write(f"{line}\n")
+
+
+def load_hparams(path: str | Path, overrides: str = "") -> dict[str, Any]:
+    """Checks and builds what a HyperPyYAML file describes.
 
     Arguments
     ---------
@@ -79,32 +124,107 @@ def load_hparams(path: str | Path, overrides: str) -> dict[str, Any]:
     Raises
     ------
     UserError
-        If the file is missing or no yaml, a placeholder has no value, or an override
-        names no key or is given twice.
+        If the file is missing or no yaml, a placeholder has no value, an override
+        names no key or is given twice, or a value cannot be right.
+    """
+    text = resolve(path, overrides)
+    check_values(plain(parse(text)))
+    return build(path, text)
+
+
+def build(path: str | Path, text: str) -> dict[str, Any]:
+    """Builds a resolved yaml; ``path`` is for the messages."""
+    try:
+        hparams = load_hyperpyyaml(text)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"Something in {path} or the command line needs the package {error.name}: "
+            f"run pip install {error.name}."
+        ) from None
+    except UserError:
+        raise
+    except Exception as error:  # a yaml may name any class, with errors of its own
+        if refusal(error) is not None:
+            raise
+        reason = first_line(Exception(*error.args[-1:]))
+        raise UserError(
+            f"{path} cannot be built with these values ({type(error).__name__}: "
+            f"{reason}): check the command line."
+        ) from error
+    modules = hparams.get("modules") or {}
+    encoder, decoder = (modules.get(name) for name in ("encoder", "decoder"))
+    convolution = getattr(encoder, "conv1d", encoder)
+    for one in (convolution, decoder):
+        if hasattr(one, "kernel_size") and hasattr(one, "stride"):
+            check_stride(*convolution.kernel_size, *decoder.stride)
+            break
+    return hparams
+
+
+def join_processes(run_opts: Any) -> None:
+    """Joins the other processes of a launch by torchrun, if there is one.
+
+    Raises
+    ------
+    UserError
+        If the backend does not work here.
     """
     try:
-        with open(path, encoding="utf-8") as file:
-            return load_hyperpyyaml(file, overrides, overrides_must_match=True)
-    except FileNotFoundError as error:
-        raise UserError(f"The yaml file {error.filename} does not exist.") from None
-    except DuplicateKeyError as error:
-        # The problem reads: found duplicate key "x" with value ...
-        key = error.problem.split('"')[1]
-        raise UserError(f"{key} is given twice: give it once.") from None
-    except MarkedYAMLError as error:
+        ddp_init_group(run_opts)
+    except (ValueError, RuntimeError) as error:
+        gpus, backend = torch.cuda.device_count(), run_opts["distributed_backend"]
+        reason = first_line(error)
+        if backend != "gloo" and int(os.environ.get("LOCAL_RANK", 0)) >= gpus:
+            reason = f"this machine has {gpus} GPUs, fewer than processes"
         raise UserError(
-            f"The file {path} or the command line is not valid yaml: "
-            f"{error.problem}, line {error.problem_mark.line + 1}."
+            f"The processes cannot be joined by {backend} ({reason}): start fewer with "
+            "--nproc_per_node, or train on CPUs with --distributed_backend gloo."
         ) from None
-    except KeyError as error:
-        # HyperPyYAML's own message names the key: "Override 'x' not found in: ..."
-        reason = str(error.args[0]).split(" not found in")[0]
-        raise UserError(f"{reason} is not a key of {path}: check its name.") from None
-    except ValueError as error:
-        if "!PLACEHOLDER" not in str(error):
-            raise
-        key = str(error).split("'")[1]
-        raise UserError(f"{key} has no value: give it as --{key} VALUE.") from None
+
+
+@contextmanager
+def claim_folder(settings: Settings) -> Iterator[None]:
+    """Keeps a run's folder for this run alone, until the end of the block.
+
+    A folder that was made inside is gone again after an error before the run began.
+
+    Arguments
+    ---------
+    settings : Settings
+        From ``read_settings``.
+
+    Raises
+    ------
+    UserError
+        If the folder holds another experiment, another training works in it, or it
+        cannot be made.
+    """
+    folder = settings.output_folder
+    check_folder(settings)
+    with ExitStack() as stack:
+        stack.enter_context(nothing_new_after_errors(folder))
+        run_on_main(hold, args=[folder, stack])
+        yield
+
+
+def hold(folder: Path, stack: ExitStack) -> None:
+    """Makes and locks a folder until the stack is left."""
+    with writing(f"The output folder {folder}", "take another --output_folder"):
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(folder / ".writable"):
+            pass
+        (folder / ".writable").unlink()
+        lock = os.open(folder, os.O_RDONLY)
+    stack.callback(os.close, lock)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(
+            f"Another training works in {folder}: wait for its end, or take another "
+            "--output_folder."
+        ) from None
+    except OSError:  # a file system without locks
+        pass
 
 
 def open_datasets(
@@ -170,7 +290,8 @@ def nothing_new_after_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if new and if_main_process():
+        begun = (folder / YAML_FILE).is_file()
+        if new and not begun and if_main_process():
             shutil.rmtree(folder, ignore_errors=True)
             with suppress(OSError):  # another run may work there by now
                 for path in new[1:]:

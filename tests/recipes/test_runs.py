@@ -11,6 +11,7 @@ import runpy
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,11 @@ import speechbrain as sb
 import torch
 from speechbrain.inference.separation import SepformerSeparation
 
+from speechbrain_spgm.data import UserError
 from speechbrain_spgm.inference import SPGMSeparation
 from speechbrain_spgm.training import pictures
+from speechbrain_spgm.training.experiment import hold
+from speechbrain_spgm.training.settings import read_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = {}
@@ -54,11 +58,11 @@ def train(
     monkeypatch.setattr(pictures, "save", lambda figure, path: Path(path).touch())
 
     def run(name: str, *flags: str) -> Path:
-        output = tmp_path / "results" / "out"
-        argv = command(name, output, *flags)
+        argv = command(name, tmp_path / "results" / "out", *flags)
         monkeypatch.setattr(sys, "argv", argv)
         runpy.run_path(argv[0], run_name="__main__")
-        return output
+        (output,) = (a.partition("=")[2] for a in argv if "output_folder" in a)
+        return Path(output)
 
     return run
 
@@ -117,19 +121,18 @@ def test_a_run_trains_resumes_and_tests(
     assert model.separate_batch(torch.randn(1, 800)).shape == (1, 800, spks)
 
 
-def test_noise_for_one_speaker(train: Callable[..., Path]) -> None:
+def test_noise_for_one_speaker(train: Callable[..., Path], tmp_path: Path) -> None:
     """mix_single: the first speaker of two and noise, mixed dynamically too."""
     flags = ["--mixture_type=mix_single", "--num_spks=1"]
-    output = train("LibriMix-spgm", *flags)
+    train("LibriMix-spgm", *flags)
     flags += [
         "--dynamic_mixing=True",
         "--dynamic_seconds=0.5",
         "--mixtures_per_epoch=2",
     ]
     flags += ["--base_folder_dm=tests/samples/LibriSpeech"]
-    flags += ["--noise_folder=tests/samples/noise", "--number_of_epochs=2"]
-    train("LibriMix-spgm", *flags)
-    assert epochs(output)[2] == "epoch: 2"
+    flags += ["--noise_folder=tests/samples/noise", f"--output_folder={tmp_path}/b"]
+    assert epochs(train("LibriMix-spgm", *flags)) == ["epoch: 1", "epoch loaded: 1"]
 
 
 def test_only_testing_needs_no_training_data(train: Callable[..., Path]) -> None:
@@ -138,6 +141,60 @@ def test_only_testing_needs_no_training_data(train: Callable[..., Path]) -> None
     flags = ["--test_only", "--train_manifest=gone.csv", "--valid_manifest=gone.csv"]
     output = train("LibriMix-spgm-small", *flags, f"--test_manifest={own}/valid.csv")
     assert epochs(output) == ["epoch: 1", "epoch loaded: 1", "epoch loaded: 1"]
+    record = (output / "hyperparams.yaml").read_text()
+    assert "gone.csv" not in record  # it goes on saying what was trained
+
+
+def test_a_folder_belongs_to_one_experiment(
+    train: Callable[..., Path], capsys: pytest.CaptureFixture
+) -> None:
+    output = train("LibriMix-spgm", "--pool=avg")
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
+    for flag, old, only_tested in [
+        ("--pool=max", '"avg"', True),
+        ("--N=16", "8", True),
+        ("--num_spks=3", "2", True),
+        ("--kernel_size=12", "16", True),
+        ("--seed=2", "1234", False),
+        ("--lr=0.1", "0.00015", False),
+        ("--loss_threshold=-20", "-30", False),
+        ("--max_grad_norm=1", "5.0", False),  # a run option of SpeechBrain's too
+        ("--speeds=[100]", "[95, 100, 105]", False),
+        ("--augmentations={shift: 0.5}", "{}", False),
+        ("--data_folder=tests/samples", '"tests/samples/LibriMix"', False),
+        ("--net={dropout: 0.1}", "0.0", True),
+    ]:
+        key, _, new = flag[2:].partition("=")
+        for more in ([], ["--test_only"])[: 1 + only_tested]:
+            capsys.readouterr()
+            with pytest.raises(SystemExit) as end:
+                train("LibriMix-spgm", "--pool=avg", flag, *more)
+            (line,) = capsys.readouterr().err.splitlines()
+            assert end.value.code == 2
+            assert line.startswith(f"Error: {key}") and "--output_folder" in line
+            assert f"was started with {old}:" in line and str(output) in line
+    after = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
+    assert after == before
+
+    same = ["--pool=avg", "--num_workers=1", "--precision=bf16", "--metrics=[si_sdr]"]
+    here = Path("tests/samples/LibriMix").absolute()
+    train("LibriMix-spgm", *same, f"--data_folder={here}", "--ckpt_interval_steps=2")
+    assert epochs(output) == ["epoch: 1", "epoch loaded: 1", "epoch loaded: 1"]
+    train("LibriMix-spgm", "--test_only", "--lr=0.1", "--seed=2", "--pool=avg")
+
+
+def test_two_trainings_in_one_folder(
+    train: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = tmp_path / "results" / "out"
+    with ExitStack() as other:
+        hold(folder, other)
+        with pytest.raises(SystemExit) as end:
+            train("LibriMix-spgm")
+        assert end.value.code == 2
+        assert "Another training works in" in capsys.readouterr().err
+        assert not list(folder.iterdir())
+    train("LibriMix-spgm")
 
 
 MISTAKES = {
@@ -209,6 +266,92 @@ MISTAKES = {
         "To mix mix_both dynamically, give --noise_folder.",
     ),
 }
+
+
+# Flags that cannot be right, and what the sentence says of them.
+WRONG = {
+    "--batch_size=two": 'batch_size is "two", but must be a whole number from 1',
+    "--batch_size=0": "batch_size is 0",
+    "--batch_size=1.5": "batch_size is 1.5",
+    "--batch_size=null": "batch_size or max_batch_seconds",
+    "--lr=high": 'lr is "high", but must be a number above 0.',
+    "--lr=.nan": "lr is",
+    "--lr=.inf": "lr is",
+    "--lr=-1e-3": "lr is",
+    "--lr=[0.1]": "lr is [0.1]",
+    "--lr=": "lr has no value: give it as --lr VALUE.",
+    "--num_workers=-1": "num_workers is -1",
+    "--grad_accumulation_factor=0": "grad_accumulation_factor is 0",
+    "--grad_accumulation_factor=two": "grad_accumulation_factor: invalid int value",
+    "--number_of_epochs=-2": "number_of_epochs is -2",
+    "--pool=mean": "att or avg or max or lem or none.",
+    "--nhead=3": "N is 8, which nhead, 3, does not divide",
+    "--N=9": "N is 9",
+    "--N=": "N has no value",
+    "--K=1": "K is 1",
+    "--kernel_size=a b": 'kernel_size is "a b"',
+    "--stride=7": "stride is 7, but kernel_size is 16: the stride must be half",
+    "--seed=-1": "seed is -1",
+    "--seed=true": "seed is true, but must be a whole number from 0.",
+    "--ema_decay=1": "ema_decay is 1",
+    "--speeds=fast": 'speeds is "fast"',
+    "--speeds=[0]": "speeds is [0]",
+    "--loudness_db=[-33]": "loudness_db is [-33]",
+    "--metrics=si_sdr": "metrics is",
+    "--dynamic_mixing=maybe": "dynamic_mixing is",
+    "--mixture_mode=mean": "mixture_mode is",
+    "--filterbank=mel": "random or fourier",
+    "--precision=fp8": "precision: invalid choice: 'fp8'",
+    "--precision=fp16": "precision is fp16, which a CPU has not",
+    "--device=cuda:99": "The device cuda:99 is not on this machine: give --device cpu",
+    "--device=gpu": "The device gpu is not on this machine",
+    "--max_grad_norm=nan": "max_grad_norm is",
+    "--no_such_key=1": "no_such_key' is not a key of",
+    "--pool": "pool has no value",
+    "--lr: 1=2": "",
+    "--train_logger=!new:no.such.Class": "There is no such class as no.such.Class",
+    "--lr_annealing=!new:torch.nn.Linear": "cannot be built with these values",
+    "--optimizer_step_limit=x": "optimizer_step_limit is",
+}
+
+
+@pytest.mark.parametrize("flag", WRONG)
+def test_wrong_values_are_one_sentence_before_any_work(
+    flag: str,
+    train: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        train("WSJ0Mix-spgm", "--data_folder=tests/nowhere", flag)
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("Error: ") and WRONG[flag] in line
+    assert "nowhere" not in line and not list(tmp_path.iterdir())
+
+
+def test_both_intervals_and_neither() -> None:
+    yaml = str(ROOT / "recipes/LibriMix/separation/hparams/spgm-tiny.yaml")
+    steps = read_settings([yaml, "--ckpt_interval_steps", "7"])
+    assert steps.values["ckpt_interval_minutes"] == 0
+    with pytest.raises(UserError, match="both given: give one"):
+        minutes = ["--ckpt_interval_minutes", "1"]
+        read_settings([yaml, "--ckpt_interval_steps", "7", *minutes])
+
+
+def test_kernel_size_alone_leads_the_stride() -> None:
+    for yaml in ROOT.glob("recipes/*/separation/hparams/*.yaml"):
+        for size in (20,):
+            settings = read_settings([str(yaml), "--kernel_size", str(size)])
+            assert settings.values["stride"] == size // 2
+
+
+def test_paths_are_what_they_are() -> None:
+    """What means something to yaml or the parser may be in a name."""
+    yaml = str(ROOT / "recipes/LibriMix/separation/hparams/spgm.yaml")
+    for path in ("/a=b/c d", "/a #1", "/x: y", "/é", "/a,b", "@x", "/{b}"):
+        for words in (["--data_folder", path], [f"--data_folder={path}"]):
+            assert read_settings([yaml, *words]).values["data_folder"] == path
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)

@@ -129,14 +129,18 @@ class Telling(SeparationBrain):
 
 
 def full_run(
-    folder: Path, workers: int = 2, batch_size: int = 1, **run_opts
+    folder: Path,
+    workers: int = 2,
+    batch_size: int = 1,
+    brain_class: type = Telling,
+    **run_opts,
 ) -> SeparationBrain:
     """Trains with dynamic mixing, dropout, accumulation, warm-up, new-bob and EMA."""
     brain = make_brain(
         folder,
         epochs=2,
         dropout=0.2,
-        brain_class=Telling,
+        brain_class=brain_class,
         hparams={
             "seed": 5,
             "loss_threshold": 5.0,

@@ -14,11 +14,14 @@ from speechbrain_spgm.data.librimix import scan_librimix
 from speechbrain_spgm.inference.run import save_model
 from speechbrain_spgm.training.evaluation import summarise
 from speechbrain_spgm.training.experiment import (
-    load_hparams,
+    build,
+    claim_folder,
+    join_processes,
     open_datasets,
     train_and_test,
     user_errors,
 )
+from speechbrain_spgm.training.settings import read_settings
 
 
 def scan(hparams: dict, name: str) -> list:
@@ -37,19 +40,16 @@ def scan(hparams: dict, name: str) -> list:
 
 def main() -> None:
     """Reads the command line, trains unless --test_only, tests the best checkpoint."""
-    hparams_file, run_opts, overrides = sb.parse_arguments(sys.argv[1:])
-    sb.utils.distributed.ddp_init_group(run_opts)
-    hparams = load_hparams(hparams_file, overrides)
-    datasets = open_datasets(hparams, scan, run_opts["test_only"])
-    sb.create_experiment_directory(
-        experiment_directory=hparams["output_folder"],
-        hyperparams_to_save=hparams_file,
-        overrides=overrides,
-    )
-    brain = train_and_test(hparams, run_opts, datasets)
-    sb.utils.distributed.run_on_main(
-        save_model, args=[hparams, summarise(brain.scores)]
-    )
+    settings = read_settings(sys.argv[1:])
+    join_processes(settings.run_opts)
+    with claim_folder(settings):
+        hparams = build(settings.file, settings.text)
+        datasets = open_datasets(hparams, scan, settings.run_opts.test_only)
+        sb.create_experiment_directory(**settings.to_save())
+        brain = train_and_test(hparams, settings.run_opts, datasets)
+        sb.utils.distributed.run_on_main(
+            save_model, args=[hparams, summarise(brain.scores)]
+        )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,144 @@
+"""What every command does about its surroundings: streams, signals, the terminal.
+
+Exit codes: 0 all is well, 2 wrong input, 130 Ctrl-C, 143 SIGTERM.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any, TextIO
+
+WRONG_INPUT, INTERRUPTED, TERMINATED = 2, 130, 143
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: cleans up as Ctrl-C does."""
+
+
+def exit_code(interrupt: KeyboardInterrupt) -> int:
+    """What a command that was interrupted returns.
+
+    Example
+    -------
+    >>> exit_code(KeyboardInterrupt()), exit_code(Terminated())
+    (130, 143)
+    """
+    return TERMINATED if isinstance(interrupt, Terminated) else INTERRUPTED
+
+
+class Stream:
+    """A standard stream that takes any text and never fails.
+
+    Arguments
+    ---------
+    stream : TextIO or None
+        What it writes to; None is a stream that was closed before the start.
+
+    Example
+    -------
+    >>> import io
+    >>> Stream(None).write("lost"), Stream(io.StringIO()).write("kept")
+    (4, 4)
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self.stream = stream
+        self.error: OSError | None = None  # what went wrong first
+
+    def write(self, text: str) -> int:
+        """Writes what the stream takes; other characters are escaped."""
+        if self.stream is not None and self.error is None:
+            try:
+                try:
+                    self.stream.write(text)
+                except UnicodeEncodeError:
+                    encoding = self.stream.encoding or "ascii"
+                    safe = text.encode(encoding, "backslashreplace").decode(encoding)
+                    self.stream.write(safe)
+            except (OSError, ValueError) as error:
+                self._give_up(error)
+        return len(text)
+
+    def flush(self) -> None:
+        """Brings to the stream what is buffered."""
+        if self.stream is not None and self.error is None:
+            try:
+                self.stream.flush()
+            except (OSError, ValueError) as error:
+                self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        """Nobody listens or the disk is full: what follows goes nowhere."""
+        self.error = error if isinstance(error, OSError) else OSError(str(error))
+        with suppress(OSError, ValueError, AttributeError):
+            # Python writes the rest of its buffer at the end: let it succeed.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.stream.fileno())
+            os.close(nowhere)
+
+    def isatty(self) -> bool:
+        """Whether somebody may be looking."""
+        try:
+            return self.stream is not None and self.stream.isatty()
+        except (OSError, ValueError, AttributeError):
+            return False
+
+    def writable(self) -> bool:
+        """Always."""
+        return True
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+@contextmanager
+def surroundings() -> Iterator[None]:
+    """Streams that never fail, and SIGTERM as ``Terminated``, for one command.
+
+    Raises
+    ------
+    OSError
+        At the end, if stdout took not all of the output for another reason than that
+        its reader has gone.
+    """
+    for _ in range(3):  # else the next file opened would become a standard stream
+        descriptor = os.open(os.devnull, os.O_RDWR)
+        if descriptor > 2:
+            os.close(descriptor)
+            break
+    before = sys.stdout, sys.stderr
+    out = sys.stdout = Stream(before[0])
+    sys.stderr = Stream(before[1])
+    try:
+        with terminating():
+            yield
+    finally:
+        out.flush()
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = before
+    if out.error is not None and out.error.errno != errno.EPIPE:
+        raise out.error
+
+
+@contextmanager
+def terminating() -> Iterator[None]:
+    """Raises ``Terminated`` at SIGTERM, in the main thread."""
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,65 @@
+"""Ctrl-C and SIGTERM in training: first a checkpoint, then the end."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+from speechbrain_spgm.console import Terminated
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopRequest:
+    """Remembers a signal until there is a good moment to stop.
+
+    A second Ctrl-C does not wait for that moment.
+
+    Example
+    -------
+    >>> stop = StopRequest()
+    >>> with stop.listening():
+    ...     signal.raise_signal(signal.SIGINT)
+    ...     print(stop.asked)
+    True
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+
+    @property
+    def asked(self) -> bool:
+        """Whether somebody wants the run to stop."""
+        return self.number is not None
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Takes the signals inside the block, in the main thread."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT == self.number:
+            raise KeyboardInterrupt
+        self.number = self.number or number
+
+    def leave(self, line: str) -> NoReturn:
+        """Ends the run with a line for its user."""
+        raise (Terminated if self.number == signal.SIGTERM else KeyboardInterrupt)(line)
+
+
+def leave_signals_to_parent(worker: int) -> None:
+    """For the workers of a loader: Ctrl-C reaches them too, but the run ends them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
