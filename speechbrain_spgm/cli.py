@@ -116,6 +116,11 @@ def make_parser() -> argparse.ArgumentParser:
         help="peak: every voice gets peak 1; by default the voices keep the level that "
         "they have in the mixture",
     )
+    command.add_argument(
+        "--consistent",
+        action="store_true",
+        help="the voices sum exactly to the mixture: what they lack is shared out",
+    )
     add_length_options(command)
     command.set_defaults(run=separate)
 
@@ -234,6 +239,7 @@ def separate(arguments: argparse.Namespace) -> int:
             window=arguments.window,
             views=arguments.views,
             progress=True,
+            consistent=arguments.consistent,
         ),
     )
     check_outputs(jobs, model.mods.masknet.num_spks)

@@ -236,7 +236,9 @@ def separate_and_score(
         for batch in loader:
             levels |= level_groups(batch)
             batch = batch.to(model.device)
-            estimates = model.separate_batch(batch.mix, batch.lengths, arguments.views)
+            estimates = model.separate_batch(
+                batch.mix, batch.lengths, arguments.views, level=True
+            )
             pit = pit_si_sdr_loss(estimates, batch.sources, batch.lengths)
             new = score_batch(estimates, batch, pit, metrics, model.sample_rate)
             worst.add(new, estimates, batch, pit)

@@ -1,16 +1,300 @@
-"""The level of separated voices, which a separator leaves open.
+"""The level of recordings and of the voices in them.
 
-Axes: T samples, spks sources.
+A network has learnt at one level, and without an offset: so each recording is freed of
+its mean and brought to that level on its way in. A separator leaves the level of its
+voices open: so they are fitted to the recording on their way out. Voices have no
+offset; what a recording has of it belongs to nobody, and is left out.
+
+Axes: T samples, F frames, B utterances, spks sources.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from speechbrain_spgm.data.errors import UserError
+from speechbrain_spgm.inference.audio import AudioFileError
+
+# The root mean square that recordings are brought to, over the frames in which there is
+# sound: the mean of LibriMix's mixtures, which models are trained on.
+LEVEL = 10 ** (-25 / 20)
+FRAME = 160  # samples whose power is taken together
+# Frames so far below the level (15.9 dB, as in ITU-T P.56) are pauses; this share of
+# all frames, the loudest, counts as no louder than the next: they may be clicks.
+PAUSE, CLICKS = 10 ** (-15.9 / 10), 0.02
+# Where samples differ by less than this share of the largest, they hold an offset and
+# the rounding of 32-bit floats.
+RESOLUTION = 2**-23
+LOUDEST = 1e30  # peak
 
 # Below this ratio of eigenvalues the outputs count as copies of each other (correlation
 # above 0.9998): telling them apart would take opposite gains of a hundred and more.
 COPIES = 1e-4
+
+
+class Centre(NamedTuple):
+    """What frees a recording of its mean and brings its numbers near 1.
+
+    Arguments
+    ---------
+    mean, peak, scale : torch.Tensor
+        Scalars, float64; the scale is 1 / peak, or 0 where there is no sound.
+    """
+
+    mean: Tensor
+    peak: Tensor
+    scale: Tensor
+
+    def of(self, samples: Tensor) -> Tensor:
+        """``(samples - mean) * scale`` in float64, of any shape."""
+        return (samples.double() - self.mean) * self.scale
+
+
+def find_centre(pieces: Iterable[Tensor]) -> Centre:
+    """Where a recording has its middle, and how far it reaches.
+
+    Arguments
+    ---------
+    pieces : iterable of torch.Tensor
+        The recording, piece by piece.
+
+    Returns
+    -------
+    centre : Centre
+
+    Example
+    -------
+    >>> pieces = torch.tensor([2.0, 4.0]), torch.tensor([0.0])
+    >>> find_centre(pieces).of(torch.tensor([2.0, 4.0, 0.0])).tolist()
+    [0.0, 0.5, -0.5]
+    """
+    total, count, low, high = 0.0, 0, [], []
+    for piece in pieces:
+        total = total + piece.double().sum()
+        count += piece.numel()
+        least, most = piece.detach().aminmax()
+        low.append(least.double())
+        high.append(most.double())
+    least, most = torch.stack(low).min(), torch.stack(high).max()
+    peak = torch.maximum(-least, most)
+    heard = most - least > RESOLUTION * peak
+    return Centre(total / count, peak, torch.where(heard, 1 / peak, 0))
+
+
+def check_peak(name: str, centre: Centre) -> None:
+    """Refuses a recording whose voices may not fit into 32-bit floats.
+
+    Arguments
+    ---------
+    name : str
+        The recording's.
+    centre : Centre
+        Likewise.
+
+    Raises
+    ------
+    AudioFileError
+        Saying what to do.
+    """
+    if centre.peak > LOUDEST:
+        raise AudioFileError(
+            f"{name} is too loud for the model (peak {centre.peak:.3g}, full scale is "
+            "1): divide its samples by their peak."
+        )
+
+
+def check_voices(name: str, est: Tensor) -> None:
+    """Refuses what a model makes of a recording if it is no sound.
+
+    Arguments
+    ---------
+    name : str
+        The recording's.
+    est : torch.Tensor
+        Outputs, of any shape.
+
+    Raises
+    ------
+    AudioFileError
+        If there is NaN or infinity.
+    """
+    if not est.isfinite().all():
+        raise AudioFileError(
+            f"{name} cannot be separated: the model's output holds NaN or infinity; "
+            "take precision fp32, or another model."
+        )
+
+
+def frame_powers(samples: Tensor) -> Tensor:
+    """The mean power of each frame, float64.
+
+    Arguments
+    ---------
+    samples : torch.Tensor
+        ``[T]``; what is left at the end counts as a frame with silence behind it.
+
+    Returns
+    -------
+    powers : torch.Tensor
+        ``[ceil(T / FRAME)]``.
+    """
+    T = len(samples)
+    frames = F.pad(samples.double(), (0, -T % FRAME)).view(-1, FRAME)
+    return frames.square().sum(-1) / min(T, FRAME)
+
+
+def level_gain(powers: Tensor) -> Tensor:
+    """What brings a recording to ``LEVEL``, whatever it has of pauses and clicks.
+
+    Arguments
+    ---------
+    powers : torch.Tensor
+        From ``frame_powers``, ``[F]``.
+
+    Returns
+    -------
+    gain : torch.Tensor
+        A scalar, float64; 0 for silence.
+
+    Example
+    -------
+    >>> talk = torch.full((50,), 0.04)
+    >>> round(float(level_gain(talk) * 0.2), 4)
+    0.0562
+    >>> pause, click = torch.full((500,), 1e-6), torch.full((1,), 100.0)
+    >>> round(float(level_gain(torch.cat([talk, pause, click])) * 0.2), 4)
+    0.0562
+    """
+    powers = powers.sort(descending=True).values
+    powers = powers.clamp(max=powers[int(CLICKS * len(powers))])
+    # The level if the k loudest frames are all that is heard.
+    levels = powers.sum() / torch.arange(1, len(powers) + 1, device=powers.device)
+    level = levels[(powers >= PAUSE * levels).nonzero()[-1, 0]]
+    return LEVEL / level.sqrt() if level > 0 else torch.zeros_like(level)
+
+
+def bring_to_level(mix: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Frees mixtures of their means and brings each to ``LEVEL``.
+
+    Arguments
+    ---------
+    mix : torch.Tensor
+        ``[B, T]``.
+    lengths : sequence of int
+        Valid samples of each; no others are read.
+
+    Returns
+    -------
+    levelled : torch.Tensor
+        ``[B, T]``, float64, zero beyond the lengths; without any sound all zero.
+    levels : torch.Tensor
+        ``[B]``, float64: times these, they have the mixtures' own levels.
+
+    Example
+    -------
+    >>> mix = torch.tensor([[0.1, 0.3, 0.1, 0.3], [0.1, 0.1, 0.1, 9.0]])
+    >>> levelled, levels = bring_to_level(mix, [4, 3])
+    >>> levelled.float()
+    tensor([[-0.0562,  0.0562, -0.0562,  0.0562],
+            [ 0.0000,  0.0000,  0.0000,  0.0000]])
+    >>> levels.float()
+    tensor([1.7783, 0.0000])
+    """
+    rows, levels = [], []
+    for row, length in zip(mix, lengths, strict=True):
+        centre = find_centre([row[:length]])
+        centred = centre.of(row[:length])
+        gain = level_gain(frame_powers(centred))
+        rows.append(F.pad(centred * gain, (0, mix.shape[1] - length)))
+        levels.append(centre.peak / gain if gain > 0 else gain)  # silence: 0
+    return torch.stack(rows), torch.stack(levels)
+
+
+def check_levels(normalize: str | None, consistent: bool) -> None:
+    """Refuses levels that cannot be.
+
+    Arguments
+    ---------
+    normalize : str, optional
+        Should be None or ``"peak"``.
+    consistent : bool
+        Whether the voices sum to the mixture.
+
+    Raises
+    ------
+    UserError
+        Naming the value.
+    """
+    if normalize not in (None, "peak"):
+        raise UserError(f'normalize is {normalize!r}, but must be None or "peak".')
+    if normalize and consistent:
+        raise UserError(
+            "voices that sum to the mixture cannot have peak 1 each: leave out either "
+            "normalize or consistent."
+        )
+
+
+def restore_level(
+    est: Tensor,
+    mix: Tensor,
+    centre: Centre,
+    normalize: str | None = None,
+    consistent: bool = False,
+) -> Tensor:
+    """Voices at the level of their recording, or as the user wants them.
+
+    Arguments
+    ---------
+    est : torch.Tensor
+        Outputs at any level, ``[T, spks]``.
+    mix : torch.Tensor
+        The recording, ``[T]``.
+    centre : Centre
+        The recording's.
+    normalize, consistent
+        As in ``SPGMSeparation.separate_file``.
+
+    Returns
+    -------
+    est : torch.Tensor
+        ``[T, spks]``, without their means unless ``consistent`` shares one out.
+    """
+    wide = est.double()
+    wide = wide - wide.mean(0)
+    if normalize:
+        return scale_to_peak(wide).to(est.dtype)
+    gains = mixture_gains(wide.T @ wide, wide.T @ centre.of(mix)) * centre.peak
+    voices = wide * gains
+    return (share_rest(voices, mix) if consistent else voices).to(est.dtype)
+
+
+def share_rest(voices: Tensor, mix: Tensor) -> Tensor:
+    """Shares out equally what voices lack, so that they sum to the mixture.
+
+    Arguments
+    ---------
+    voices : torch.Tensor
+        At the mixture's level, ``[T, spks]``, float64.
+    mix : torch.Tensor
+        The mixture, ``[T]``.
+
+    Returns
+    -------
+    voices : torch.Tensor
+        ``[T, spks]``, float64.
+
+    Example
+    -------
+    >>> share_rest(torch.tensor([[1.0, 0.0]]), torch.tensor([2.0]))
+    tensor([[1.5000, 0.5000]])
+    """
+    rest = mix - voices.sum(-1)
+    return voices + (rest / voices.shape[-1]).unsqueeze(-1)
 
 
 def fit_mixture(est: Tensor, mix: Tensor) -> Tensor:

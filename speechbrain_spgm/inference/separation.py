@@ -25,14 +25,20 @@ from speechbrain_spgm.inference.audio import (
     Recording,
     resample,
 )
-from speechbrain_spgm.inference.level import fit_mixture, scale_to_peak
+from speechbrain_spgm.inference.level import (
+    bring_to_level,
+    check_levels,
+    check_peak,
+    check_voices,
+    find_centre,
+    restore_level,
+)
 from speechbrain_spgm.inference.long.files import (
     WINDOW,
     Options,
     separate_to_files,
     separate_to_tensor,
 )
-from speechbrain_spgm.inference.long.stitching import too_loud
 from speechbrain_spgm.inference.published import (
     WEIGHTS_FILE,
     ModelError,
@@ -342,12 +348,14 @@ class SPGMSeparation(SepformerSeparation):
         """How many views of a recording are separated unless the caller says."""
         return views_of(getattr(self.hparams, "config", None))
 
-    @torch.no_grad()
     def separate_batch(
         self,
         mix: Tensor,
         lengths: Tensor | Sequence[float] | None = None,
         views: int = 1,
+        *,
+        level: bool = False,
+        grad: bool = False,
     ) -> Tensor:
         """Separates a batch of mixtures; each gets what it would get alone.
 
@@ -363,20 +371,40 @@ class SPGMSeparation(SepformerSeparation):
             1: the network's own output, as SpeechBrain's. More, up to 8: the mean over
             so many delays and both polarities of the mixture, which is nearer to the
             voices and takes as many times as long.
+        level : bool
+            Whether each mixture is freed of its mean and brought to the level of the
+            training's mixtures on its way in, and its voices back to its own on their
+            way out: then they depend on neither. Without, as in SpeechBrain, they do.
+        grad : bool
+            Whether gradients are kept, for a loss on the voices that ``mix``, or with
+            ``freeze_params=False`` the weights, are to learn from. It takes several
+            times as much memory. Not in int8.
 
         Returns
         -------
         est : torch.Tensor
-            ``[B, T, spks]`` on the model's device, in the model's precision, without
-            gradient; zero beyond the lengths.
+            ``[B, T, spks]`` on the model's device, in the model's precision; zero
+            beyond the lengths. Without gradient unless ``grad`` is given.
 
         Raises
         ------
         ValueError
-            If a shape, a length or the number of views is wrong or the valid part holds
-            NaN or infinity.
+            If a shape, a length or the number of views is wrong, the valid part holds
+            NaN or infinity, or gradients are asked for in int8.
         """
         views = check_views(views)
+        if grad and self.precision == "int8":
+            raise UserError("int8 has no gradients: take precision fp32.")
+        with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
+            return self._separate_batch(mix, lengths, views, level)
+
+    def _separate_batch(
+        self,
+        mix: Tensor,
+        lengths: Tensor | Sequence[float] | None,
+        views: int,
+        level: bool,
+    ) -> Tensor:
         mix = torch.as_tensor(mix)
         if mix.ndim != 2 or mix.numel() == 0 or mix.is_complex():
             raise UserError(
@@ -384,10 +412,13 @@ class SPGMSeparation(SepformerSeparation):
                 "real [B, T] with at least one utterance and one sample."
             )
         weight = next(self.mods.encoder.parameters())
-        mix = mix.to(weight.device, weight.dtype)
+        mix = mix.to(weight.device, mix.dtype if level else weight.dtype)
         B, T = mix.shape
         samples = samples_of([T] * B if lengths is None else lengths, B, T)
         check_finite(mix, samples)
+        if level:
+            mix, levels = bring_to_level(mix, samples.tolist())
+            mix = mix.to(weight.dtype)
 
         def once(mix: Tensor, samples: Tensor) -> Tensor:
             return separate(
@@ -399,7 +430,8 @@ class SPGMSeparation(SepformerSeparation):
                 autocast=HALVES.get(self.precision),
             )
 
-        return separate_views(once, mix, samples, views, self._period())
+        est = separate_views(once, mix, samples, views, self._period())
+        return (est * levels.view(-1, 1, 1)).to(est.dtype) if level else est
 
     def _period(self) -> int:
         """Samples from one chunk to the next."""
@@ -418,8 +450,13 @@ class SPGMSeparation(SepformerSeparation):
         overlap: float | None = None,
         views: int | None = None,
         progress: bool = False,
+        consistent: bool = False,
     ) -> Tensor:
         """Separates an audio file of any length.
+
+        The result depends neither on the file's level nor on an offset: the file is
+        brought to one level and freed of its mean on its way in. The voices have the
+        file's level again, but no offset.
 
         Arguments
         ---------
@@ -449,6 +486,9 @@ class SPGMSeparation(SepformerSeparation):
             As in ``separate_batch``; by default what the model's card asks for.
         progress : bool
             Whether the stitched mode shows a bar with the time left.
+        consistent : bool
+            Whether the voices sum exactly to the mixture: what they lack, such as an
+            offset, noise, and what the model's rate cannot hold, is shared out equally.
 
         Returns
         -------
@@ -462,7 +502,9 @@ class SPGMSeparation(SepformerSeparation):
         UserError
             If an option is wrong, or the exact mode is asked for and does not fit.
         """
-        options = Options(normalize, mode, max_memory, window, overlap, views, progress)
+        options = Options(
+            normalize, mode, max_memory, window, overlap, views, progress, consistent
+        )
         with local_audio(path, savedir) as local:
             return separate_to_tensor(self, Path(local), str(path), options)
 
@@ -479,6 +521,7 @@ class SPGMSeparation(SepformerSeparation):
         views: int | None = None,
         report: str | Path | None = None,
         progress: bool = False,
+        consistent: bool = False,
     ) -> dict[str, Any]:
         """Separates an audio file into WAV files (32-bit float).
 
@@ -488,7 +531,7 @@ class SPGMSeparation(SepformerSeparation):
 
         Arguments
         ---------
-        path, normalize, mode, max_memory, window, overlap, views, progress
+        path, normalize, mode, max_memory, window, overlap, views, progress, consistent
             As in ``separate_file``.
         outputs : sequence of str or Path
             One per voice; they appear when all is done.
@@ -509,7 +552,9 @@ class SPGMSeparation(SepformerSeparation):
         UserError
             If an option is wrong, or the exact mode is asked for and does not fit.
         """
-        options = Options(normalize, mode, max_memory, window, overlap, views, progress)
+        options = Options(
+            normalize, mode, max_memory, window, overlap, views, progress, consistent
+        )
         with local_audio(path) as local:
             return separate_to_files(
                 self,
@@ -525,6 +570,8 @@ class SPGMSeparation(SepformerSeparation):
         recording: Recording,
         normalize: str | None = None,
         views: int | None = None,
+        *,
+        consistent: bool = False,
     ) -> Tensor:
         """Separates a recording that is in memory; see ``separate_file``.
 
@@ -534,7 +581,7 @@ class SPGMSeparation(SepformerSeparation):
             Samples ``[T]`` and their rate.
         normalize : str, optional
             ``None`` or ``"peak"``.
-        views : int, optional
+        views, consistent
             As in ``separate_file``.
 
         Returns
@@ -542,19 +589,18 @@ class SPGMSeparation(SepformerSeparation):
         est : torch.Tensor
             ``[1, T, spks]`` at the recording's rate, on the CPU.
         """
-        if normalize not in (None, "peak"):
-            raise UserError(f'normalize is {normalize!r}, but must be None or "peak".')
+        check_levels(normalize, consistent)
         samples, rate, name = recording[:3]
-        mix = resample(samples, rate, self.sample_rate)
+        centre = find_centre([samples])
+        check_peak(name, centre)
+        mix = resample(centre.of(samples).float(), rate, self.sample_rate)
         views = self.views if views is None else views
-        est = self.separate_batch(mix.unsqueeze(0), views=views)[0]  # [T', spks]
+        est = self.separate_batch(mix.unsqueeze(0), views=views, level=True)[0]
         est = est.float().cpu().t().contiguous()  # [spks, T']
         # Resampling rounds up twice, so there are T samples or some more.
         est = resample(est, self.sample_rate, rate)[:, : len(samples)].t()
-        if est.isfinite().all():
-            est = scale_to_peak(est) if normalize else fit_mixture(est, samples)
-        if not est.isfinite().all():
-            raise too_loud(name, float(samples.abs().max()))
+        check_voices(name, est)
+        est = restore_level(est, samples, centre, normalize, consistent)
         return est.unsqueeze(0)
 
 

@@ -140,8 +140,13 @@ _pool = _Pool()
 
 
 def _forget_threads() -> None:
-    """A forked child has none of its parent's threads."""
+    """A forked child has none of its parent's threads.
+
+    GNU's OpenMP does not know that, and would wait for them for ever: one thread, as in
+    PyTorch's own data loaders, needs none.
+    """
     _pool.__init__()
+    torch.set_num_threads(1)
 
 
 if hasattr(os, "register_at_fork"):

@@ -4,6 +4,8 @@ import ctypes
 import json
 import logging
 import os
+import subprocess
+import sys
 from io import StringIO
 from pathlib import Path
 
@@ -16,7 +18,8 @@ from tqdm import tqdm
 from speechbrain_spgm.data.errors import UserError
 from speechbrain_spgm.inference import SPGMSeparation
 from speechbrain_spgm.inference.audio import resample
-from speechbrain_spgm.inference.long import files, stitching
+from speechbrain_spgm.inference.level import bring_to_level
+from speechbrain_spgm.inference.long import files, memory, stitching
 from speechbrain_spgm.inference.long.assignment import assign, distances, timbre
 from speechbrain_spgm.inference.long.memory import estimate_bytes, parse_bytes
 from speechbrain_spgm.inference.long.spool import resampled, resampled_length
@@ -111,12 +114,13 @@ def test_pieces_are_resampled_as_the_whole(rates: tuple[int, int]) -> None:
 def ideal(model: SPGMSeparation, monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
     """The true voices, which the model now gives in a random order at random gains."""
     voices = talk(20, 2)
-    mix = voices.sum(1)
+    voices -= voices.mean(0)  # as separated voices have none
+    levelled = bring_to_level(voices.sum(1)[None], [len(voices)])[0][0]
 
     def separate_batch(batch: torch.Tensor, views: int) -> torch.Tensor:
         n = batch.shape[1]
         loudest = int(batch[0].abs().argmax())  # where this window begins
-        start = int((mix == batch[0, loudest]).nonzero()[0]) - loudest
+        start = int((levelled - batch[0, loudest]).abs().argmin()) - loudest
         gains = 0.5 + torch.rand(2)
         return (voices[start : start + n] * gains)[:, torch.randperm(2)].unsqueeze(0)
 
@@ -273,6 +277,82 @@ def test_the_estimate_is_near_the_measured_peak() -> None:
     peak = resident("VmHWM") - before
     estimate = estimate_bytes(model, T, RATE)
     assert estimate / 1.3 < peak < estimate * 1.3, (peak, estimate)
+
+
+LIMITED = """
+import resource
+from speechbrain_spgm.inference.long.memory import free_bytes
+kind = getattr(resource, "{}")
+with open("/proc/self/status") as status:
+    used = next(int(s.split()[1]) * 1024 for s in status if s.startswith("{}:"))
+resource.setrlimit(kind, (used + 2**28, resource.getrlimit(kind)[1]))
+print(free_bytes() / 2**28)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells")
+@pytest.mark.parametrize(
+    ("limit", "field"), [("RLIMIT_AS", "VmSize"), ("RLIMIT_DATA", "VmData")]
+)
+def test_free_memory_is_within_ulimit(limit: str, field: str) -> None:
+    words = [sys.executable, "-W", "ignore", "-c", LIMITED.format(limit, field)]
+    result = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert 0.9 < float(result.stdout) <= 1, result.stderr
+
+
+TREES = {
+    "version 2": (
+        "0::/user/job\n",
+        {
+            "memory.max": "max\n",  # the root has none at all
+            "user/memory.max": "9000\n",
+            "user/memory.current": "2000\n",
+            "user/memory.stat": "anon 1000\ninactive_file 500\n",
+            "user/job/memory.max": "max\n",
+            "user/job/memory.current": "2000\n",
+            "user/job/memory.stat": "inactive_file 0\n",
+        },
+        7500,
+    ),
+    "version 1": (
+        "3:cpu:/elsewhere\n2:hugetlb,memory:/job\n0::/\n",
+        {
+            "memory/memory.limit_in_bytes": "9223372036854771712\n",
+            "memory/memory.usage_in_bytes": "5000\n",
+            "memory/memory.stat": "total_inactive_file 0\n",
+            "memory/job/memory.limit_in_bytes": "4000\n",
+            "memory/job/memory.usage_in_bytes": "3000\n",
+            "memory/job/memory.stat": "inactive_file 9\ntotal_inactive_file 200\n",
+        },
+        1200,
+    ),
+    "a path of the host": (
+        "0::/docker/0123\n",
+        {
+            "memory.max": "800\n",
+            "memory.current": "900\n",
+            "memory.stat": "inactive_file 0\n",
+        },
+        0,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_free_memory_is_within_control_groups(tmp_path, monkeypatch, name) -> None:
+    groups, files_of, free = TREES[name]
+    contents = {"self/cgroup": groups, "meminfo": "MemAvailable:  10 kB\n"}
+    for path, text in {**contents, **files_of}.items():
+        file = tmp_path / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    monkeypatch.setattr(memory, "PROC", tmp_path)
+    monkeypatch.setattr(memory, "GROUPS", tmp_path)
+    assert memory.free_bytes() == free
+    (tmp_path / "self/cgroup").unlink()
+    assert memory.free_bytes() == 10 * 1024
+    (tmp_path / "meminfo").unlink()
+    assert memory.free_bytes() == memory.UNKNOWN_FREE
 
 
 def test_the_exact_mode_shows_how_far_it_is(model, tmp_path, monkeypatch) -> None:

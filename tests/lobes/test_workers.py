@@ -77,17 +77,22 @@ PROGRAM = """
 import os
 import threading
 
+import torch
 from speechbrain_spgm.lobes.workers import run
+
+torch.set_num_threads(2)
 
 def work():
     done = []
     run(lambda item, worker: done.append(item), range(50), workers=2)
     assert sorted(done) == list(range(50))
+    torch.ones(10**7).add_(1)  # OpenMP's threads: a child that waits for them hangs
 
 work()
 child = os.fork()
 work()
 if child:
+    assert torch.get_num_threads() == 2
     assert os.waitpid(child, 0)[1] == 0
     print("both done")
 """

@@ -28,6 +28,7 @@ from speechbrain_spgm.inference.audio import (
     stream_audio,
     write_voices,
 )
+from speechbrain_spgm.inference.level import check_levels
 from speechbrain_spgm.inference.long.memory import (
     SAFE_SHARE,
     count_voices,
@@ -67,6 +68,7 @@ class Options(NamedTuple):
     overlap: float | None = None  # by default a third of the window
     views: int | None = None  # by default what the model's card asks for
     progress: bool = False
+    consistent: bool = False
 
 
 class Plan(NamedTuple):
@@ -129,10 +131,7 @@ def make_plan(model: SPGMSeparation, samples: int, rate: int, options: Options) 
 
 def check_options(model: SPGMSeparation, options: Options) -> Options:
     """Refuses wrong values before anything is read; fills in what is left open."""
-    if options.normalize not in (None, "peak"):
-        raise UserError(
-            f'normalize is {options.normalize!r}, but must be None or "peak".'
-        )
+    check_levels(options.normalize, options.consistent)
     if options.mode not in MODES:
         raise UserError(f"mode is {options.mode!r}, but must be {', '.join(MODES)}.")
     if isinstance(options.max_memory, str):
@@ -175,7 +174,9 @@ def separate_to_tensor(
         parts: list[Tensor] = []
         stitcher.run(
             Path(folder),
-            lambda voices: parts.extend(stitcher.pieces(voices, options.normalize)),
+            lambda voices: parts.extend(
+                stitcher.pieces(voices, options.normalize, options.consistent)
+            ),
             options.progress,
         )
         return torch.cat(parts).unsqueeze(0)
@@ -249,7 +250,8 @@ def separate_to_files(
                 ]
 
                 def write(voices: Spool) -> None:
-                    for piece in stitcher.pieces(voices, options.normalize):
+                    wanted = options.normalize, options.consistent
+                    for piece in stitcher.pieces(voices, *wanted):
                         for file, voice in zip(files, piece.T, strict=True):
                             file.write(voice.contiguous().numpy())
 
@@ -284,7 +286,10 @@ def _separate_exactly(
 
         with engine.watched(watch):
             return model.separate_recording(
-                source.recording(), options.normalize, options.views
+                source.recording(),
+                options.normalize,
+                options.views,
+                consistent=options.consistent,
             )
 
 

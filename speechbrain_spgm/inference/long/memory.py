@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,11 @@ from speechbrain_spgm.lobes.masknet import SPGMMaskNet
 from speechbrain_spgm.lobes.separator import count_frames
 from speechbrain_spgm.lobes.workers import count_workers
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
 if TYPE_CHECKING:
     from speechbrain_spgm.inference.separation import SPGMSeparation
 
@@ -29,6 +35,7 @@ SAFE_SHARE = 0.5  # of what is free: other programs grow too
 WORKER = 16 * 2**20  # what a thread holds, however long the recording is
 # Tensors [S, K, N] and [spks, N, L] at once where the engine does not run.
 PLAIN_STATES, PLAIN_MASKS = 5, 3
+PROC, GROUPS = Path("/proc"), Path("/sys/fs/cgroup")  # where Linux tells
 UNKNOWN_FREE = 4 * 2**30  # where the system does not say
 
 
@@ -151,7 +158,9 @@ def count_voices(model: SPGMSeparation) -> int:
 
 
 def free_bytes(device: torch.device | str = "cpu") -> int:
-    """The memory that a new computation may take: free, and within a container's limit.
+    """The memory that a new computation may take: free, and within all limits.
+
+    Those are ``ulimit -v`` and ``-d``, and those of containers and batch systems.
 
     Arguments
     ---------
@@ -166,41 +175,75 @@ def free_bytes(device: torch.device | str = "cpu") -> int:
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    found = [free for free in (_available(), *_containers()) if free is not None]
+    available = _kibibytes(PROC / "meminfo", "MemAvailable")
+    found = [*_process_limits(), *_container_limits()]
+    if available is not None:  # what Linux can give without swapping
+        found.append(available)
     return max(0, min(found, default=UNKNOWN_FREE))
 
 
-def _available() -> int | None:
-    """What Linux can give without swapping."""
+def _kibibytes(path: Path, field: str) -> int | None:
+    """A field of a file of Linux about memory, in bytes."""
     try:
-        text = Path("/proc/meminfo").read_text(encoding="ascii")
+        text = path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
-    match = re.search(r"^MemAvailable:\s*(\d+) kB", text, re.MULTILINE)
+    match = re.search(rf"^{field}:\s*(\d+) kB", text, re.MULTILINE)
     return int(match[1]) * 1024 if match else None
 
 
-def _containers() -> list[int]:
-    """What the control groups of this process leave (versions 2 and 1)."""
-    root = Path("/sys/fs/cgroup")
-    folders = [(root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes")]
-    try:
-        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
-        number, _, path = line.split(":", 2)
-        if number == "0":
-            own = root / path.lstrip("/")
-            for folder in (own, *own.parents):
-                if folder.is_relative_to(root):
-                    folders.append((folder, "memory.max", "memory.current"))
+def _process_limits() -> list[int]:
+    """What the limits of this process leave."""
+    if resource is None:
+        return []
     found = []
-    for folder, limit, usage in folders:
+    for limit, field in (
+        (resource.RLIMIT_AS, "VmSize"),
+        (resource.RLIMIT_DATA, "VmData"),
+    ):
+        most = resource.getrlimit(limit)[0]
+        used = _kibibytes(PROC / "self" / "status", field)
+        if most != resource.RLIM_INFINITY and used is not None:
+            found.append(most - used)
+    return found
+
+
+def _container_limits() -> list[int]:
+    """What the control groups of this process, and those around them, leave."""
+    found = []
+    for folder, limit, usage, cache in _control_groups():
         try:
-            found.append(
-                int((folder / limit).read_text()) - int((folder / usage).read_text())
-            )
+            most, used = (int((folder / name).read_text()) for name in (limit, usage))
+            stat = (folder / "memory.stat").read_text()
         except (OSError, ValueError):  # not there, or "max"
             continue
+        # Files that were read stay in memory, and count, until it is needed.
+        match = re.search(rf"^{cache} (\d+)$", stat, re.MULTILINE)
+        found.append(most - used + int(match[1] if match else 0))
     return found
+
+
+def _control_groups() -> Iterator[tuple[Path, str, str, str]]:
+    """Folders of versions 2 and 1: names of limit, usage and cache in their files."""
+    try:
+        lines = (PROC / "self" / "cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        number, kinds, path = line.split(":", 2)
+        if number == "0":
+            root, names = GROUPS, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in kinds.split(","):
+            root = GROUPS / "memory"
+            names = (
+                "memory.limit_in_bytes",
+                "memory.usage_in_bytes",
+                "total_inactive_file",
+            )
+        else:
+            continue
+        # Within a container the path may be the host's: then only the root is there.
+        own = root / path.lstrip("/")
+        for folder in (own, *own.parents):
+            if folder.is_relative_to(root):
+                yield folder, *names

@@ -2,7 +2,9 @@
 
 ::
 
-    recording --pieces--> mixture at the model's rate        } on disk
+    recording --pieces--> its mean and its peak
+              --pieces--> mixture at the model's rate        } on disk
+              --pieces--> one level for all windows
               --some windows--> what all chunks share
               --windows-> outputs of every window            } on disk
               --assignment of all windows, cross-fades-> voices at the model's rate
@@ -24,8 +26,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from speechbrain_spgm.data.errors import UserError
-from speechbrain_spgm.inference.audio import AudioFileError
-from speechbrain_spgm.inference.level import fit_mixture, mixture_gains
+from speechbrain_spgm.inference.level import (
+    FRAME,
+    check_peak,
+    check_voices,
+    find_centre,
+    fit_mixture,
+    frame_powers,
+    level_gain,
+    mixture_gains,
+    share_rest,
+)
 from speechbrain_spgm.inference.long.assignment import (
     MOST_SPEAKERS,
     Timbre,
@@ -119,6 +130,12 @@ class Stitcher:
         length = round(window * model.sample_rate)
         overlap = min(round(overlap * model.sample_rate), length // 3)
         self.windows: Windows = lay_out(self.T, length, overlap)
+        self.centre = find_centre(
+            recording.read(start, min(len(recording), start + PIECE * rate))
+            for start in range(0, len(recording), PIECE * rate)
+        )
+        check_peak(name, self.centre)
+        self.gain = torch.ones((), dtype=torch.float64)
         self.seams: list[Seam] = []
 
     def run(self, folder: Path, use: Callable[[Spool], None], progress: bool) -> None:
@@ -136,8 +153,7 @@ class Stitcher:
         with ExitStack() as stack:
             mix = stack.enter_context(Spool(folder / "mixture"))
             outputs = voices = None
-            self._resample(mix)
-            loudness = self._loudness(mix)
+            loudness = self._resample(mix)
             evidence = _Evidence([], [], [], [])
             last: Tensor | None = None
             count, survey = len(self.windows.starts), self._survey()
@@ -187,31 +203,35 @@ class Stitcher:
                     done()
         return averages
 
-    def _resample(self, mix: Spool) -> None:
-        step = PIECE * self.model.sample_rate
+    def _resample(self, mix: Spool) -> float:
+        """The recording without its mean at the model's rate, and the gain it needs."""
+        step = PIECE * self.model.sample_rate // FRAME * FRAME  # cuts no frame
         rates = (self.rate, self.model.sample_rate)
+
+        def read(start: int, stop: int) -> Tensor:
+            return self.centre.of(self.recording.read(start, stop)).float()
+
+        powers = []
         for start in range(0, self.T, step):
             stop = min(self.T, start + step)
-            read, T = self.recording.read, len(self.recording)
-            mix.append(resampled(read, T, rates, start, stop))
+            piece = resampled(read, len(self.recording), rates, start, stop)
+            powers.append(frame_powers(piece[:, 0]))
+            mix.append(piece)
+        powers = torch.cat(powers)
+        self.gain = level_gain(powers)
+        return max(float(powers.mean() * self.gain.square()), 1e-20)
 
-    def _loudness(self, mix: Spool) -> float:
-        """Mean power, never zero."""
-        step = PIECE * self.model.sample_rate
-        power = sum(
-            float(mix.read(a, min(self.T, a + step)).double().square().sum())
-            for a in range(0, self.T, step)
-        )
-        return max(power / self.T, 1e-20)
+    def _mixture(self, mix: Spool, start: int, length: int) -> Tensor:
+        """A part of the mixture as the network gets it, ``[T]``."""
+        part = mix.read(start, start + length)[:, 0]
+        return (part.double() * self.gain).float()
 
     def _separate(self, mix: Spool, w: int) -> Tensor:
         """The outputs of a window at the level of the mixture, ``[T, spks]``."""
-        start = self.windows.starts[w]
-        samples = mix.read(start, start + self.windows.length)[:, 0]
+        samples = self._mixture(mix, self.windows.starts[w], self.windows.length)
         est = self.model.separate_batch(samples.unsqueeze(0), views=self.views)
         est = est[0].float().cpu()
-        if not est.isfinite().all():
-            raise too_loud(self.name, float(samples.abs().max()))
+        check_voices(self.name, est)
         return fit_mixture(est, samples)
 
     def _learn(
@@ -228,7 +248,7 @@ class Stitcher:
             return
         overlap, start = self.windows.overlap(w - 1), self.windows.starts[w]
         evidence.pairs.append(distances(before[-overlap:], est[:overlap]))
-        energy = float(mix.read(start, start + overlap).double().square().sum())
+        energy = float(self._mixture(mix, start, overlap).double().square().sum())
         evidence.energies.append(energy)
         parts = est[:overlap].double().square().sum(0)
         heard = (parts > HEARD * parts.sum()) & (parts > 1e-4 * loudness * overlap)
@@ -268,14 +288,16 @@ class Stitcher:
             voices.append(part[:keep])
             tail = part[keep:]
 
-    def pieces(self, voices: Spool, normalize: str | None) -> Iterator[Tensor]:
+    def pieces(
+        self, voices: Spool, normalize: str | None, consistent: bool = False
+    ) -> Iterator[Tensor]:
         """The voices at the recording's rate and level.
 
         Arguments
         ---------
         voices : Spool
             From ``run``.
-        normalize : str, optional
+        normalize, consistent
             As in ``SPGMSeparation.separate_file``.
 
         Yields
@@ -283,25 +305,31 @@ class Stitcher:
         piece : torch.Tensor
             ``[n, spks]``, float32; together they are as long as the recording.
         """
-        gains = self._gains(voices, normalize)
-        for _, piece in self._restored(voices):
-            yield (piece.double() * gains).float()
+        means, gains = self._levels(voices, normalize)
+        for start, piece in self._restored(voices):
+            piece = (piece.double() - means) * gains
+            if consistent:
+                mix = self.recording.read(start, start + len(piece))[:, 0]
+                piece = share_rest(piece, mix)
+            yield piece.float()
 
-    def _gains(self, voices: Spool, normalize: str | None) -> Tensor:
+    def _levels(self, voices: Spool, normalize: str | None) -> tuple[Tensor, Tensor]:
+        """The voices' means and gains, as ``restore_level`` has them, ``[spks]``."""
         spks = voices.columns
         gram = torch.zeros(spks, spks, dtype=torch.float64)
-        target, peak = gram[0].clone(), gram[0].clone()
+        means, target, low, high = torch.zeros(4, spks, dtype=torch.float64)
         for start, piece in self._restored(voices):
-            mix = self.recording.read(start, start + len(piece))[:, 0].double()
-            if not piece.isfinite().all():
-                raise too_loud(self.name, float(mix.abs().max()))
+            mix = self.recording.read(start, start + len(piece))[:, 0]
             wide = piece.double()
             gram += wide.T @ wide
-            target += wide.T @ mix
-            peak = torch.maximum(peak, wide.abs().amax(0))
+            target += wide.T @ self.centre.of(mix)
+            means += wide.sum(0) / len(self.recording)
+            low, high = low.minimum(wide.amin(0)), high.maximum(wide.amax(0))
         if normalize:
-            return 1 / peak.where(peak > 0, 1)
-        return mixture_gains(gram, target)
+            peaks = (high - means).maximum(means - low)
+            return means, 1 / peaks.where(peaks > 0, 1)
+        gram -= len(self.recording) * means.outer(means)
+        return means, mixture_gains(gram, target) * self.centre.peak
 
     def _restored(self, voices: Spool) -> Iterator[tuple[int, Tensor]]:
         T, step = len(self.recording), PIECE * self.rate
@@ -351,11 +379,3 @@ def check_outputs(spks: int) -> None:
             f"the model has {spks} outputs, but windows are stitched for at most "
             f"{MOST_SPEAKERS}: use the exact mode."
         )
-
-
-def too_loud(name: str, peak: float) -> AudioFileError:
-    """The sentence about a recording whose numbers overflow in the model."""
-    return AudioFileError(
-        f"{name} is too loud for the model (peak {peak:.3g}, full scale is 1): "
-        "scale it down."
-    )
