@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from speechbrain_spgm.audio import AudioFileError
 from speechbrain_spgm.data.errors import UserError
-from speechbrain_spgm.inference.audio import AudioFileError
 from speechbrain_spgm.inference.level import fit_mixture, mixture_gains
 from speechbrain_spgm.inference.long.assignment import (
     MOST_SPEAKERS,
