@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from speechbrain_spgm.audio import resample
 from speechbrain_spgm.data.errors import UserError
-from speechbrain_spgm.inference.audio import resample
 
 SPEAKERS = 2
 SECONDS = (2.0, 8.0)  # of a turn

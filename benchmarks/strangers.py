@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import trange
 
-from speechbrain_spgm.data.audio import AudioFile
+from speechbrain_spgm.audio import AudioFile
 from speechbrain_spgm.data.dynamic import by_speaker, gain_to
 from speechbrain_spgm.data.errors import UserError
 from speechbrain_spgm.data.generation import load, resample, to_pcm16, write

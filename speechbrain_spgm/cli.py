@@ -7,13 +7,15 @@ input (arguments, model, or at least one of the files), 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import logging
 import os
+import stat
 import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from speechbrain_spgm.inference.long.files import Options
 
 WRONG_INPUT, INTERRUPTED = 2, 130
+STDIN = Path("-")
 # Modules of speechbrain_spgm.commands, each with add_parser(commands).
 COMMANDS = (convert, evaluate, export, publish)
 
@@ -35,11 +38,12 @@ class Job(NamedTuple):
     source: Path
     target: Path
 
-    def outputs(self, speakers: int) -> list[Path]:
+    def outputs(self, speakers: int, ending: str = "wav") -> list[Path]:
         """``<name>_spk1.wav``, ``<name>_spk2.wav`` and so on."""
         name = self.target.name
         return [
-            self.target.with_name(f"{name}_spk{i}.wav") for i in range(1, speakers + 1)
+            self.target.with_name(f"{name}_spk{i}.{ending}")
+            for i in range(1, speakers + 1)
         ]
 
 
@@ -92,7 +96,9 @@ def make_parser() -> argparse.ArgumentParser:
         description="Write DIR/<name>_spk1.wav, DIR/<name>_spk2.wav, ... for every "
         "recording, at its own sample rate, as 32-bit float WAV. Folders are searched "
         "with all their subfolders, which are kept under DIR; in a folder, files whose "
-        "names do not end like those of audio files are passed over. Recordings that "
+        "names do not end like those of audio files are passed over, and counted. With "
+        "PyAV (pip install av) whatever FFmpeg reads is separated, the sound of videos "
+        "too. Recordings that "
         "share a name but for the ending keep it: a.mp3_spk1.wav. Existing outputs are "
         "replaced. A file that cannot be separated is reported, the others go on, and "
         "the exit code is 2.",
@@ -100,12 +106,11 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "inputs",
         nargs="+",
-        type=Path,
         metavar="FILE_OR_FOLDER",
-        help="what to separate",
+        help="what to separate; - reads a recording from standard input",
     )
     command.add_argument(
-        "--output", required=True, type=Path, metavar="DIR", help="where to write"
+        "--output", required=True, metavar="DIR", help="where to write"
     )
     add_model_options(command, "--model")
     add_precision_option(command)
@@ -121,6 +126,7 @@ def make_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="the voices sum exactly to the mixture: what they lack is shared out",
     )
+    add_file_options(command)
     add_length_options(command)
     command.set_defaults(run=separate)
 
@@ -182,6 +188,28 @@ def add_views_option(command: argparse.ArgumentParser) -> None:
     )
 
 
+def add_file_options(command: argparse.ArgumentParser) -> None:
+    """What is taken from a file, and what files are written."""
+    command.add_argument(
+        "--channel",
+        type=int,
+        metavar="N",
+        help="the one channel to take, counted from 1; by default the mean of all",
+    )
+    command.add_argument(
+        "--format",
+        choices=["wav", "flac", "ogg", "opus", "mp3", "aiff", "caf", "w64", "au"],
+        default="wav",
+        help="what to write, by default wav; above 4 GiB it becomes RF64",
+    )
+    command.add_argument(
+        "--subtype",
+        choices=["float", "double", "16", "24", "32"],
+        help="floats, or bits per sample; by default float, 24 in FLAC. Where samples "
+        "beyond full scale cannot be written, voices that would clip are made quieter",
+    )
+
+
 def add_length_options(command: argparse.ArgumentParser) -> None:
     """What is done about long recordings."""
     command.add_argument(
@@ -219,7 +247,10 @@ def separate(arguments: argparse.Namespace) -> int:
     from speechbrain_spgm.data.errors import UserError, shown
     from speechbrain_spgm.inference.long.files import Options, check_options
 
-    jobs, failures = find_jobs(arguments.inputs, arguments.output)
+    if "" in (*arguments.inputs, arguments.output):
+        raise Problem("a path is empty: name a file or a folder, . for this one.")
+    output = Path(arguments.output)
+    jobs, failures, unread = find_jobs(arguments.inputs, output)
     for failure in failures:
         say(f"spgm: {failure}")
     if not jobs:
@@ -240,12 +271,15 @@ def separate(arguments: argparse.Namespace) -> int:
             views=arguments.views,
             progress=True,
             consistent=arguments.consistent,
+            channel=arguments.channel,
+            format=arguments.format,
+            subtype=arguments.subtype,
         ),
     )
-    check_outputs(jobs, model.mods.masknet.num_spks)
-    make_folder(arguments.output)
+    check_outputs(jobs, model.mods.masknet.num_spks, arguments.format)
+    make_folder(output)
 
-    failed, lowered = len(failures), 0
+    failed, lowered = 0, 0
     with tqdm(jobs, desc="separating", unit="file", disable=None) as bar:
         for job in bar:
             try:
@@ -264,8 +298,9 @@ def separate(arguments: argparse.Namespace) -> int:
             f"spgm: {count(lowered, 'file')} had a higher rate than the model: content "
             f"above {model.sample_rate // 2} Hz is lost."
         )
-    done = count(len(jobs) + len(failures) - failed, "file")
-    print(f"Separated {done} into {arguments.output}; {failed} failed.")
+    done = count(len(jobs) - failed, "file")
+    failed += unread
+    print(f"Separated {done} into {output}; {failed} failed.")
     return WRONG_INPUT if failed else 0
 
 
@@ -273,17 +308,22 @@ def separate_one(
     model: SPGMSeparation, job: Job, options: Options, report: bool
 ) -> int:
     """Separates one file, writes all its voices or none; returns its sample rate."""
-    from speechbrain_spgm.inference.long.files import explain, separate_to_files
+    from speechbrain_spgm.inference.long.files import (
+        explain,
+        from_file,
+        separate_to_files,
+    )
 
     make_folder(job.target.parent)
+    stdin = job.source == STDIN
     facts = separate_to_files(
         model,
-        job.source,
-        str(job.source),
-        job.outputs(model.mods.masknet.num_spks),
+        from_file(sys.stdin.buffer if stdin else job.source),
+        "standard input" if stdin else str(job.source),
+        job.outputs(model.mods.masknet.num_spks, options.format),
         options,
         job.target.with_name(f"{job.target.name}_report.json") if report else None,
-        reading=quiet_stderr,
+        reading=quiet_streams,
     )
     for line in explain(facts):
         say(f"spgm: {line}")
@@ -346,59 +386,111 @@ def load_model(
         ) from None
 
 
-def find_jobs(inputs: Sequence[Path], output: Path) -> tuple[list[Job], list[str]]:
-    """The recordings to separate, each once, and a sentence for each input without any.
+def find_jobs(inputs: Sequence[str], output: Path) -> tuple[list[Job], list[str], int]:
+    """The recordings to separate, each once; sentences, and how many are unread.
 
     What lies under the output folder counts as output of an earlier run, not as input,
     unless that folder is given as an input itself.
     """
-    names: dict[Path, tuple[Path, Path]] = {}  # resolved -> (source, relative name)
-    failures = []
-    for given in inputs:
-        if not given.exists():
-            failures.append(f"{given} does not exist: check its name.")
-            continue
+    from speechbrain_spgm.audio import AudioFileError, check_file
+
+    names: dict[str, tuple[Path, Path]] = {}  # real path -> (source, relative name)
+    failures: list[str] = []
+    unread = 0
+    for given in map(Path, inputs):
         found = [(given, Path(given.name))]
-        if given.is_dir():
-            paths = search(given, output)
-            found = [(path, path.relative_to(given)) for path in paths]
-            if not found:
-                failures.append(f"the folder {given} holds no audio files: check it.")
+        if given == STDIN:
+            found = [(STDIN, Path("stdin"))]
+        elif os.path.isdir(given):
+            files, problems, passed_over, lacking = search(given, output)
+            found = [(file, file.relative_to(given)) for file in files]
+            if not (found or problems or lacking):
+                problems.append(f"the folder {given} holds no audio files: check it.")
+            failures += problems + passed_over
+            unread += len(problems) + lacking
+        else:
+            try:
+                check_file(given)
+            except AudioFileError as error:
+                failures.append(str(error))
+                unread += 1
+                continue
         for source, name in found:
-            names.setdefault(source.resolve(), (source, name))
+            real = os.path.realpath(source)
+            known = names.setdefault(real, (source, name))
+            if known[0].is_symlink() and not source.is_symlink():
+                names[real] = source, name  # a file's own name, not that of a link
 
-    users = Counter(name.with_suffix("") for _, name in names.values())
-    jobs = []
-    for source, name in names.values():
-        stem = name.with_suffix("")
-        jobs.append(Job(source, output / (name if users[stem] > 1 else stem)))
-    return jobs, failures
+    targets = {name: name.with_suffix("") for _, name in names.values()}
+    while shared := {t for t, n in Counter(targets.values()).items() if n > 1}:
+        clear = {name: name for name, t in targets.items() if t in shared}
+        if clear.items() <= targets.items():
+            break
+        targets |= clear
+    jobs = [Job(source, output / targets[name]) for source, name in names.values()]
+    return jobs, failures, unread
 
 
-def search(folder: Path, output: Path) -> list[Path]:
-    """All audio files in a folder and its subfolders, but hidden ones and outputs."""
-    from speechbrain_spgm.inference.audio import EXTENSIONS
+def search(folder: Path, output: Path) -> tuple[list[Path], list[str], list[str], int]:
+    """Audio files in a folder and its subfolders, but hidden ones and outputs.
 
-    skip = output.resolve()
-    if folder.resolve().is_relative_to(skip):
+    Links are followed, each folder is entered once, if it can be by its own name. Also
+    what may not be looked at, what is passed over, and how many files lack PyAV.
+    """
+    from speechbrain_spgm import audio, media
+
+    skip = os.path.realpath(output)
+    if Path(os.path.realpath(folder)).is_relative_to(skip):
         skip = None
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in EXTENSIONS
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and not (skip and path.resolve().is_relative_to(skip))
-    )
+    readable = audio.EXTENSIONS | (media.EXTENSIONS if media.is_installed() else set())
+    found: list[Path] = []
+    refused: dict[str, None] = {}
+    others: Counter[str] = Counter()
+    entered, roots = set(), [str(folder)]
+    for start in roots:  # grows
+        for root, folders, files in os.walk(
+            start, onerror=lambda error: refused.setdefault(error.filename)
+        ):
+            real = os.path.realpath(root)
+            if real in entered or real == skip:
+                folders.clear()
+                continue
+            entered.add(real)
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            paths = [os.path.join(root, name) for name in folders]
+            roots += filter(os.path.islink, paths)
+            for path in (Path(root, name) for name in files if name[0] != "."):
+                try:
+                    regular = stat.S_ISREG(path.stat().st_mode)
+                except PermissionError:
+                    refused.setdefault(root)
+                    continue
+                except OSError:  # a link to nothing, or to itself
+                    regular = False
+                if regular and path.suffix.lower() in readable:
+                    found.append(path)
+                else:
+                    others[path.suffix.lower() or "without an ending"] += 1
+    problems = [f"{path} may not be entered: change its rights." for path in refused]
+    if not others:
+        return sorted(found), problems, [], 0
+    lacking = sorted(others.keys() & media.EXTENSIONS - readable)
+    remedy = "name a file itself to have it separated"
+    if lacking:
+        remedy = f"pip install av to read {', '.join(lacking)}"
+    endings = ", ".join(f"{n} {ending}" for ending, n in sorted(others.items()))
+    total = count(sum(others.values()), "file")
+    line = f"{folder}: passed over {total} ({endings}); {remedy}."
+    return sorted(found), problems, [line], sum(others[ending] for ending in lacking)
 
 
-def check_outputs(jobs: Sequence[Job], speakers: int) -> None:
+def check_outputs(jobs: Sequence[Job], speakers: int, ending: str = "wav") -> None:
     """Refuses to write two voices to one file, or a voice over an input."""
-    inputs = {job.source.resolve() for job in jobs}
+    inputs = {os.path.realpath(job.source) for job in jobs}
     writers: dict[Path, Path] = {}
     for job in jobs:
-        for path in job.outputs(speakers):
-            if path.resolve() in inputs:
+        for path in job.outputs(speakers, ending):
+            if os.path.realpath(path) in inputs:
                 raise Problem(
                     f"{job.source} would be separated into {path}, which is an input "
                     "itself: take another output folder."
@@ -460,15 +552,20 @@ def quiet_libraries() -> Iterator[None]:
 
 
 @contextmanager
-def quiet_stderr() -> Iterator[None]:
+def quiet_streams() -> Iterator[None]:
     """Mutes what C libraries print: the MP3 decoder comments on every odd file."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    kept, nowhere = {}, os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nowhere, 2)
+        for number, stream in ((1, sys.stdout), (2, sys.stderr)):
+            with suppress(OSError, AttributeError, ValueError):  # closed
+                stream.flush()
+                kept[number] = os.dup(number)
+                os.dup2(nowhere, number)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).fflush(None)  # C keeps what it prints to a file or pipe
+        for number, copy in kept.items():
+            os.dup2(copy, number)
+            os.close(copy)
         os.close(nowhere)

@@ -114,10 +114,11 @@ def test_a_folder_of_good_and_bad_files(run, model, tmp_path):
     assert stdout == [f"Separated 2 files into {out}; 5 failed."]
     assert names(out) == voices("good", "deep/er/good")
     bad = ("empty.wav", "junk.mp3", "nan.wav", "text.mp3")
-    for line, name in zip(stderr[1:5], bad, strict=True):
+    for line, name in zip(stderr[2:6], bad, strict=True):
         assert line.startswith(f"spgm: {folder / name} ")
-    assert stderr[0] == f"spgm: {missing} does not exist: check its name."
-    assert len(stderr) == 6  # and the rate
+    assert f"{folder}: passed over 1 file (1 .txt); name a file itself" in stderr[0]
+    assert stderr[1] == f"spgm: {missing} does not exist: check its name."
+    assert len(stderr) == 7  # and the rate
 
 
 def test_a_cut_off_file_is_mentioned_once(run, model, tmp_path):
@@ -227,16 +228,16 @@ def test_an_unexpected_failure_stops_one_file_only(run, model, tmp_path, monkeyp
 def test_interrupted(run, model, tmp_path, monkeypatch):
     for name in ("a.wav", "b.wav", "c.wav"):
         record(tmp_path / "in" / name)
-    write = soundfile.write
+    write = soundfile.SoundFile.write
     written = []
 
-    def interrupt(path, *args, **kwargs):
-        write(path, *args, **kwargs)
-        written.append(path)
+    def interrupt(file, samples):
+        write(file, samples)
+        written.append(file)
         if len(written) == 5:  # the second voice of the second file
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(soundfile, "write", interrupt)
+    monkeypatch.setattr(soundfile.SoundFile, "write", interrupt)
     out = tmp_path / "out"
     code, stdout, (line,) = run(
         "separate", tmp_path / "in", "--output", out, "--model", model

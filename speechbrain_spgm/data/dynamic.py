@@ -11,11 +11,11 @@ from functools import partial
 import numpy as np
 import torch
 
-from speechbrain_spgm.data.audio import (
+from speechbrain_spgm.audio import (
     AudioFile,
     change_rate,
     frames_needed,
-    read_audio,
+    read_frames,
 )
 from speechbrain_spgm.data.augment import Augmentations
 from speechbrain_spgm.data.batch import Mixture
@@ -138,7 +138,7 @@ class DynamicMixing(SeededDataset):
         # Filled here, before workers start: they then share these pages.
         recordings = [file for files in self.files.values() for file in files]
         self._cache = {
-            file.path: to_int16(read_audio(file))
+            file.path: to_int16(read_frames(file))
             for file in recordings + self.noise
             if cache_audio
         }
@@ -278,7 +278,7 @@ class DynamicMixing(SeededDataset):
 
     def _read(self, file: AudioFile, start: int, frames: int) -> np.ndarray:
         if file.path not in self._cache:
-            return read_audio(file, start, frames)
+            return read_frames(file, start, frames)
         cached = self._cache[file.path][start : start + frames]
         return cached.astype(np.float32) / INT16
 

@@ -36,8 +36,8 @@ import soundfile
 from scipy.signal import resample_poly
 from tqdm import tqdm
 
+from speechbrain_spgm.audio import THREADS, AudioFile, read_frames
 from speechbrain_spgm.data.atomic import replacing
-from speechbrain_spgm.data.audio import THREADS, AudioFile, read_audio
 from speechbrain_spgm.data.errors import UserError
 from speechbrain_spgm.data.manifest import ManifestRow, write_if_new
 from speechbrain_spgm.data.voices import read_table
@@ -470,7 +470,7 @@ def fit(samples: np.ndarray, length: int) -> np.ndarray:
 
 def load(file: AudioFile) -> np.ndarray:
     """All samples of a recording [T], float64."""
-    samples = read_audio(file).astype(np.float64)
+    samples = read_frames(file).astype(np.float64)
     if len(samples) != file.frames or not np.isfinite(samples).all():
         raise UserError(f"The audio file {file.path} is damaged: replace it.")
     return samples

@@ -27,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
-from speechbrain_spgm.data.audio import AudioFile, open_all, open_audio, read_audio
+from speechbrain_spgm.audio import AudioFile, open_all, open_audio, read_frames
 from speechbrain_spgm.data.errors import UserError
 from speechbrain_spgm.data.generation import (
     Plan,
@@ -78,7 +78,7 @@ class LibriMixPlan(Plan):
 
 def load_noise(file: AudioFile, frames: int) -> np.ndarray:
     """The first channel of a noise [T], begun again until it has so many frames."""
-    samples = read_audio(file, frames=min(frames, file.frames)).astype(np.float64)
+    samples = read_frames(file, frames=min(frames, file.frames)).astype(np.float64)
     return extend(samples, frames, file.rate)
 
 

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch.nn.functional import pad
 
-from speechbrain_spgm.data.audio import (
+from speechbrain_spgm.audio import (
     AudioFile,
     change_rate,
     open_all,
     open_audio,
-    read_audio,
+    read_frames,
 )
 from speechbrain_spgm.data.batch import Mixture
 from speechbrain_spgm.data.errors import UserError
@@ -168,7 +168,7 @@ class ManifestDataset(VariedDataset):
         rng = self.generator(index)
         start, frames = self.draw_crop(mix.frames, rng)
         waves = [
-            torch.from_numpy(read_audio(file, start, frames))
+            torch.from_numpy(read_frames(file, start, frames))
             for file in (mix, *sources)
         ]
         stack = torch.stack(waves[1:], dim=-1)
@@ -293,7 +293,7 @@ def samples_of(segment_seconds: float | None, sample_rate: int) -> int | None:
 
 def load(file: AudioFile) -> torch.Tensor:
     """All samples of a file [T]."""
-    return torch.from_numpy(read_audio(file))
+    return torch.from_numpy(read_frames(file))
 
 
 def read_mixture_list(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from speechbrain_spgm.data.audio import AudioFile, open_all
+from speechbrain_spgm.audio import AudioFile, open_all
 from speechbrain_spgm.data.errors import UserError
 from speechbrain_spgm.data.manifest import ManifestRow
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import torch
 
-from speechbrain_spgm.data.audio import change_rate, frames_needed
+from speechbrain_spgm.audio import change_rate, frames_needed
 from speechbrain_spgm.data.augment import Augmentations
 from speechbrain_spgm.data.errors import UserError
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from speechbrain_spgm.data.audio import AudioFile, open_all
+from speechbrain_spgm.audio import AudioFile, open_all
 from speechbrain_spgm.data.errors import UserError
 
 AUDIO_SUFFIXES = {".flac", ".wav"}

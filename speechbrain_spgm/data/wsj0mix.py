@@ -21,8 +21,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from speechbrain_spgm.audio import AudioFile, open_all
 from speechbrain_spgm.data.active_level import active_level
-from speechbrain_spgm.data.audio import AudioFile, open_all
 from speechbrain_spgm.data.errors import UserError
 from speechbrain_spgm.data.generation import (
     Plan,

@@ -1,6 +1,6 @@
 """From a trained model and a recording to separated voices."""
 
-from speechbrain_spgm.inference.audio import AudioFileError
+from speechbrain_spgm.audio import AudioFileError
 from speechbrain_spgm.inference.published import (
     ModelError,
     load_published,

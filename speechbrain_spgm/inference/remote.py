@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ from speechbrain.utils.fetching import (
     link_with_strategy,
 )
 
-from speechbrain_spgm.inference.audio import AudioFileError
+from speechbrain_spgm.audio import AudioFileError, Source
 from speechbrain_spgm.inference.published import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -320,22 +321,22 @@ def keep(
 
 @contextmanager
 def local_audio(
-    path: str | Path | FetchSource, savedir: str | Path | None = None
-) -> Iterator[Path]:
+    path: Source | FetchSource, savedir: str | Path | None = None
+) -> Iterator[Source]:
     """An audio file on this disk, downloaded first if need be.
 
     Arguments
     ---------
-    path : str or Path or FetchSource
+    path : str or Path or bytes or file object or FetchSource
         A local file, a web address, or USER/NAME/FILE for a file on the Hub. A local
-        file is used where it is, without links or copies.
+        file is used where it is, without links or copies; so are bytes and objects.
     savedir : str or Path, optional
         Where a download is kept; by default a web file is deleted after use and a file
         of the Hub stays in the Hub's own cache.
 
     Yields
     ------
-    local : Path
+    local : Path or bytes or file object
         There until the block ends.
 
     Raises
@@ -344,7 +345,7 @@ def local_audio(
         If it cannot be downloaded.
     """
     if not _is_remote(path):
-        yield Path(path)
+        yield Path(path) if isinstance(path, str) else path
         return
     source, name = split_path(path)
     with TemporaryDirectory() as temporary:
@@ -360,10 +361,10 @@ def local_audio(
         yield Path(local)
 
 
-def _is_remote(path: str | Path | FetchSource) -> bool:
+def _is_remote(path: Source | FetchSource) -> bool:
     if isinstance(path, FetchSource) or is_url(path):
         return True
-    if not isinstance(path, str) or Path(path).exists():
+    if not isinstance(path, str) or os.path.exists(path):
         return False
     repo, _, name = path.rpartition("/")
     return is_repo_id(repo) and bool(name) and not Path(repo).parent.exists()

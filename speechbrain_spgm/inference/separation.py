@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 from speechbrain.dataio.preprocess import AudioNormalizer
 from speechbrain.inference.separation import SepformerSeparation
@@ -20,11 +21,8 @@ from speechbrain.utils.fetching import FetchConfig, FetchSource, LocalStrategy
 from speechbrain.utils.run_opts import RunOptions
 from torch import Tensor, nn
 
+from speechbrain_spgm.audio import Recording, Source, name_of, resample
 from speechbrain_spgm.data.errors import UserError
-from speechbrain_spgm.inference.audio import (
-    Recording,
-    resample,
-)
 from speechbrain_spgm.inference.level import (
     bring_to_level,
     check_levels,
@@ -36,6 +34,8 @@ from speechbrain_spgm.inference.level import (
 from speechbrain_spgm.inference.long.files import (
     WINDOW,
     Options,
+    from_file,
+    from_samples,
     separate_to_files,
     separate_to_tensor,
 )
@@ -440,7 +440,7 @@ class SPGMSeparation(SepformerSeparation):
 
     def separate_file(
         self,
-        path: str | Path,
+        path: Source,
         savedir: str | Path | None = None,
         normalize: str | None = None,
         *,
@@ -449,6 +449,7 @@ class SPGMSeparation(SepformerSeparation):
         window: float = WINDOW,
         overlap: float | None = None,
         views: int | None = None,
+        channel: int | None = None,
         progress: bool = False,
         consistent: bool = False,
     ) -> Tensor:
@@ -460,9 +461,10 @@ class SPGMSeparation(SepformerSeparation):
 
         Arguments
         ---------
-        path : str or Path
-            Any file that libsndfile reads, at any rate, with any number of channels
-            (their mean is taken); or a web address, or USER/NAME/FILE on the Hub.
+        path : str or Path or bytes or file object
+            Any file that libsndfile reads, and with PyAV any that FFmpeg reads, at any
+            rate, with any number of channels (their mean is taken); or a web address,
+            or USER/NAME/FILE on the Hub; or the content of a file, or an open one.
         savedir : str or Path, optional
             Where a download is kept. Nothing is ever stored for local files.
         normalize : str, optional
@@ -484,6 +486,8 @@ class SPGMSeparation(SepformerSeparation):
             which is the most.
         views : int, optional
             As in ``separate_batch``; by default what the model's card asks for.
+        channel : int, optional
+            The one channel to take, counted from 1, in place of the mean of all.
         progress : bool
             Whether the stitched mode shows a bar with the time left.
         consistent : bool
@@ -503,14 +507,58 @@ class SPGMSeparation(SepformerSeparation):
             If an option is wrong, or the exact mode is asked for and does not fit.
         """
         options = Options(
-            normalize, mode, max_memory, window, overlap, views, progress, consistent
+            normalize,
+            mode,
+            max_memory,
+            window,
+            overlap,
+            views,
+            progress,
+            consistent,
+            channel,
         )
         with local_audio(path, savedir) as local:
-            return separate_to_tensor(self, Path(local), str(path), options)
+            return separate_to_tensor(self, from_file(local), name_of(path), options)
+
+    def separate_audio(
+        self, samples: np.ndarray | Tensor, sample_rate: int, **options: Any
+    ) -> Tensor:
+        """Separates a recording that is in memory.
+
+        Arguments
+        ---------
+        samples : np.ndarray or torch.Tensor
+            ``[T]`` or ``[T, channels]``: floats, full scale is 1, or signed integers of
+            any width.
+        sample_rate : int
+            In Hz.
+        **options
+            Those of ``separate_file``, but for ``savedir``.
+
+        Returns
+        -------
+        est : torch.Tensor
+            ``[1, T, spks]`` at the same rate, on the CPU.
+
+        Raises
+        ------
+        AudioFileError
+            If the shape, the type or the rate is wrong, or a sample NaN or infinite.
+        UserError
+            As ``separate_file``.
+
+        Example
+        -------
+        >>> model = SPGMSeparation.from_pretrained(device="cpu")
+        >>> model.separate_audio(torch.rand(800, 2), 16000).shape
+        torch.Size([1, 800, 2])
+        """
+        sound = from_samples(samples, sample_rate)
+        return separate_to_tensor(self, sound, "the recording", Options(**options))
 
     def separate_to_files(
         self,
-        path: str | Path,
+        path: Source,
         outputs: Sequence[str | Path],
         normalize: str | None = None,
         *,
@@ -519,11 +567,14 @@ class SPGMSeparation(SepformerSeparation):
         window: float = WINDOW,
         overlap: float | None = None,
         views: int | None = None,
+        channel: int | None = None,
+        format: str | None = None,
+        subtype: str | None = None,
         report: str | Path | None = None,
         progress: bool = False,
         consistent: bool = False,
     ) -> dict[str, Any]:
-        """Separates an audio file into WAV files (32-bit float).
+        """Separates an audio file into one file per voice.
 
         In the stitched mode nothing is held whole in memory: an hour needs no more than
         a minute. Temporary files lie in a hidden folder beside the first output; it is
@@ -531,10 +582,19 @@ class SPGMSeparation(SepformerSeparation):
 
         Arguments
         ---------
-        path, normalize, mode, max_memory, window, overlap, views, progress, consistent
+        path, normalize, mode, max_memory, window, overlap, views, channel, progress,
+        consistent
             As in ``separate_file``.
         outputs : sequence of str or Path
             One per voice; they appear when all is done.
+        format : str, optional
+            ``"wav"``, ``"flac"``, ``"ogg"``, ``"opus"``, ``"mp3"``, ``"aiff"``,
+            ``"caf"``, ``"w64"`` or ``"au"``; by default the ending of the first output,
+            or WAV. WAV files above 4 GiB become RF64.
+        subtype : str, optional
+            ``"float"``, ``"double"``, ``"16"``, ``"24"`` or ``"32"`` (bits); by default
+            float, 24 in FLAC. Where samples beyond full scale cannot be written, all
+            voices are made quieter if one would clip, and that is logged.
         report : str or Path, optional
             A JSON file to write: the mode, the estimated memory, and for every seam its
             time in seconds, the permutation, its confidence from 0.5 to 1, and whether
@@ -553,13 +613,23 @@ class SPGMSeparation(SepformerSeparation):
             If an option is wrong, or the exact mode is asked for and does not fit.
         """
         options = Options(
-            normalize, mode, max_memory, window, overlap, views, progress, consistent
+            normalize,
+            mode,
+            max_memory,
+            window,
+            overlap,
+            views,
+            progress,
+            consistent,
+            channel,
+            format,
+            subtype,
         )
         with local_audio(path) as local:
             return separate_to_files(
                 self,
-                Path(local),
-                str(path),
+                from_file(local),
+                name_of(path),
                 [Path(output) for output in outputs],
                 options,
                 Path(report) if report is not None else None,

@@ -7,13 +7,13 @@ import pytest
 import soundfile
 import torch
 
-from speechbrain_spgm.data import UserError
-from speechbrain_spgm.data.audio import (
+from speechbrain_spgm.audio import (
     change_rate,
     frames_needed,
     open_audio,
-    read_audio,
+    read_frames,
 )
+from speechbrain_spgm.data import UserError
 
 ID3 = b"ID3\x04\0\0\0\0\x01\x02" + bytes(130)
 
@@ -57,7 +57,7 @@ def test_an_mp3_file_without_a_tag_is_as_long_as_it_sounds(
     path.write_bytes(front + untagged_mp3)
     assert soundfile.info(path).frames > 200 * 576
     file = open_audio(path)
-    assert file.frames == len(read_audio(file)) == 200 * 576
+    assert file.frames == len(read_frames(file)) == 200 * 576
 
 
 @pytest.mark.parametrize("front", [b"", ID3])
@@ -77,7 +77,7 @@ def test_a_part_is_what_the_whole_has_there(tmp_path):
     soundfile.write(tmp_path / "a.flac", samples, 16000)
     file = open_audio(tmp_path / "a.flac")
     assert (file.frames, file.rate) == (1000, 16000)
-    part = read_audio(file, start=300, frames=50)
+    part = read_frames(file, start=300, frames=50)
     np.testing.assert_array_equal(part, samples[300:350].astype(np.float32))
 
 

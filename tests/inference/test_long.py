@@ -15,9 +15,9 @@ import soundfile
 import torch
 from tqdm import tqdm
 
+from speechbrain_spgm.audio import resample
 from speechbrain_spgm.data.errors import UserError
 from speechbrain_spgm.inference import SPGMSeparation
-from speechbrain_spgm.inference.audio import resample
 from speechbrain_spgm.inference.level import bring_to_level
 from speechbrain_spgm.inference.long import files, memory, stitching
 from speechbrain_spgm.inference.long.assignment import assign, distances, timbre

@@ -10,9 +10,9 @@ import soundfile
 import torch
 from torchaudio.functional import resample as torchaudio_resample
 
+from speechbrain_spgm import audio as audio_module
+from speechbrain_spgm.audio import read_audio, write_audio, write_voices
 from speechbrain_spgm.inference import AudioFileError
-from speechbrain_spgm.inference import audio as audio_module
-from speechbrain_spgm.inference.audio import read_audio, write_audio, write_voices
 from speechbrain_spgm.inference.level import fit_mixture, scale_to_peak
 
 
@@ -160,7 +160,9 @@ def spoilt(folder: Path) -> dict[str, str]:
     (folder / "folder.wav").mkdir()
     soundfile.write(folder / "cut.flac", noise(40000), 8000)
     whole = (folder / "cut.flac").read_bytes()
-    (folder / "cut.flac").write_bytes(whole[: len(whole) // 2])
+    (folder / "cut.flac").write_bytes(whole[:200])
+    soundfile.write(folder / "slow.wav", one, 2)
+    soundfile.write(folder / "fast.wav", one, 100_000_007)
     return {
         "nan.wav": "holds samples that are NaN or infinite",
         "inf.wav": "holds samples that are NaN or infinite",
@@ -171,6 +173,8 @@ def spoilt(folder: Path) -> dict[str, str]:
         "text.mp3": "is damaged or no audio file",
         "raw.raw": "is damaged or no audio file",
         "cut.flac": "is damaged or no audio file",
+        "slow.wav": "has a sample rate of 2 Hz, but it must be from 1000 to",
+        "fast.wav": "has a sample rate of 100000007 Hz, but it must be",
         "folder.wav": "is a folder",
         "missing.wav": "does not exist",
     }
@@ -233,16 +237,16 @@ def test_voices_are_written_together_or_not_at_all(tmp_path, monkeypatch, error)
     old = torch.tensor([0.5])
     paths = [tmp_path / "a_spk1.wav", tmp_path / "a_spk2.wav"]
     write_audio(paths[0], old, 8000)
-    write = soundfile.write
+    write = soundfile.SoundFile.write
     calls = []
 
-    def fail_late(path, *args, **kwargs):
-        write(path, *args, **kwargs)
-        calls.append(path)
+    def fail_late(file, samples):
+        write(file, samples)
+        calls.append(file)
         if len(calls) == 2:
             raise error
 
-    monkeypatch.setattr(audio_module.soundfile, "write", fail_late)
+    monkeypatch.setattr(soundfile.SoundFile, "write", fail_late)
     with pytest.raises((AudioFileError, KeyboardInterrupt)) as raised:
         write_voices(paths, torch.zeros(9, 2), 8000)
     if isinstance(error, OSError):

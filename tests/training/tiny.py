@@ -16,8 +16,8 @@ from speechbrain.nnet.schedulers import NewBobScheduler
 from speechbrain.utils.epoch_loop import EpochCounter
 from speechbrain.utils.train_logger import FileTrainLogger
 
+from speechbrain_spgm.audio import open_audio
 from speechbrain_spgm.data import Mixture
-from speechbrain_spgm.data.audio import open_audio
 from speechbrain_spgm.data.dynamic import DynamicMixing
 from speechbrain_spgm.data.seeded import SeededDataset
 from speechbrain_spgm.data.voices import Voice

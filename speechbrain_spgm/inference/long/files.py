@@ -7,27 +7,35 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import soundfile
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from speechbrain_spgm.data.atomic import replacing
-from speechbrain_spgm.data.errors import UserError
-from speechbrain_spgm.inference.audio import (
+from speechbrain_spgm.audio import (
     AudioFileError,
+    Heard,
     Recording,
+    Source,
+    check_writable,
+    find_format,
+    from_array,
+    gain_against_clipping,
     stream_audio,
     write_voices,
+    writing,
 )
+from speechbrain_spgm.data.atomic import replacing
+from speechbrain_spgm.data.errors import UserError
 from speechbrain_spgm.inference.level import check_levels
 from speechbrain_spgm.inference.long.memory import (
     SAFE_SHARE,
@@ -69,6 +77,9 @@ class Options(NamedTuple):
     views: int | None = None  # by default what the model's card asks for
     progress: bool = False
     consistent: bool = False
+    channel: int | None = None  # from 1; by default the mean of all
+    format: str | None = None  # by default what the outputs' names say
+    subtype: str | None = None
 
 
 class Plan(NamedTuple):
@@ -136,6 +147,10 @@ def check_options(model: SPGMSeparation, options: Options) -> Options:
         raise UserError(f"mode is {options.mode!r}, but must be {', '.join(MODES)}.")
     if isinstance(options.max_memory, str):
         parse_bytes(options.max_memory)
+    channel = options.channel
+    if channel is not None and (type(channel) is not int or channel < 1):
+        raise UserError(f"channel is {channel!r}, but must be a whole number from 1.")
+    find_format(options.format, options.subtype)
     overlap = options.window / 3 if options.overlap is None else options.overlap
     check_windows(options.window, overlap)
     if options.mode == "stitched":
@@ -145,7 +160,7 @@ def check_options(model: SPGMSeparation, options: Options) -> Options:
 
 
 def separate_to_tensor(
-    model: SPGMSeparation, path: Path, name: str, options: Options
+    model: SPGMSeparation, sound: Sound, name: str, options: Options
 ) -> Tensor:
     """``SPGMSeparation.separate_file``.
 
@@ -153,8 +168,8 @@ def separate_to_tensor(
     ---------
     model : SPGMSeparation
         The separator.
-    path : Path
-        A local file.
+    sound : callable
+        What hands over the samples; see ``from_file``.
     name : str
         For messages.
     options : Options
@@ -166,7 +181,10 @@ def separate_to_tensor(
         ``[1, T, spks]``.
     """
     options = check_options(model, options)
-    with TemporaryDirectory(prefix="spgm-") as folder, _Source(path, name, folder) as s:
+    with (
+        TemporaryDirectory(prefix="spgm-") as folder,
+        _Source(sound, name, folder, options.channel) as s,
+    ):
         plan = _plan(model, s, options)
         if plan.mode == "exact":
             return _separate_exactly(model, s, options)
@@ -184,7 +202,7 @@ def separate_to_tensor(
 
 def separate_to_files(
     model: SPGMSeparation,
-    path: Path,
+    sound: Sound,
     name: str,
     outputs: Sequence[Path],
     options: Options,
@@ -197,12 +215,12 @@ def separate_to_files(
     ---------
     model : SPGMSeparation
         The separator.
-    path : Path
-        A local file.
+    sound : callable
+        What hands over the samples; see ``from_file``.
     name : str
         For messages.
     outputs : sequence of Path
-        One WAV file per voice; they appear, with the report, when all is done.
+        One file per voice; they appear, with the report, when all is done.
     options : Options
         How.
     report : Path, optional
@@ -219,50 +237,50 @@ def separate_to_files(
     spks = count_voices(model)
     if len(outputs) != spks:
         raise UserError(f"{len(outputs)} outputs are named, but there are {spks}.")
-    home = Path(outputs[0]).parent
+    form = find_format(options.format, options.subtype, outputs[0])
+    home, seams, gain = Path(outputs[0]).parent, [], 1.0
     try:
         home.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             # Beside the outputs: folders for temporary files may lie in memory.
             folder = stack.enter_context(TemporaryDirectory(prefix=".spgm-", dir=home))
-            source = stack.enter_context(_Source(path, name, folder, reading))
+            source = stack.enter_context(
+                _Source(sound, name, folder, options.channel, reading)
+            )
+            check_writable(form, source.rate, outputs[0])
             plan = _plan(model, source, options)
-            seams: list[Seam] = []
             # What is entered later becomes a file earlier: the report comes last.
             target = stack.enter_context(replacing(Path(report))) if report else None
             if plan.mode == "exact":
                 est = _separate_exactly(model, source, options)
-                write_voices(outputs, est[0], source.rate)
+                gain = write_voices(outputs, est[0], source.rate, form)
             else:
                 stitcher = _stitcher(model, source, options)
-                files = [
-                    stack.enter_context(
-                        soundfile.SoundFile(
-                            stack.enter_context(replacing(Path(output))),
-                            "w",
-                            source.rate,
-                            1,
-                            subtype="FLOAT",
-                            format="WAV",
-                        )
-                    )
-                    for output in outputs
-                ]
+                files = stack.enter_context(
+                    writing(outputs, source.rate, len(source.spool), form)
+                )
 
                 def write(voices: Spool) -> None:
+                    nonlocal gain
                     wanted = options.normalize, options.consistent
-                    for piece in stitcher.pieces(voices, *wanted):
+                    pieces = partial(stitcher.pieces, voices, *wanted)
+                    if form.clips:
+                        peaks = (float(piece.abs().max()) for piece in pieces())
+                        gain = gain_against_clipping(form, max(peaks))
+                    for piece in pieces():
                         for file, voice in zip(files, piece.T, strict=True):
-                            file.write(voice.contiguous().numpy())
+                            file.write((voice * gain).contiguous().numpy())
 
                 stitcher.run(Path(folder), write, options.progress)
                 seams = stitcher.seams
-            facts = _facts(source, plan, options, seams)
+            facts = _facts(source, plan, options, seams, gain)
             if target:
                 target.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    except (OSError, soundfile.LibsndfileError) as error:
-        reason = getattr(error, "strerror", None) or "no rights, or the disk is full"
+    except OSError as error:
+        reason = error.strerror or "no rights, or the disk is full"
         raise AudioFileError(f"{outputs[0]} cannot be written: {reason}.") from None
+    if gain < 1:
+        logger.warning("%s", explain({**facts, "mode": "exact"})[-1])
     return facts
 
 
@@ -293,25 +311,43 @@ def _separate_exactly(
             )
 
 
+# Hands the samples of one recording to its first argument, block by block [T].
+Sound = Callable[..., Heard]
+
+
+def from_file(source: Source) -> Sound:
+    """Samples that come from a file, its content or a file object."""
+    return partial(stream_audio, source)
+
+
+def from_samples(samples: np.ndarray | Tensor, rate: int) -> Sound:
+    """Samples that are in memory."""
+    return partial(from_array, samples, rate=rate)
+
+
 class _Source:
-    """A file's samples, one channel, spooled to disk."""
+    """A recording's samples, one channel, spooled to disk."""
 
     def __init__(
         self,
-        path: Path,
+        sound: Sound,
         name: str,
         folder: str,
+        channel: int | None = None,
         reading: Callable[[], AbstractContextManager] = nullcontext,
     ) -> None:
-        self.path, self.name, self.folder = path, name, Path(folder)
-        self.reading = reading
+        self.sound, self.name, self.folder = sound, name, Path(folder)
+        self.channel, self.reading = channel, reading
         self.rate = self.missing = 0
+        self.remarks: list[str] = []
 
     def __enter__(self) -> _Source:
         self.spool = Spool(self.folder / "recording")
         try:
             with self.reading():
-                self.rate, self.missing = stream_audio(self.path, self._keep)
+                self.rate, self.missing, self.remarks = self.sound(
+                    use=self._keep, name=self.name, channel=self.channel
+                )
         except BaseException:
             self.spool.file.close()
             raise
@@ -333,8 +369,8 @@ def _plan(model: SPGMSeparation, source: _Source, options: Options) -> Plan:
     """The plan; what the user should know is logged."""
     plan = make_plan(model, len(source.spool), source.rate, options)
     facts = _facts(source, plan, options, [])
-    if source.missing:
-        logger.warning("%s", explain({**facts, "mode": "exact"})[0])
+    for line in explain({**facts, "mode": "exact"}):
+        logger.warning("%s", line)
     if source.rate > model.sample_rate:
         logger.warning(
             "%s has %d Hz, the model %d Hz: content above %d Hz is lost.",
@@ -382,6 +418,13 @@ def explain(facts: dict[str, Any]) -> list[str]:
         lines.append(
             f"{facts['file']} is cut off: it holds {held} of {held + lost} samples."
         )
+    lines += facts["remarks"]
+    if facts["gain"] < 1:
+        lines.append(
+            f"the voices of {facts['file']} would clip: they were made quieter by "
+            f"{-20 * math.log10(facts['gain']):.1f} dB; the format wav with floats "
+            "keeps their level."
+        )
     if facts["mode"] == "stitched":
         doubtful = sum(seam["confidence"] < DOUBT for seam in facts["seams"])
         lines.append(
@@ -403,13 +446,19 @@ def _stitcher(model: SPGMSeparation, source: _Source, options: Options) -> Stitc
 
 
 def _facts(
-    source: _Source, plan: Plan, options: Options, seams: list[Seam]
+    source: _Source,
+    plan: Plan,
+    options: Options,
+    seams: list[Seam],
+    gain: float = 1.0,
 ) -> dict[str, Any]:
     return {
         "file": source.name,
         "sample_rate": source.rate,
         "samples": len(source.spool),
         "missing_samples": source.missing,
+        "remarks": source.remarks,
+        "gain": gain,
         "mode": plan.mode,
         "estimated_bytes": plan.estimate,
         "limit_bytes": plan.limit,

@@ -25,7 +25,7 @@ from huggingface_hub.utils import validate_repo_id
 from speechbrain.inference.separation import SepformerSeparation
 from torch import Tensor, nn
 
-from speechbrain_spgm.inference.audio import read_audio, resample
+from speechbrain_spgm.audio import read_audio, resample
 from speechbrain_spgm.inference.layouts import YAML_FILE, write_speechbrain
 from speechbrain_spgm.inference.published import (
     CARD,

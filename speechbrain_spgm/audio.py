@@ -1,0 +1,1021 @@
+"""Recordings in, voices out: the reader, the writer and the resampler of everything.
+
+Axes: T samples, spks sources.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import re
+import shutil
+import stat
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+import soundfile
+import torch
+from torch import Tensor
+from torchaudio.functional import resample as torchaudio_resample
+
+from speechbrain_spgm import media
+from speechbrain_spgm.containers import Part, View, find_parts, with_frames
+from speechbrain_spgm.errors import MissingPackage, UserError
+
+# What a folder is searched for.
+EXTENSIONS = frozenset(
+    ".wav .flac .ogg .oga .opus .mp3 .aif .aiff .aifc .au .snd .caf .w64 .rf64 .sph "
+    ".nist .voc .wve .avr .paf .sf .ircam .svx .8svx .mat .htk .sds".split()
+)
+LOWEST_RATE, HIGHEST_RATE = 1_000, 1_000_000  # Hz
+THREADS = 8  # opening files is mostly waiting for the disk
+BLOCK, FLAC_BLOCK = 2**18, 2**12  # frames read at a time
+BYTES = {"PCM_S8": 1, "PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4}
+BYTES |= {"DOUBLE": 8, "ALAW": 1, "ULAW": 1}  # of a sample
+CANCELLED = 0.05  # share of the energy of unrelated channels that their mean keeps
+LARGEST_KERNEL = 10**7  # values in torchaudio's table of filters, one per phase
+LARGEST_RIFF = 2**32 - 2**16  # bytes of audio in a WAV file with sizes of 32 bits
+
+
+class AudioFileError(UserError):
+    """An audio file that cannot be used; the message is one sentence."""
+
+
+class Recording(NamedTuple):
+    """A mono signal and where it came from.
+
+    Arguments
+    ---------
+    samples : torch.Tensor
+        ``[T]``, float32, full scale is 1.
+    sample_rate : int
+        In Hz.
+    name : str
+        For messages.
+    missing : int
+        How many samples a cut-off file lacks at its end.
+    """
+
+    samples: Tensor
+    sample_rate: int
+    name: str
+    missing: int = 0
+
+
+class Heard(NamedTuple):
+    """What was read.
+
+    Arguments
+    ---------
+    rate : int
+        In Hz.
+    missing : int
+        How many samples the file lacks of those that it promises.
+    remarks : list of str
+        What the user should know, in sentences.
+    """
+
+    rate: int
+    missing: int
+    remarks: list[str]
+
+
+Source = str | Path | bytes | bytearray | memoryview | BinaryIO
+
+
+def read_audio(source: Source) -> Recording:
+    """Reads a whole recording; several channels are averaged to one.
+
+    Arguments
+    ---------
+    source : str or Path or bytes or file object
+        See ``stream_audio``.
+
+    Returns
+    -------
+    recording : Recording
+        At the file's own rate. Of a cut-off file it holds what is there.
+
+    Raises
+    ------
+    AudioFileError
+        If the file is missing, empty, no audio or damaged, or holds NaN or infinity.
+    """
+    blocks: list[np.ndarray] = []
+    rate, missing, _ = stream_audio(source, blocks.append)
+    name = name_of(source)
+    try:
+        samples = np.concatenate(blocks)
+    except MemoryError:
+        raise AudioFileError(f"{name} does not fit into memory: cut it up.") from None
+    return Recording(torch.from_numpy(samples), rate, name, missing)
+
+
+def stream_audio(
+    source: Source,
+    use: Callable[[np.ndarray], object],
+    name: str | None = None,
+    channel: int | None = None,
+) -> Heard:
+    """Reads a recording a few seconds at a time, to its true end.
+
+    Arguments
+    ---------
+    source : str or Path or bytes or file object
+        A file, its content, or an open binary file, which is read from its start: WAV,
+        FLAC, OGG, MP3, AIFF and whatever else libsndfile reads; with PyAV also what
+        FFmpeg reads, of which the first audio stream is taken.
+    use : callable
+        Gets the blocks one after the other, ``[T]``, float32.
+    name : str, optional
+        For messages.
+    channel : int, optional
+        The only one to take, counted from 1; by default the mean of all.
+
+    Returns
+    -------
+    heard : Heard
+        The rate, how many samples are missing, and what else is to be said.
+
+    Raises
+    ------
+    AudioFileError
+        As ``read_audio``; or if the rate is out of range or there is no such channel.
+    """
+    name = name or name_of(source)
+    mixer = _Mixer(use, name, channel)
+    with _opened(source, name) as file:
+        blocks = _blocks(file, mixer)
+        while True:
+            try:
+                block, rate = next(blocks)
+            except StopIteration:
+                break
+            except UserError:
+                raise
+            except MemoryError:
+                raise AudioFileError(
+                    f"{name} does not fit into memory: cut it up."
+                ) from None
+            # libsndfile's errors are RuntimeErrors, FFmpeg's OSErrors and ValueErrors
+            except (RuntimeError, OSError, TypeError, ValueError):
+                raise AudioFileError(
+                    f"{name} is damaged or no audio file of a known kind: "
+                    "convert it to WAV or FLAC."
+                ) from None
+            mixer.add(block, rate)
+    return mixer.end()
+
+
+class _Mixer:
+    """Mixes blocks down to one channel, and keeps account of them."""
+
+    def __init__(
+        self, use: Callable[[np.ndarray], object], name: str, channel: int | None
+    ) -> None:
+        self.use, self.name, self.channel = use, name, channel
+        self.rate = self.length = self.missing = self.left_out = 0
+        self.mean_power = self.power = 0.0
+        self.remarks: list[str] = []
+
+    def add(self, block: np.ndarray, rate: int) -> None:
+        """Takes ``[frames, channels]``."""
+        channels = block.shape[1]
+        if not self.rate:
+            check_rate(self.name, rate)
+            self.rate = rate
+        if rate != self.rate:
+            self.left_out = rate
+            self.missing += round(len(block) * self.rate / rate)
+            return
+        if self.channel is None:
+            mono = block.mean(axis=1, dtype=np.float64)
+            if channels > 1:
+                self.mean_power += float(mono @ mono) * channels
+                self.power += float(np.square(block, dtype=np.float64).sum()) / channels
+        elif not 1 <= self.channel <= channels:
+            raise AudioFileError(
+                f"{self.name} has {count(channels, 'channel')}, but channel "
+                f"{self.channel} was asked for: take one from 1 to {channels}."
+            )
+        else:
+            mono = block[:, self.channel - 1]
+        with np.errstate(over="ignore"):
+            mono = mono.astype(np.float32)
+        if not np.isfinite(mono).all():
+            raise AudioFileError(
+                f"{self.name} holds samples that are NaN or infinite: export it again."
+            )
+        self.use(mono)
+        self.length += len(mono)
+
+    def end(self) -> Heard:
+        """What was read."""
+        if self.length == 0:
+            raise AudioFileError(
+                f"{self.name} holds no samples: copy or record it again."
+            )
+        if self.mean_power < CANCELLED * self.power:
+            self.remarks.append(
+                f"The channels of {self.name} cancel each other out in their mean: "
+                "choose one of them (--channel 1, or channel=1)."
+            )
+        if self.left_out:
+            self.remarks.append(
+                f"{self.name} joins recordings of {self.rate} and {self.left_out} Hz: "
+                f"only what has {self.rate} Hz is used."
+            )
+        return Heard(self.rate, self.missing, self.remarks)
+
+
+def _blocks(file: BinaryIO, mixer: _Mixer) -> Iterator[tuple[np.ndarray, int]]:
+    """Blocks ``[frames, channels]`` and their rate, of all that a file holds."""
+    for i, part in enumerate(find_parts(file)):
+        try:
+            sound = soundfile.SoundFile(View(file, part))
+        except (RuntimeError, OSError, TypeError, ValueError):
+            try:
+                yield from _media_blocks(View(file, part), mixer)
+            except (RuntimeError, OSError, TypeError, ValueError):
+                if i == 0:
+                    raise
+                mixer.remarks.append(
+                    f"{mixer.name} goes on with something that is no audio file of a "
+                    "known kind: it is left out."
+                )
+            continue
+        with sound:
+            check_rate(mixer.name, sound.samplerate)
+            length = 0
+            for block in _sound_blocks(sound):
+                length += len(block)
+                yield block, sound.samplerate
+            lost = max(0, _promised(file, part, sound) - length)
+            if lost and not mixer.rate:
+                raise ValueError("nothing can be decoded")
+            mixer.missing += round(lost * mixer.rate / sound.samplerate)
+
+
+def _sound_blocks(sound: soundfile.SoundFile) -> Iterator[np.ndarray]:
+    """Blocks of an open file; the last ends where it cannot be decoded further."""
+    size = FLAC_BLOCK if sound.format == "FLAC" else BLOCK
+    while True:
+        out = np.full((size, sound.channels), np.nan, np.float32)
+        try:
+            block = sound.read(out=out)
+        except soundfile.LibsndfileError:
+            # What was decoded before the fault lies in front of the untouched rest.
+            blank = np.isnan(out).all(axis=1)
+            length = int(blank.argmax()) if blank.any() else size
+            if length:
+                yield out[:length]
+            return
+        if not len(block):
+            return
+        yield block
+
+
+def _promised(file: BinaryIO, part: Part, sound: soundfile.SoundFile) -> int:
+    """Frames that the header of a part promises."""
+    if part.frames is not None:
+        return part.frames
+    size = sound.channels * BYTES.get(sound.subtype, 0)
+    if part.lost:
+        if size:
+            return sound.frames + -(-part.lost // size)
+        return sound.frames + round(sound.frames * part.lost / max(1, part.held))
+    told, log = [sound.frames], sound.extra_info
+    told += re.findall(r"\b(?:Frames|Cols|OneShotHiSamples)\s*:\s*(\d+)", log)
+    if sound.format == "NIST":
+        head = View(file, part).read(1024)
+        told += re.findall(rb"sample_count -i (\d+)", head)
+    if sound.format == "VOC" and "truncated" in log and size:
+        block = re.search(r"Extended II : (\d+)", log)
+        told += [(int(block[1]) - 12) // size] if block else []
+    return max(map(int, told))
+
+
+def _media_blocks(file: BinaryIO, mixer: _Mixer) -> Iterator[tuple[np.ndarray, int]]:
+    file.seek(0)
+    known = media.is_media(file.read(200))
+    length, promised = 0, 0
+    try:
+        blocks = media.media_blocks(file, mixer.name, mixer.remarks)
+        for block, rate, seconds in blocks:
+            length += len(block)
+            promised = math.floor((seconds - media.SLACK) * rate)
+            yield block, rate
+    except MissingPackage as error:
+        if known:
+            raise AudioFileError(str(error)) from None
+        raise ValueError("of no known kind") from None
+    if promised > length:
+        mixer.missing += promised - length
+
+
+def name_of(source: object) -> str:
+    """What to call a source in messages.
+
+    Example
+    -------
+    >>> name_of(Path("a.wav")), name_of(b"RIFF")
+    ('a.wav', 'the recording')
+    """
+    name = source if isinstance(source, str | Path) else getattr(source, "name", None)
+    return str(name) if isinstance(name, str | Path) else "the recording"
+
+
+@contextmanager
+def _opened(source: Source, name: str) -> Iterator[BinaryIO]:
+    """A source as a file that can be read from any place, at its start."""
+    if isinstance(source, bytes | bytearray | memoryview):
+        source = io.BytesIO(source)
+    if not isinstance(source, str | Path):
+        yield _seekable(source, name)
+        return
+    with _open_path(Path(source), name) as file:
+        yield file
+
+
+def _seekable(file: BinaryIO, name: str) -> BinaryIO:
+    try:
+        try:
+            size = file.seek(0, io.SEEK_END)
+        except OSError:  # a pipe; io.UnsupportedOperation is an OSError, too
+            spool = TemporaryFile(prefix="spgm-")
+            shutil.copyfileobj(file, spool)
+            file, size = spool, spool.tell()
+        file.seek(0)
+        text = isinstance(file.read(0), str)
+    except (AttributeError, TypeError, ValueError):
+        text = True
+    except OSError as error:
+        raise AudioFileError(
+            f"{name} cannot be read ({error.strerror}): give a file."
+        ) from None
+    if text:
+        raise AudioFileError(
+            f"{name} is no binary file: open it with mode 'rb', or give its bytes."
+        )
+    if size == 0:
+        raise AudioFileError(f"{name} is empty: copy or record it again.")
+    return file
+
+
+def _open_path(path: Path, name: str) -> BinaryIO:
+    check_file(path, name)
+    try:
+        return path.open("rb")
+    except PermissionError:
+        raise AudioFileError(f"{name} may not be read: change its rights.") from None
+    except OSError as error:
+        raise AudioFileError(
+            f"{name} cannot be opened ({error.strerror}): check its name."
+        ) from None
+
+
+def check_file(path: Path, name: str | None = None) -> None:
+    """Refuses what is no file with something in it.
+
+    Arguments
+    ---------
+    path : Path
+        Where it should be.
+    name : str, optional
+        For messages.
+
+    Raises
+    ------
+    AudioFileError
+        Saying what it is.
+    """
+    name = name or str(path)
+    try:
+        kind = path.stat()
+    except PermissionError:
+        problem = "may not be reached: change the rights of its folder"
+    except (FileNotFoundError, NotADirectoryError):
+        problem = "does not exist: check its name"
+        if path.is_symlink():
+            problem = "is a link to nothing: check what it points to"
+    except ValueError:  # a zero byte, or what no file system can name
+        problem = "is no name of a file: check it"
+    except OSError as error:
+        problem = f"cannot be looked up ({error.strerror}): check its name"
+    else:
+        if stat.S_ISDIR(kind.st_mode):
+            problem = "is a folder: give an audio file"
+        elif not stat.S_ISREG(kind.st_mode):
+            problem = (
+                "is a device or a pipe, not a file: hand what comes out of it to "
+                "standard input (-)"
+            )
+        elif kind.st_size == 0:
+            problem = "is an empty file: copy or record it again"
+        else:
+            return
+    raise AudioFileError(f"{name} {problem}.")
+
+
+def check_rate(name: str, rate: int) -> None:
+    """Refuses rates that no recording of speech has.
+
+    Example
+    -------
+    >>> check_rate("a.wav", 2)
+    Traceback (most recent call last):
+    ...
+    speechbrain_spgm.audio.AudioFileError: a.wav has a sample rate of 2 Hz, but it must be from 1000 to 1000000 Hz: convert it.
+    """  # noqa: E501
+    if not LOWEST_RATE <= rate <= HIGHEST_RATE:
+        raise AudioFileError(
+            f"{name} has a sample rate of {rate} Hz, but it must be from {LOWEST_RATE} "
+            f"to {HIGHEST_RATE} Hz: convert it."
+        )
+
+
+def from_array(
+    samples: np.ndarray | Tensor,
+    use: Callable[[np.ndarray], object],
+    rate: int,
+    name: str = "the recording",
+    channel: int | None = None,
+) -> Heard:
+    """Takes a recording that is in memory as ``stream_audio`` takes a file.
+
+    Arguments
+    ---------
+    samples : np.ndarray or torch.Tensor
+        ``[T]`` or ``[T, channels]``: floats, full scale is 1, or signed integers, or
+        bytes from 0 to 255.
+    use, name, channel
+        As in ``stream_audio``.
+    rate : int
+        In Hz.
+
+    Returns
+    -------
+    heard : Heard
+        As from ``stream_audio``.
+
+    Raises
+    ------
+    AudioFileError
+        If the shape, the type or the rate is wrong, or a sample NaN or infinite.
+    """
+    if isinstance(samples, Tensor):
+        samples = samples.detach().cpu()
+        samples = samples.float() if samples.is_floating_point() else samples
+        samples = samples.numpy()
+    samples = np.asarray(samples)
+    if samples.ndim == 1:
+        samples = samples[:, None]
+    if samples.ndim != 2 or samples.dtype.kind not in "fiu" or 0 in samples.shape:
+        raise AudioFileError(
+            f"{name} has shape {list(samples.shape)} and type {samples.dtype}, but "
+            "must be numbers [T] or [T, channels]."
+        )
+    if samples.shape[1] > max(64, samples.shape[0]):
+        raise AudioFileError(
+            f"{name} has shape {list(samples.shape)}, but must be [T, channels]: "
+            "transpose it."
+        )
+    if isinstance(rate, bool) or rate != int(rate):
+        raise AudioFileError(f"{name} has a sample rate of {rate}: give whole Hz.")
+    mixer = _Mixer(use, name, channel)
+    for start in range(0, len(samples), BLOCK):
+        mixer.add(to_float(samples[start : start + BLOCK]), int(rate))
+    return mixer.end()
+
+
+def to_float(values: np.ndarray) -> np.ndarray:
+    """Samples as floats with full scale 1.
+
+    Example
+    -------
+    >>> to_float(np.array([-32768, 16384], np.int16)), to_float(np.array([0], np.uint8))
+    (array([-1. ,  0.5], dtype=float32), array([-1.], dtype=float32))
+    """
+    if values.dtype.kind in "iu":
+        half = 2.0 ** (8 * values.dtype.itemsize - 1)
+        values = values / half - (values.dtype.kind == "u")
+    with np.errstate(over="ignore"):
+        return values.astype(np.float32)
+
+
+def count(number: int, noun: str) -> str:
+    """A number of things.
+
+    Example
+    -------
+    >>> count(1, "file"), count(2, "file")
+    ('1 file', '2 files')
+    """
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+# For training: many files, of which parts are read again and again.
+
+
+class AudioFile(NamedTuple):
+    """A readable file: where it is, its frames and its rate in Hz.
+
+    ``parts`` is None for a file that libsndfile reads as it is.
+    """
+
+    path: Path
+    frames: int
+    rate: int
+    parts: tuple[Part, ...] | None = None
+
+    @property
+    def seconds(self) -> float:
+        """The duration in seconds."""
+        return self.frames / self.rate
+
+
+def open_audio(path: str | Path, mono: bool = True) -> AudioFile:
+    """Looks into a file and makes sure that it can be read to its end.
+
+    Arguments
+    ---------
+    path : str or Path
+        Any file that libsndfile reads (WAV, FLAC, OGG, MP3).
+    mono : bool
+        Refuse files of several channels.
+
+    Returns
+    -------
+    AudioFile
+        Its path, frames and rate.
+
+    Raises
+    ------
+    AudioFileError
+        If the file is missing, not audio, empty, truncated or has too many channels, or
+        its rate is out of range.
+    """
+    path = Path(path)
+    name = f"The audio file {path}"
+    with _open_path(path, name) as file:
+        try:
+            parts, frames, rate, channels = _look(file, name, thorough=False)
+        except UserError:
+            raise
+        except (RuntimeError, OSError, TypeError, ValueError):
+            raise AudioFileError(
+                f"{name} is truncated or not audio: replace it."
+            ) from None
+        plain = len(parts) == 1 and parts[0].pieces == ((0, file.seek(0, 2)),)
+    if frames == 0:
+        raise AudioFileError(f"{name} is empty: remove or replace it.")
+    if mono and channels != 1:
+        raise AudioFileError(
+            f"{name} has {channels} channels, but a source has one: convert it to mono."
+        )
+    return AudioFile(path, frames, rate, None if plain else parts)
+
+
+def _look(
+    file: BinaryIO, name: str, thorough: bool
+) -> tuple[tuple[Part, ...], int, int, int]:
+    """Parts, frames, rate and channels of a file that is whole."""
+    parts, facts = [], set()
+    size = file.seek(0, io.SEEK_END)
+    for part in find_parts(file, thorough):
+        with soundfile.SoundFile(View(file, part)) as sound:
+            check_rate(name, sound.samplerate)
+            if part.frames is None:
+                length = sound.frames
+                sound.seek(max(0, length - 1))
+                whole = len(sound.read(1)) == min(1, length)
+                whole &= length >= _promised(file, part, sound)
+                # libFLAC reads ahead, but not as far as that: there is more.
+                if sound.format == "FLAC" and file.tell() + 2**17 < size:
+                    return _look(file, name, thorough=True)
+            else:
+                length = sum(map(len, _sound_blocks(sound)))
+                whole = length >= part.frames
+            if not whole:
+                raise AudioFileError(f"{name} is truncated: replace it.")
+            parts.append(with_frames(part, length))
+            facts.add((sound.samplerate, sound.channels))
+    if len(facts) > 1:
+        raise AudioFileError(
+            f"{name} joins recordings of different rates or channels: split it."
+        )
+    return tuple(parts), sum(part.frames for part in parts), *facts.pop()
+
+
+def open_all(paths: Iterable[str | Path], mono: bool = True) -> list[AudioFile]:
+    """``open_audio`` of many files, several at a time, in their order."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(partial(open_audio, mono=mono), paths))
+
+
+def read_frames(file: AudioFile, start: int = 0, frames: int = -1) -> np.ndarray:
+    """Reads a part of a file without decoding the rest.
+
+    Arguments
+    ---------
+    file : AudioFile
+        What ``open_audio`` returned.
+    start : int
+        First frame.
+    frames : int
+        How many frames; -1 reads to the end.
+
+    Returns
+    -------
+    np.ndarray
+        Samples [T] of the first channel, float32, full scale is 1.
+
+    Raises
+    ------
+    AudioFileError
+        If the file cannot be read any more.
+    """
+    kind = {"dtype": "float32", "always_2d": True}
+    try:
+        if file.parts is None:
+            samples, _ = soundfile.read(
+                os.fsencode(file.path), start=start, frames=frames, **kind
+            )
+            return np.ascontiguousarray(samples[:, 0])
+        stop = file.frames if frames < 0 else min(file.frames, start + frames)
+        blocks, begin = [np.empty(0, np.float32)], 0
+        with open(file.path, "rb") as opened:
+            for part in file.parts:
+                first, last = max(start, begin), min(stop, begin + part.frames)
+                if first < last:
+                    with soundfile.SoundFile(View(opened, part)) as sound:
+                        sound.seek(first - begin)
+                        blocks.append(sound.read(last - first, **kind)[:, 0])
+                begin += part.frames
+        return np.concatenate(blocks)
+    except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
+        raise AudioFileError(
+            f"The audio file {file.path} cannot be read: {error}"
+        ) from None
+
+
+# Writing.
+
+
+class Format(NamedTuple):
+    """How voices are written.
+
+    Arguments
+    ---------
+    name : str
+        One of ``FORMATS``.
+    subtype : str
+        libsndfile's name.
+    """
+
+    name: str = "wav"
+    subtype: str = "FLOAT"
+
+    @property
+    def clips(self) -> bool:
+        """Whether samples beyond full scale cannot be written."""
+        return self.subtype not in ("FLOAT", "DOUBLE")
+
+
+FORMATS = {  # by ending: libsndfile's name, and the subtype by default
+    "wav": ("WAV", "FLOAT"),
+    "flac": ("FLAC", "PCM_24"),
+    "ogg": ("OGG", "VORBIS"),
+    "opus": ("OGG", "OPUS"),
+    "mp3": ("MP3", "MPEG_LAYER_III"),
+    "aiff": ("AIFF", "FLOAT"),
+    "caf": ("CAF", "FLOAT"),
+    "w64": ("W64", "FLOAT"),
+    "au": ("AU", "FLOAT"),
+}
+SUBTYPES = {"float": "FLOAT", "double": "DOUBLE"}
+SUBTYPES |= {str(bits): f"PCM_{bits}" for bits in (16, 24, 32)}
+
+
+def find_format(
+    name: str | None = None, subtype: str | None = None, path: str | Path = ""
+) -> Format:
+    """Checks what files are to be.
+
+    Arguments
+    ---------
+    name : str, optional
+        One of ``FORMATS``; by default the ending of ``path``, or WAV.
+    subtype : str, optional
+        One of ``SUBTYPES`` or libsndfile's names.
+    path : str or Path
+        A file to write.
+
+    Returns
+    -------
+    form : Format
+        By default 32-bit floats, 24 bits in FLAC.
+
+    Raises
+    ------
+    UserError
+        If there is no such format, or it has no such subtype.
+
+    Example
+    -------
+    >>> find_format("flac", "16"), find_format(path="a.wav")
+    (Format(name='flac', subtype='PCM_16'), Format(name='wav', subtype='FLOAT'))
+    """
+    ending = Path(path).suffix.lower()[1:]
+    name = name or (ending if ending in FORMATS else "wav")
+    if name not in FORMATS:
+        raise UserError(f"format is {name!r}, but must be one of {', '.join(FORMATS)}.")
+    container, usual = FORMATS[name]
+    wanted = SUBTYPES.get(str(subtype).lower(), str(subtype).upper())
+    if subtype is None:
+        return Format(name, usual)
+    if name == "opus" or not soundfile.check_format(container, wanted):
+        can = [
+            short
+            for short, full in SUBTYPES.items()
+            if name != "opus" and soundfile.check_format(container, full)
+        ]
+        raise UserError(
+            f"subtype is {subtype!r}, but a file of format {name} "
+            + (f"can be {', '.join(can)}." if can else "has none: leave it out.")
+        )
+    return Format(name, wanted)
+
+
+def check_writable(form: Format, rate: int, path: str | Path) -> None:
+    """Refuses a rate that a format cannot have, before any work is done."""
+    kind = {"subtype": form.subtype, "format": FORMATS[form.name][0]}
+    try:
+        soundfile.SoundFile(io.BytesIO(), "w", rate, 1, **kind).close()
+    except soundfile.LibsndfileError:
+        raise AudioFileError(
+            f"{path} cannot be written: the format {form.name} has no rate of {rate} "
+            "Hz: take wav or flac."
+        ) from None
+
+
+@contextmanager
+def writing(
+    paths: Sequence[str | Path], rate: int, frames: int, form: Format | None = None
+) -> Iterator[list[soundfile.SoundFile]]:
+    """Files of one channel that appear, all of them, when the block ends well.
+
+    Arguments
+    ---------
+    paths : sequence of str or Path
+        Replaced if they exist.
+    rate : int
+        In Hz.
+    frames : int
+        How many will be written; WAV files above 4 GiB become RF64.
+    form : Format, optional
+        See ``find_format``.
+
+    Yields
+    ------
+    files : list of soundfile.SoundFile
+        To write to.
+
+    Raises
+    ------
+    AudioFileError
+        If they cannot be written.
+    """
+    from speechbrain_spgm.data.atomic import replacing
+
+    form = form or Format()
+    container = FORMATS[form.name][0]
+    if frames * BYTES.get(form.subtype, 0) > LARGEST_RIFF:
+        if container in ("AIFF", "AU"):
+            raise AudioFileError(
+                f"{paths[0]} would be above 4 GiB, which {form.name} cannot hold: "
+                "take the format wav, w64, caf or flac."
+            )
+        container = "RF64" if container == "WAV" else container
+    try:
+        with ExitStack() as names:
+            temporary = [names.enter_context(replacing(Path(path))) for path in paths]
+            with ExitStack() as files:
+                yield [
+                    files.enter_context(
+                        soundfile.SoundFile(
+                            os.fsencode(path),
+                            "w",
+                            rate,
+                            1,
+                            subtype=form.subtype,
+                            format=container,
+                        )
+                    )
+                    for path in temporary
+                ]
+            for path in temporary:
+                _stop_clock(path)
+    except (OSError, soundfile.LibsndfileError) as error:
+        reason = getattr(error, "strerror", None) or "no rights, or the disk is full"
+        raise AudioFileError(f"{paths[0]} cannot be written: {reason}.") from None
+
+
+def _stop_clock(path: Path) -> None:
+    """Takes the time out of a file with a PEAK chunk: equal runs give equal files."""
+    with path.open("r+b") as file:
+        at = file.read(2**12).find(b"PEAK")
+        if at >= 0:
+            file.seek(at + 12)  # name, size and version
+            file.write(bytes(4))
+
+
+def write_audio(path: str | Path, samples: Tensor, sample_rate: int) -> None:
+    """Writes a mono WAV file, whole or not at all; see ``write_voices``.
+
+    Arguments
+    ---------
+    path : str or Path
+        Replaced if it exists.
+    samples : torch.Tensor
+        ``[T]``.
+    sample_rate : int
+        In Hz.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "loud.wav"
+    >>> write_audio(path, torch.tensor([0.0, 1.5]), 8000)
+    >>> read_audio(path).samples
+    tensor([0.0000, 1.5000])
+    """
+    write_voices([path], samples.unsqueeze(-1), sample_rate)
+
+
+def write_voices(
+    paths: Sequence[str | Path],
+    voices: Tensor,
+    sample_rate: int,
+    form: Format | None = None,
+) -> float:
+    """Writes one file per voice; they appear only when all are written.
+
+    By default samples are 32-bit floats: a voice that is louder than its mixture does
+    not clip and a quiet one is not rounded away. In other formats all voices are made
+    quieter if one would clip.
+
+    Arguments
+    ---------
+    paths : sequence of str or Path
+        One per voice; replaced if they exist.
+    voices : torch.Tensor
+        ``[T, spks]``.
+    sample_rate : int
+        In Hz.
+    form : Format, optional
+        See ``find_format``.
+
+    Returns
+    -------
+    gain : float
+        What the voices were multiplied by; 1 if nothing would clip.
+
+    Raises
+    ------
+    AudioFileError
+        If they cannot be written.
+    """
+    form = form or Format()
+    gain = gain_against_clipping(form, float(voices.abs().max()) if len(voices) else 0)
+    with writing(paths, sample_rate, len(voices), form) as files:
+        for file, voice in zip(files, voices.T, strict=True):
+            file.write((voice * gain if gain < 1 else voice).cpu().numpy())
+    return gain
+
+
+def gain_against_clipping(form: Format, peak: float) -> float:
+    """What to multiply voices by so that they fit.
+
+    Example
+    -------
+    >>> round(gain_against_clipping(Format("flac", "PCM_16"), 2.0), 4)
+    0.4999
+    >>> gain_against_clipping(Format(), 2.0)
+    1.0
+    """
+    return FULL_SCALE / peak if form.clips and peak > FULL_SCALE else 1.0
+
+
+FULL_SCALE = 1 - 2.0**-13  # half a step of 16 bits below the largest, and a bit
+
+
+# Rates.
+
+
+def resample(samples: Tensor, old_rate: int, new_rate: int) -> Tensor:
+    """Resamples between any two rates.
+
+    Arguments
+    ---------
+    samples : torch.Tensor
+        ``[..., T]``.
+    old_rate, new_rate : int
+        In Hz.
+
+    Returns
+    -------
+    resampled : torch.Tensor
+        ``[..., ceil(T * new_rate / old_rate)]``.
+
+    Example
+    -------
+    >>> resample(torch.zeros(2, 441), 44100, 8000).shape
+    torch.Size([2, 80])
+    >>> resample(torch.zeros(7999), 7999, 8000).shape
+    torch.Size([8000])
+    """
+    divisor = math.gcd(old_rate, new_rate)
+    old, new = old_rate // divisor, new_rate // divisor
+    if old * new <= LARGEST_KERNEL:
+        return torchaudio_resample(samples, old, new)
+    return _interpolate(samples, old, new)
+
+
+def _interpolate(samples: Tensor, old: int, new: int) -> Tensor:
+    """Resamples ``[..., T]`` with torchaudio's filter, computed where it is needed.
+
+    Rates with nearly no common divisor have so many phases that a table of filters
+    takes gigabytes; here the memory depends on neither of them.
+    """
+    zeros, base = 6, 0.99 * min(old, new)  # as torchaudio's defaults
+    width = math.ceil(zeros * old / base)
+    T, shape = samples.shape[-1], samples.shape[:-1]
+    length = -(-T * new // old)
+    padded = torch.nn.functional.pad(samples.reshape(-1, T), (width, width + 1))
+    taps = torch.arange(2 * width + 1)
+    result = samples.new_empty(len(padded), length)
+    step = max(1, 2**20 // len(taps))
+    for start in range(0, length, step):
+        m = torch.arange(start, min(start + step, length))
+        first, rest = m * old // new, m * old % new
+        times = taps - width - rest.unsqueeze(1).double() / new  # [m, taps]
+        times = (times * (base / old)).clamp_(-zeros, zeros)
+        window = torch.cos(times * (math.pi / zeros / 2)).square_()
+        filters = torch.sinc(times).mul_(window).mul_(base / old).to(samples.dtype)
+        index = first.unsqueeze(1) + taps
+        for row, out in zip(padded, result, strict=True):
+            out[start : start + len(m)] = (row[index] * filters).sum(-1)
+    return result.reshape(*shape, length)
+
+
+def frames_needed(samples: int, rate: int, target_rate: int, speed: int = 100) -> int:
+    """How many frames of a file give ``samples`` samples after ``change_rate``.
+
+    Example
+    -------
+    >>> frames_needed(8000, rate=16000, target_rate=8000)
+    16000
+    >>> frames_needed(8000, rate=8000, target_rate=8000, speed=105)
+    8400
+    """
+    return math.ceil(math.ceil(samples * speed / 100) * rate / target_rate)
+
+
+def change_rate(
+    samples: Tensor, rate: int, target_rate: int, speed: int = 100
+) -> Tensor:
+    """Resamples, and plays faster or slower on the way.
+
+    Speed changes tempo and pitch together, as SpeechBrain's SpeedPerturb does.
+
+    Arguments
+    ---------
+    samples : torch.Tensor
+        Samples [T].
+    rate, target_rate : int
+        Rates in Hz, before and after.
+    speed : int
+        Per cent; 105 makes the audio 5% shorter.
+
+    Returns
+    -------
+    torch.Tensor
+        Samples [about T * target_rate / rate * 100 / speed]; ``frames_needed`` says
+        how many frames to pass for a certain number.
+
+    Example
+    -------
+    >>> change_rate(torch.zeros(16000), 16000, 8000).shape
+    torch.Size([8000])
+    >>> change_rate(torch.zeros(8400), 8000, 8000, speed=105).shape
+    torch.Size([8000])
+    """
+    # Two steps: the filters of a common ratio like 44.1 kHz to 8.4 kHz would be huge.
+    return resample(resample(samples, rate, target_rate), speed, 100)

@@ -1,0 +1,115 @@
+"""Sound from what only FFmpeg reads, through PyAV: m4a, mp4, webm, wma and more."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from importlib.util import find_spec
+from typing import BinaryIO
+
+import numpy as np
+
+from speechbrain_spgm.errors import UserError, require
+
+EXTENSIONS = frozenset(
+    ".m4a .m4b .mp4 .m4v .mov .3gp .3g2 .mkv .mka .webm .wma .wmv .asf .aac .adts .ac3 "
+    ".eac3 .dts .amr .awb .mp2 .mpg .mpeg .ts .mts .m2ts .avi .flv .f4v .ogv .spx .ape "
+    ".wv .tta .ra .rm".split()
+)
+# Containers that hold their sound themselves: no playlists, which name other files.
+FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,asf,asf_o,aac,ac3,eac3,dts,dtshd,amr,amrnb,"
+    "amrwb,mp3,mpeg,mpegts,avi,flv,ogg,ape,wv,tta,rm,caf,wav,w64,aiff,au,flac,truehd,"
+    "loas,oma,gsm,voc,nistsphere"
+)
+# How files of these formats begin, for those who lack PyAV.
+MAGIC = (
+    rb".{4}ftyp|\x1a\x45\xdf\xa3|\x30\x26\xb2\x75|#!AMR|\xff[\xf0-\xff]|\x0b\x77|OggS|"
+    rb"\0\0\x01\xba|RIFF....AVI |FLV\x01|MAC |wvpk|TTA1|\.RMF|\.ra\xfd|\x47.{187}\x47|"
+    rb"caff|.{4}(?:moov|mdat|free|wide)|\x7f\xfe\x80\x01"
+)
+SLACK = 0.1  # seconds by which a stated duration may be wrong
+
+
+def is_installed() -> bool:
+    """Whether PyAV is here."""
+    return find_spec("av") is not None
+
+
+def is_media(head: bytes) -> bool:
+    """Whether the first 200 bytes are those of a format that is read here."""
+    return re.match(MAGIC, head, re.S) is not None
+
+
+def media_blocks(
+    file: BinaryIO, name: str, remarks: list[str]
+) -> Iterator[tuple[np.ndarray, int, float]]:
+    """Decodes the first audio stream.
+
+    Arguments
+    ---------
+    file : file object
+        Seekable.
+    name : str
+        For messages.
+    remarks : list of str
+        Gets what the user should know.
+
+    Yields
+    ------
+    block : np.ndarray
+        ``[frames, channels]``, float32, full scale is 1.
+    rate : int
+        In Hz.
+    seconds : float
+        The duration that the file states; 0 if it states none.
+
+    Raises
+    ------
+    MissingPackage
+        If PyAV is not installed.
+    ValueError, OSError
+        If there is nothing that FFmpeg can read.
+    """
+    av = require("av", "av", f"{name} is in a format that")
+    file.seek(0)
+    with av.open(file, options={"format_whitelist": FORMATS}) as container:
+        if not container.streams.audio:
+            raise UserError(f"{name} holds no sound: give a file with an audio stream.")
+        stream = container.streams.audio[0]
+        if len(container.streams.audio) > 1:
+            remarks.append(
+                f"{name} has {len(container.streams.audio)} audio streams: "
+                f"the first is used ({_described(stream)})."
+            )
+        seconds = 0.0
+        if stream.duration is not None:
+            seconds = float(stream.duration * stream.time_base)
+        elif container.duration is not None:
+            seconds = container.duration / av.time_base
+        for packet in container.demux(stream):
+            try:
+                frames = packet.decode()
+            except av.error.InvalidDataError:  # as FFmpeg, go on behind it
+                continue
+            for frame in frames:
+                yield _samples(frame), frame.sample_rate, seconds
+
+
+def _described(stream: object) -> str:
+    language = stream.metadata.get("language")
+    words = [stream.codec_context.name, language if language != "und" else None]
+    return ", ".join(word for word in words if word)
+
+
+def _samples(frame: object) -> np.ndarray:
+    """A frame's samples, ``[frames, channels]``."""
+    values = frame.to_ndarray()
+    if frame.format.is_planar:
+        values = values.T
+    values = values.reshape(-1, frame.layout.nb_channels)
+    if values.dtype == np.uint8:
+        return (values.astype(np.float32) - 128) / 128
+    if np.issubdtype(values.dtype, np.integer):
+        values = values / -float(np.iinfo(values.dtype).min)
+    return values.astype(np.float32)
