@@ -235,7 +235,7 @@ def separate(arguments: argparse.Namespace) -> int:
             progress=True,
         ),
     )
-    check_outputs(jobs, model.mods.masknet.num_spks)
+    check_outputs(jobs, model.num_spks)
     make_folder(arguments.output)
 
     failed, lowered = len(failures), 0
@@ -275,7 +275,7 @@ def separate_one(
         model,
         job.source,
         str(job.source),
-        job.outputs(model.mods.masknet.num_spks),
+        job.outputs(model.num_spks),
         options,
         job.target.with_name(f"{job.target.name}_report.json") if report else None,
         reading=quiet_stderr,

@@ -51,10 +51,12 @@ from speechbrain_spgm.inference.safe_yaml import load_safely
 from speechbrain_spgm.inference.views import check_views, separate_views, views_of
 from speechbrain_spgm.inference.weights import card_config, load_weights
 from speechbrain_spgm.lobes import intra
+from speechbrain_spgm.lobes.engine import Watch
 from speechbrain_spgm.lobes.masknet import SPGMMaskNet
 from speechbrain_spgm.lobes.quantised import quantise
-from speechbrain_spgm.lobes.separator import separate
+from speechbrain_spgm.lobes.separator import count_voices, separate
 from speechbrain_spgm.lobes.spgm import SPGMBlock
+from speechbrain_spgm.lobes.statistics import Statistics
 
 logger = logging.getLogger(__name__)
 
@@ -338,6 +340,15 @@ class SPGMSeparation(SepformerSeparation):
         return int(self.hparams.sample_rate)
 
     @property
+    def num_spks(self) -> int:
+        """How many voices the model separates."""
+        stated = getattr(self.hparams, "num_spks", None)
+        try:
+            return count_voices(self.mods.masknet, stated)
+        except ValueError as error:
+            raise ModelError(str(error)) from None
+
+    @property
     def views(self) -> int:
         """How many views of a recording are separated unless the caller says."""
         return views_of(getattr(self.hparams, "config", None))
@@ -348,6 +359,9 @@ class SPGMSeparation(SepformerSeparation):
         mix: Tensor,
         lengths: Tensor | Sequence[float] | None = None,
         views: int = 1,
+        *,
+        statistics: Statistics | None = None,
+        watch: Watch | None = None,
     ) -> Tensor:
         """Separates a batch of mixtures; each gets what it would get alone.
 
@@ -363,6 +377,12 @@ class SPGMSeparation(SepformerSeparation):
             1: the network's own output, as SpeechBrain's. More, up to 8: the mean over
             so many delays and both polarities of the mixture, which is nearer to the
             voices and takes as many times as long.
+        statistics : Statistics, optional
+            Over which chunks SPGM's averages are taken, see
+            ``speechbrain_spgm.lobes.statistics``; by default over the whole recording.
+        watch : callable, optional
+            ``watch(rows, total)`` is told, by several threads at a time, how many of a
+            view's ``total`` chunks (times blocks) have just been computed.
 
         Returns
         -------
@@ -389,7 +409,7 @@ class SPGMSeparation(SepformerSeparation):
         samples = samples_of([T] * B if lengths is None else lengths, B, T)
         check_finite(mix, samples)
 
-        def once(mix: Tensor, samples: Tensor) -> Tensor:
+        def once(mix: Tensor, samples: Tensor, view: int) -> Tensor:
             return separate(
                 self.mods.encoder,
                 self.mods.masknet,
@@ -397,6 +417,8 @@ class SPGMSeparation(SepformerSeparation):
                 mix,
                 samples,
                 autocast=HALVES.get(self.precision),
+                statistics=statistics and statistics.of_view(view),
+                watch=watch,
             )
 
         return separate_views(once, mix, samples, views, self._period())
@@ -525,6 +547,7 @@ class SPGMSeparation(SepformerSeparation):
         recording: Recording,
         normalize: str | None = None,
         views: int | None = None,
+        watch: Watch | None = None,
     ) -> Tensor:
         """Separates a recording that is in memory; see ``separate_file``.
 
@@ -536,6 +559,8 @@ class SPGMSeparation(SepformerSeparation):
             ``None`` or ``"peak"``.
         views : int, optional
             As in ``separate_file``.
+        watch : callable, optional
+            As in ``separate_batch``.
 
         Returns
         -------
@@ -547,8 +572,8 @@ class SPGMSeparation(SepformerSeparation):
         samples, rate, name = recording[:3]
         mix = resample(samples, rate, self.sample_rate)
         views = self.views if views is None else views
-        est = self.separate_batch(mix.unsqueeze(0), views=views)[0]  # [T', spks]
-        est = est.float().cpu().t().contiguous()  # [spks, T']
+        est = self.separate_batch(mix.unsqueeze(0), views=views, watch=watch)[0]
+        est = est.float().cpu().t().contiguous()  # [T', spks] to [spks, T']
         # Resampling rounds up twice, so there are T samples or some more.
         est = resample(est, self.sample_rate, rate)[:, : len(samples)].t()
         if est.isfinite().all():

@@ -113,7 +113,7 @@ def ideal(model: SPGMSeparation, monkeypatch: pytest.MonkeyPatch) -> torch.Tenso
     voices = talk(20, 2)
     mix = voices.sum(1)
 
-    def separate_batch(batch: torch.Tensor, views: int) -> torch.Tensor:
+    def separate_batch(batch: torch.Tensor, views: int, **_: object) -> torch.Tensor:
         n = batch.shape[1]
         loudest = int(batch[0].abs().argmax())  # where this window begins
         start = int((mix == batch[0, loudest]).nonzero()[0]) - loudest
