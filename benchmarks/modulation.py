@@ -27,10 +27,10 @@ from speechbrain_spgm.data import MixtureList
 from speechbrain_spgm.data.atomic import replacing
 from speechbrain_spgm.inference.published import load_published
 from speechbrain_spgm.inference.separation import find_published
-from speechbrain_spgm.lobes.averages import Share
-from speechbrain_spgm.lobes.chunking import overlap_add, segment
+from speechbrain_spgm.lobes.chunking import overlap_add
 from speechbrain_spgm.lobes.norms import norm_affine, row_moments, utterance_moments
 from speechbrain_spgm.lobes.spgm import SPGMBlock
+from speechbrain_spgm.lobes.statistics import Averages
 from speechbrain_spgm.training.experiment import user_errors
 from speechbrain_spgm.training.losses import pit_si_sdr_loss
 
@@ -70,7 +70,7 @@ def separate(model: Model, mix: Tensor, modulate: Modulate) -> Tensor:
     net = model.masknet
     mix_w = model.encoder(mix)  # [1, N, L]
     L = mix_w.shape[-1]
-    rows, chunks = segment(net._embed(mix_w, [L], Share()), net.K)  # [S, K, N]
+    rows, chunks = net._embed(mix_w, [L], Averages())  # [S, K, N]
 
     def moments(x: Tensor) -> tuple[Tensor, Tensor]:
         return utterance_moments(*row_moments(x), chunks)

@@ -276,7 +276,7 @@ def separate(arguments: argparse.Namespace) -> int:
             subtype=arguments.subtype,
         ),
     )
-    check_outputs(jobs, model.mods.masknet.num_spks, arguments.format)
+    check_outputs(jobs, model.num_spks, arguments.format)
     make_folder(output)
 
     failed, lowered = 0, 0
@@ -320,7 +320,7 @@ def separate_one(
         model,
         from_file(sys.stdin.buffer if stdin else job.source),
         "standard input" if stdin else str(job.source),
-        job.outputs(model.mods.masknet.num_spks, options.format),
+        job.outputs(model.num_spks, options.format),
         options,
         job.target.with_name(f"{job.target.name}_report.json") if report else None,
         reading=quiet_streams,

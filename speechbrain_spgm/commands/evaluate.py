@@ -184,7 +184,7 @@ def open_dataset(arguments: argparse.Namespace, model: SPGMSeparation) -> Varied
     from speechbrain_spgm.data.mixtures import ManifestDataset, MixtureList
     from speechbrain_spgm.data.voices import read_table
 
-    path, num_spks = arguments.manifest, model.mods.masknet.num_spks
+    path, num_spks = arguments.manifest, model.num_spks
     shape = {"num_spks": num_spks, "sample_rate": model.sample_rate}
     columns = read_table(path, columns=())[0]
     if "mixture_ID" not in columns:

@@ -50,14 +50,17 @@ def _sizes(model: SPGMSeparation) -> dict[str, str]:
     parts = [model.mods.encoder, model.mods.masknet, model.mods.decoder]
     blocks = [m for m in model.mods.masknet.modules() if isinstance(m, SPGMBlock)]
     total, spgm = count_parameters(parts), count_parameters(blocks)
-    K, rate = model.mods.masknet.K, model.sample_rate
-    stride = model.mods.encoder.conv1d.stride[0]
+    rate, stride = model.sample_rate, model.mods.encoder.conv1d.stride[0]
+    # RE-SepFormer's chunks do not overlap, and have another name.
+    K = getattr(model.mods.masknet, "K", None)
+    K = getattr(model.mods.masknet, "segment_size", None) if K is None else K
+    chunk = f"{1000 * K * stride / rate:g} ms ({K} frames)" if K else NOT_STATED
     return {
         "parameters": f"{total:,}",
         "of them SPGM": f"{spgm:,} ({spgm / total:.1%})",
         "sample rate": f"{rate} Hz",
-        "speakers": str(model.mods.masknet.num_spks),
-        "receptive chunk": f"{1000 * K * stride / rate:g} ms ({K} frames)",
+        "speakers": str(model.num_spks),
+        "receptive chunk": chunk,
     }
 
 

@@ -252,7 +252,7 @@ def metadata(model: SPGMSeparation) -> dict[str, str]:
     config: Mapping[str, Any] = getattr(model.hparams, "config", {})
     return {
         "sample_rate": str(model.sample_rate),
-        "num_spks": str(model.mods.masknet.num_spks),
+        "num_spks": str(model.num_spks),
         "name": str(config.get("config_name", "")),
         CARD: json.dumps(config.get(CARD, {}), ensure_ascii=False),
     }

@@ -57,10 +57,12 @@ from speechbrain_spgm.inference.safe_yaml import load_safely
 from speechbrain_spgm.inference.views import check_views, separate_views, views_of
 from speechbrain_spgm.inference.weights import card_config, load_weights
 from speechbrain_spgm.lobes import intra
+from speechbrain_spgm.lobes.engine import Watch
 from speechbrain_spgm.lobes.masknet import SPGMMaskNet
 from speechbrain_spgm.lobes.quantised import quantise
-from speechbrain_spgm.lobes.separator import separate
+from speechbrain_spgm.lobes.separator import count_voices, separate
 from speechbrain_spgm.lobes.spgm import SPGMBlock
+from speechbrain_spgm.lobes.statistics import Statistics
 
 logger = logging.getLogger(__name__)
 
@@ -344,6 +346,15 @@ class SPGMSeparation(SepformerSeparation):
         return int(self.hparams.sample_rate)
 
     @property
+    def num_spks(self) -> int:
+        """How many voices the model separates."""
+        stated = getattr(self.hparams, "num_spks", None)
+        try:
+            return count_voices(self.mods.masknet, stated)
+        except ValueError as error:
+            raise ModelError(str(error)) from None
+
+    @property
     def views(self) -> int:
         """How many views of a recording are separated unless the caller says."""
         return views_of(getattr(self.hparams, "config", None))
@@ -356,6 +367,8 @@ class SPGMSeparation(SepformerSeparation):
         *,
         level: bool = False,
         grad: bool = False,
+        statistics: Statistics | None = None,
+        watch: Watch | None = None,
     ) -> Tensor:
         """Separates a batch of mixtures; each gets what it would get alone.
 
@@ -379,6 +392,12 @@ class SPGMSeparation(SepformerSeparation):
             Whether gradients are kept, for a loss on the voices that ``mix``, or with
             ``freeze_params=False`` the weights, are to learn from. It takes several
             times as much memory. Not in int8.
+        statistics : Statistics, optional
+            Over which chunks SPGM's averages are taken, see
+            ``speechbrain_spgm.lobes.statistics``; by default over the whole recording.
+        watch : callable, optional
+            ``watch(rows, total)`` is told, by several threads at a time, how many of a
+            view's ``total`` chunks (times blocks) have just been computed.
 
         Returns
         -------
@@ -396,7 +415,7 @@ class SPGMSeparation(SepformerSeparation):
         if grad and self.precision == "int8":
             raise UserError("int8 has no gradients: take precision fp32.")
         with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
-            return self._separate_batch(mix, lengths, views, level)
+            return self._separate_batch(mix, lengths, views, level, statistics, watch)
 
     def _separate_batch(
         self,
@@ -404,6 +423,8 @@ class SPGMSeparation(SepformerSeparation):
         lengths: Tensor | Sequence[float] | None,
         views: int,
         level: bool,
+        statistics: Statistics | None,
+        watch: Watch | None,
     ) -> Tensor:
         mix = torch.as_tensor(mix)
         if mix.ndim != 2 or mix.numel() == 0 or mix.is_complex():
@@ -420,7 +441,7 @@ class SPGMSeparation(SepformerSeparation):
             mix, levels = bring_to_level(mix, samples.tolist())
             mix = mix.to(weight.dtype)
 
-        def once(mix: Tensor, samples: Tensor) -> Tensor:
+        def once(mix: Tensor, samples: Tensor, view: int) -> Tensor:
             return separate(
                 self.mods.encoder,
                 self.mods.masknet,
@@ -428,6 +449,8 @@ class SPGMSeparation(SepformerSeparation):
                 mix,
                 samples,
                 autocast=HALVES.get(self.precision),
+                statistics=statistics and statistics.of_view(view),
+                watch=watch,
             )
 
         est = separate_views(once, mix, samples, views, self._period())
@@ -640,6 +663,7 @@ class SPGMSeparation(SepformerSeparation):
         recording: Recording,
         normalize: str | None = None,
         views: int | None = None,
+        watch: Watch | None = None,
         *,
         consistent: bool = False,
     ) -> Tensor:
@@ -653,6 +677,8 @@ class SPGMSeparation(SepformerSeparation):
             ``None`` or ``"peak"``.
         views, consistent
             As in ``separate_file``.
+        watch : callable, optional
+            As in ``separate_batch``.
 
         Returns
         -------
@@ -665,8 +691,10 @@ class SPGMSeparation(SepformerSeparation):
         check_peak(name, centre)
         mix = resample(centre.of(samples).float(), rate, self.sample_rate)
         views = self.views if views is None else views
-        est = self.separate_batch(mix.unsqueeze(0), views=views, level=True)[0]
-        est = est.float().cpu().t().contiguous()  # [spks, T']
+        est = self.separate_batch(
+            mix.unsqueeze(0), views=views, level=True, watch=watch
+        )[0]
+        est = est.float().cpu().t().contiguous()  # [T', spks] to [spks, T']
         # Resampling rounds up twice, so there are T samples or some more.
         est = resample(est, self.sample_rate, rate)[:, : len(samples)].t()
         check_voices(name, est)

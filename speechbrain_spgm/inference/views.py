@@ -21,7 +21,6 @@ from torch import Tensor
 
 from speechbrain_spgm.data.errors import UserError
 from speechbrain_spgm.inference.published import CARD
-from speechbrain_spgm.lobes import averages
 
 MOST_VIEWS = 8  # each costs as much time as the first
 
@@ -76,7 +75,7 @@ def views_of(config: object) -> int:
 
 
 def separate_views(
-    separate: Callable[[Tensor, Tensor], Tensor],
+    separate: Callable[[Tensor, Tensor, int], Tensor],
     mix: Tensor,
     lengths: Tensor,
     views: int,
@@ -87,8 +86,8 @@ def separate_views(
     Arguments
     ---------
     separate : callable
-        From ``[B, T]`` and the valid samples ``[B]`` to ``[B, T, spks]``, zero beyond
-        them.
+        From ``[B, T]``, the valid samples ``[B]`` and the number of the view, from 0,
+        to ``[B, T, spks]``, zero beyond them.
     mix : torch.Tensor
         ``[B, T]``.
     lengths : torch.Tensor
@@ -105,18 +104,17 @@ def separate_views(
 
     Example
     -------
-    >>> def biased(mix, lengths):  # what does not change sign with the mixture cancels
+    >>> def biased(mix, lengths, view):  # what keeps its sign cancels
     ...     return torch.stack([mix + 1, 2 * mix + 1], dim=-1)
     >>> separate_views(biased, torch.ones(1, 3), torch.tensor([3]), 2, period=4)[0, 0]
     tensor([1., 2.])
     """
-    total = separate(mix, lengths)
+    total = separate(mix, lengths, 0)
     first = total
     for view in range(1, views):
         delay, sign = view * period // views, -1 if view % 2 else 1
         delayed = sign * F.pad(mix, (delay, 0))
-        with averages.of_view(view):
-            est = sign * separate(delayed, lengths + delay)[:, delay:]
+        est = sign * separate(delayed, lengths + delay, view)[:, delay:]
         total = total + in_order_of(first, est)
         del est  # the next view needs the memory
     return total / views if views > 1 else total

@@ -10,8 +10,8 @@ Same mathematics as ``SPGMMaskNet.forward``, arranged for caches and cores:
   worker's scratch memory. The affine maps of the norms are applied where the rows are
   next read.
 - What the rows share (two norms and the pooled vector of each block) are sums per row
-  in float64, added in the order of the rows. The steps are cut the same way whatever
-  the number of workers, so the result has the same bits.
+  in float64, added in the order of the rows as ``statistics`` says. The steps are cut
+  the same way whatever the number of workers, so the result has the same bits.
 - Encoder, masks and decoder run over a few hundred frames at a time: none of their
   outputs, each as large as the state, ever exists as a whole.
 - Utterances of a batch go one after the other: each is as if it were alone.
@@ -32,10 +32,7 @@ Axes: B utterances, T samples, L encoder frames, N filters, K frames in a chunk,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -50,47 +47,20 @@ from speechbrain.lobes.models.transformer.Transformer import TransformerEncoderL
 from torch import Tensor, nn
 
 from speechbrain_spgm.lobes import intra
-from speechbrain_spgm.lobes.averages import Share
 from speechbrain_spgm.lobes.chunking import chunk_frames, count_chunks
+from speechbrain_spgm.lobes.linears import Linears, Scratch, fold, linears_of
 from speechbrain_spgm.lobes.norms import norm_affine
+from speechbrain_spgm.lobes.statistics import Averages, Statistics
 from speechbrain_spgm.lobes.workers import count_workers, run
 
 STEP_BYTES = 3 * 2**20  # the widest tensor of a step; see _Utterance._steps
 TILE_FRAMES = 500
 
-Affine = tuple[Tensor, Tensor]  # scale and shift, each [N]
-# Rows that a block has just transformed, and how many there are in all its blocks.
+# Scale and shift: of all rows, each [N], or of every row, each [S, 1, N].
+Affine = tuple[Tensor, Tensor]
+# Told by the workers, several at a time, whenever so many of an utterance's rows are
+# done, and how many there are: chunks times blocks.
 Watch = Callable[[int, int], None]
-
-_watch: ContextVar[Watch | None] = ContextVar("watch", default=None)
-
-
-@contextmanager
-def watched(watch: Watch) -> Iterator[None]:
-    """Lets somebody watch the utterances that are computed inside, from this thread.
-
-    Arguments
-    ---------
-    watch : callable
-        ``watch(rows, total)`` is called by the workers, several at a time, whenever so
-        many of an utterance's ``total`` rows (chunks times blocks) are done.
-
-    Example
-    -------
-    >>> from speechbrain_spgm.lobes.spgm import SPGMBlock
-    >>> from speechbrain_spgm.lobes.masknet import SPGMMaskNet
-    >>> net = SPGMMaskNet(64, 64, SBTransformerBlock(1, 64, 8), SPGMBlock(64, "att"))
-    >>> done = []
-    >>> with torch.no_grad(), watched(lambda rows, total: done.append(rows / total)):
-    ...     masks = net.eval()(torch.rand(1, 64, 300))
-    >>> round(sum(done), 6)
-    1.0
-    """
-    token = _watch.set(watch)
-    try:
-        yield
-    finally:
-        _watch.reset(token)
 
 
 def suits(masknet: Dual_Path_Model, x: Tensor) -> bool:
@@ -163,7 +133,11 @@ def suits_ends(encoder: nn.Module, decoder: nn.Module) -> bool:
 
 
 def estimate_masks(
-    masknet: Dual_Path_Model, x: Tensor, lengths: Sequence[int]
+    masknet: Dual_Path_Model,
+    x: Tensor,
+    lengths: Sequence[int],
+    statistics: Statistics | None = None,
+    watch: Watch | None = None,
 ) -> Tensor:
     """Estimate one mask per source.
 
@@ -175,6 +149,8 @@ def estimate_masks(
         Encoder output, ``[B, N, L]``.
     lengths : sequence of int
         Valid frames of every utterance.
+    statistics, watch
+        As in ``SPGMMaskNet.forward``.
 
     Returns
     -------
@@ -192,7 +168,8 @@ def estimate_masks(
         def keep(start: int, stop: int, tile: Tensor, b: int = b) -> None:
             masks[:, b, :, start:stop] = tile.permute(1, 2, 0)
 
-        _Utterance(masknet, encoded, length, x).estimate(keep)
+        averages = Averages(statistics)
+        _Utterance(masknet, encoded, length, x, averages, watch).estimate(keep)
     return masks
 
 
@@ -203,6 +180,8 @@ def separate(
     mix: Tensor,
     samples: Sequence[int],
     frames: Sequence[int],
+    statistics: Statistics | None = None,
+    watch: Watch | None = None,
 ) -> Tensor:
     """Separate a batch of mixtures.
 
@@ -214,6 +193,8 @@ def separate(
         Mixtures, ``[B, T]``.
     samples, frames : sequence of int
         Valid samples and encoder frames of every mixture.
+    statistics, watch
+        As in ``SPGMMaskNet.forward``.
 
     Returns
     -------
@@ -244,90 +225,51 @@ def separate(
                 rows = est[b, :, start + i : stop + i, : piece.shape[-1]]
                 rows += piece.transpose(0, 1)
 
-        _Utterance(masknet, encoded, frames[b], mix).estimate(decode)
+        averages = Averages(statistics)
+        _Utterance(masknet, encoded, frames[b], mix, averages, watch).estimate(decode)
         est[b].flatten(1)[:, samples[b] :] = 0
     return est.flatten(2)[:, :, :T].transpose(1, 2)
 
 
-class _Utterance:
-    """One utterance on its way through the mask network.
+class _Rows:
+    """Consecutive chunks of one utterance on their way through the blocks.
 
     Arguments
     ---------
     net : SPGMMaskNet
         The network.
-    encoded : callable
-        ``encoded(start, stop)`` gives these encoder frames, ``[stop - start, N]``.
-    L : int
-        Number of encoder frames.
+    S : int
+        Number of rows.
     like : torch.Tensor
         Gives the data type.
+    averages : Averages
+        Those of this pass.
+    rows_per_step : int, optional
+        As in the network, and by default what it has.
     """
 
     def __init__(
         self,
         net: Dual_Path_Model,
-        encoded: Callable[[int, int], Tensor],
-        L: int,
+        S: int,
         like: Tensor,
+        averages: Averages,
+        watch: Watch | None = None,
+        rows_per_step: int | None = None,
     ) -> None:
         N, _, _ = net.conv1d.weight.shape
-        self.net, self.encoded, self.L = net, encoded, L
-        self.K, self.S = net.K, count_chunks(L, net.K)
-        self.x = like.new_empty(self.S, net.K, N)  # the state
+        self.net, self.K, self.S = net, net.K, S
+        self.x = like.new_empty(S, net.K, N)  # the state
         self.local = torch.empty_like(self.x)  # what the intra model makes of it
         self.pending: Affine | None = None  # still to be applied to the state
-        self.pooled = like.new_empty(self.S, N)
-        self.sums = _Sums(self.S, N)
-        self.watch = _watch.get()  # the workers' threads do not see it
-        self.share = Share()
+        self.pooled = like.new_empty(S, N)
+        self.sums = _Sums(S, N)
+        self.averages, self.watch = averages, watch
+        self.rows_per_step = rows_per_step
         self.workers = count_workers()
         self.scratch = [Scratch(like) for _ in range(self.workers)]
 
-    def estimate(self, use: Callable[[int, int, Tensor], None]) -> None:
-        """Hands the masks of every tile of frames to ``use(start, stop, masks)``.
-
-        The masks are ``[stop - start, spks, N]`` and may be overwritten. No two
-        neighbouring tiles are in use at a time: their decoded samples overlap.
-        """
-        self._segment()
-        for block in self.net.dual_mdl:
-            self._block(block)
-        del self.local
-        tiles = _split(self.L, max(1, TILE_FRAMES // self.K) * self.K)
-
-        def tail(tile: slice, worker: int) -> None:
-            use(tile.start, tile.stop, self._masks(tile, self.scratch[worker]))
-
-        run(tail, tiles[0::2], self.workers)
-        run(tail, tiles[1::2], self.workers)
-
-    def _segment(self) -> None:
-        """Norm, 1x1 convolution and chunks: fills the state."""
-        tiles = _split(self.L, TILE_FRAMES)
-        sums = _Sums(len(tiles), self.net.conv1d.in_channels)
-
-        def measure(i: int, worker: int) -> None:
-            tile = self.encoded(tiles[i].start, tiles[i].stop)
-            sums.put(slice(i, i + 1), tile.unsqueeze(0))
-
-        run(measure, range(len(tiles)), self.workers)
-        moments = self.share.moments(*sums.moments(self.L), [self.L])
-        scale, shift = _one(norm_affine(self.net.norm, *moments))
-        weight = self.net.conv1d.weight.squeeze(-1).t()
-
-        def fill(row: int, worker: int) -> None:
-            start, stop, offset = chunk_frames(row, self.K, self.L)
-            chunk = self.x[row]
-            chunk[:offset] = 0
-            if start < stop:
-                frames = torch.addcmul(shift, self.encoded(start, stop), scale)
-                torch.mm(frames, weight, out=chunk[offset : offset + stop - start])
-            chunk[offset + max(0, stop - start) :] = 0
-
-        run(fill, range(self.S), self.workers)
-
-    def _block(self, block: Dual_Computation_Block) -> None:
+    def block(self, block: Dual_Computation_Block) -> None:
         """One dual computation block; see ``SPGMMaskNet._block`` for the formulas."""
         x, local, pending, sums = self.x, self.local, self.pending, self.sums
         spgm = block.inter_mdl
@@ -335,11 +277,12 @@ class _Utterance:
         linears = [self._linears(layer) for layer in block.intra_mdl.mdl.layers]
 
         def moments() -> tuple[Tensor, Tensor]:
-            return self.share.moments(*sums.moments(self.S * self.K), [self.S])
+            ones = [1] * self.S
+            return self.averages.moments_of(sums.sums, [self.S], ones, self.K)
 
         def attend(step: slice, worker: int) -> None:
             if pending is not None:
-                _affine(x[step], pending, out=x[step])
+                _affine(x[step], _of(pending, step), out=x[step])
             scratch = self.scratch[worker]
             transform(block.intra_mdl, x[step], local[step], scratch, linears)
             if block.linear_layer_after_inter_intra:
@@ -349,33 +292,36 @@ class _Utterance:
                 self.watch(step.stop - step.start, self.S * len(self.net.dual_mdl))
 
         run(attend, steps, self.workers)
-        norm = _one(norm_affine(block.intra_norm, *moments()))
+        norm = _by_row(norm_affine(block.intra_norm, *moments()))
 
         def combine(step: slice, worker: int) -> None:
+            scaled = _of(norm, step)
             if block.skip_around_intra:
-                x[step] += _affine(local[step], norm, out=local[step])
+                x[step] += _affine(local[step], scaled, out=local[step])
             else:
-                _affine(local[step], norm, out=x[step])
+                _affine(local[step], scaled, out=x[step])
             self.pooled[step] = spgm.pool(x[step])
             sums.put(step, x[step])
 
         run(combine, steps, self.workers)
-        pooled = self.share.mean(self.pooled.double().mean(0, keepdim=True), [self.S])
+        pooled = self.averages.mean(self.pooled.double(), [self.S])
         c = spgm.modulation(pooled.to(x.dtype))
         if not block.linear_layer_after_inter_intra:
             norm = norm_affine(block.inter_norm, *moments(), c)
-            self.pending = _one((1 + norm[0], norm[1]))
+            self.pending = _by_row((1 + norm[0], norm[1]))
             return
 
+        factors = _by_row((c, c))
+
         def mix(step: slice, worker: int) -> None:
-            local[step] = block.inter_linear(x[step] * c)
+            local[step] = block.inter_linear(x[step] * _of(factors, step)[0])
             sums.put(step, local[step])
 
         run(mix, steps, self.workers)
-        norm = _one(norm_affine(block.inter_norm, *moments()))
+        norm = _by_row(norm_affine(block.inter_norm, *moments()))
 
         def add(step: slice, worker: int) -> None:
-            x[step] += _affine(local[step], norm, out=local[step])
+            x[step] += _affine(local[step], _of(norm, step), out=local[step])
 
         run(add, steps, self.workers)
         self.pending = None
@@ -393,12 +339,89 @@ class _Utterance:
         share stays small. In int8 the weights are a quarter as large, and one row is
         best.
         """
-        if self.net.rows_per_step is not None:
-            return _split(self.S, self.net.rows_per_step or self.S)
+        wanted = self.rows_per_step
+        wanted = self.net.rows_per_step if wanted is None else wanted
+        if wanted is not None:
+            return _split(self.S, wanted or self.S)
         _, K, N = self.x.shape
         row_bytes = K * intra.widest(block, N) * self.x.element_size()
         step_bytes = STEP_BYTES if self.net.int8 is None else STEP_BYTES // 3
         return _taper(self.S, max(1, step_bytes // row_bytes))
+
+
+class _Utterance(_Rows):
+    """All chunks of an utterance, from its encoder frames to its masks.
+
+    Arguments
+    ---------
+    net, like, averages, watch
+        As in :class:`_Rows`.
+    encoded : callable
+        ``encoded(start, stop)`` gives these encoder frames, ``[stop - start, N]``.
+    L : int
+        Number of encoder frames.
+    """
+
+    def __init__(
+        self,
+        net: Dual_Path_Model,
+        encoded: Callable[[int, int], Tensor],
+        L: int,
+        like: Tensor,
+        averages: Averages,
+        watch: Watch | None,
+    ) -> None:
+        super().__init__(net, count_chunks(L, net.K), like, averages, watch)
+        self.encoded, self.L = encoded, L
+
+    def estimate(self, use: Callable[[int, int, Tensor], None]) -> None:
+        """Hands the masks of every tile of frames to ``use(start, stop, masks)``.
+
+        The masks are ``[stop - start, spks, N]`` and may be overwritten. No two
+        neighbouring tiles are in use at a time: their decoded samples overlap.
+        """
+        self._segment()
+        for block in self.net.dual_mdl:
+            self.block(block)
+        del self.local
+        tiles = _split(self.L, max(1, TILE_FRAMES // self.K) * self.K)
+
+        def tail(tile: slice, worker: int) -> None:
+            use(tile.start, tile.stop, self._masks(tile, self.scratch[worker]))
+
+        run(tail, tiles[0::2], self.workers)
+        run(tail, tiles[1::2], self.workers)
+
+    def _segment(self) -> None:
+        """Norm, 1x1 convolution and chunks: fills the state."""
+        if self.averages.statistics.per_chunk:
+            parts = [chunk_frames(row, self.K, self.L)[:2] for row in range(self.S)]
+            chunks = [self.S]
+        else:  # every frame once
+            parts = [(t.start, t.stop) for t in _split(self.L, TILE_FRAMES)]
+            chunks = [len(parts)]
+        sums = _Sums(len(parts), self.net.conv1d.in_channels)
+
+        def measure(i: int, worker: int) -> None:
+            start, stop = parts[i]
+            sums.put(slice(i, i + 1), self.encoded(start, max(start, stop))[None])
+
+        run(measure, range(len(parts)), self.workers)
+        counts = [max(0, stop - start) for start, stop in parts]
+        moments = self.averages.moments_of(sums.sums, chunks, counts)
+        norm = _by_row(norm_affine(self.net.norm, *moments))
+        weight = self.net.conv1d.weight.squeeze(-1).t()
+
+        def fill(row: int, worker: int) -> None:
+            start, stop, offset = chunk_frames(row, self.K, self.L)
+            chunk = self.x[row]
+            chunk[:offset] = 0
+            if start < stop:
+                frames = _affine(self.encoded(start, stop), _of(norm, row))
+                torch.mm(frames, weight, out=chunk[offset : offset + stop - start])
+            chunk[offset + max(0, stop - start) :] = 0
+
+        run(fill, range(self.S), self.workers)
 
     def _masks(self, tile: slice, scratch: Scratch) -> Tensor:
         """Overlap-add and masks of some frames, ``[n, spks, N]``."""
@@ -412,7 +435,7 @@ class _Utterance:
             if start < stop:
                 frames = self.x[row, start + offset : stop + offset]
                 if self.pending is not None:
-                    frames = _affine(frames, self.pending)
+                    frames = _affine(frames, _of(self.pending, row))
                 added[start - tile.start : stop - tile.start] += net.prelu(frames)
 
         each = scratch.take("wide", n, net.num_spks * N)
@@ -444,133 +467,6 @@ class _Sums:
         torch.sum(wide, dim=1, out=self.sums[0, rows])
         wide = wide.square_() if wide is not x else wide.square()
         torch.sum(wide, dim=1, out=self.sums[1, rows])
-
-    def moments(self, frames: int) -> tuple[Tensor, Tensor]:
-        """Mean and variance over all frames, each ``[1, N]``, float64."""
-        mean, power = (self.sums.sum(dim=1, keepdim=True) / frames).unbind(0)
-        return mean, (power - mean.square()).clamp_(min=0)
-
-
-class Scratch:
-    """Memory of one worker, taken once and used again in every step.
-
-    Arguments
-    ---------
-    like : torch.Tensor
-        Gives the data type.
-    """
-
-    def __init__(self, like: Tensor) -> None:
-        self.like, self.parts = like, {}
-
-    def take(self, name: str, *shape: int) -> Tensor:
-        """The memory of that name with whatever it holds; grows as needed."""
-        size = math.prod(shape)
-        if name not in self.parts or self.parts[name].numel() < size:
-            self.parts[name] = self.like.new_empty(size)
-        return self.parts[name][:size].view(shape)
-
-
-class Linear(NamedTuple):
-    """A linear and how the engine uses it; ``quantised.Int8Linear`` is another.
-
-    Arguments
-    ---------
-    weight : torch.Tensor
-        ``[out, in]``.
-    bias : torch.Tensor, optional
-        ``[out]``.
-    """
-
-    weight: Tensor
-    bias: Tensor | None
-
-    def of(self, x: Tensor, scratch: Scratch) -> Tensor:
-        """``linear(x)``, ``[M, in]`` to ``[M, out]``, until scratch is used again."""
-        out = scratch.take("wide", len(x), len(self.weight))
-        if self.bias is None:
-            return torch.mm(x, self.weight.t(), out=out)
-        return torch.addmm(self.bias, x, self.weight.t(), out=out)
-
-    def relu_of(self, x: Tensor, scratch: Scratch) -> Tensor:
-        """``relu(linear(x))``, likewise."""
-        return self.of(x, scratch).relu_()
-
-    def add(self, x: Tensor, out: Tensor) -> None:
-        """``out += linear(x)``: the product is added where the residual stands."""
-        out.add_(self.bias).view(len(x), -1).addmm_(x, self.weight.t())
-
-
-class Floored(NamedTuple):
-    """A linear without its bias b, and ``max(linear(x), -b)`` in place of its ReLU.
-
-    Arguments
-    ---------
-    weight : torch.Tensor
-        ``[out, in]``.
-    floor : torch.Tensor
-        -b, ``[out]``.
-    """
-
-    weight: Tensor
-    floor: Tensor
-
-    def relu_of(self, x: Tensor, scratch: Scratch) -> Tensor:
-        """``relu(linear(x) + b) - b``, until scratch is used again."""
-        out = Linear(self.weight, None).of(x, scratch)
-        return torch.maximum(out, self.floor, out=out)
-
-
-class Linears(NamedTuple):
-    """The four linears of a transformer layer.
-
-    Arguments
-    ---------
-    qkv, heads, rise, fall : Linear
-        Of attention and of the feed-forward layer, in the order of their use.
-    queries : torch.Tensor, optional
-        What the queries still lack after ``qkv``, ``[N]``.
-    """
-
-    qkv: Linear
-    heads: Linear
-    rise: Linear
-    fall: Linear
-    queries: Tensor | None = None
-
-
-def linears_of(layer: TransformerEncoderLayer) -> Linears:
-    """The linears of a layer in its own precision."""
-    att, (rise, _, _, fall) = layer.self_att.att, layer.pos_ffn.ffn
-    return Linears(
-        Linear(att.in_proj_weight, att.in_proj_bias),
-        *(Linear(part.weight, part.bias) for part in (att.out_proj, rise, fall)),
-    )
-
-
-def fold(linears: Linears, activation: nn.Module) -> Linears:
-    """Moves biases to where they cost least; what the layer computes is the same.
-
-    A bias of a wide product takes up to an eighth of the product's time. But a bias of
-    the keys adds the same to all scores of a query, which the softmax does not see. The
-    weights of attention add up to one: a bias of the values becomes one of the heads'
-    output. And ``relu(z + b) = max(z, -b) + b``: the last b becomes a bias of the next
-    linear.
-
-    Arguments
-    ---------
-    linears : Linears
-        From :func:`linears_of`.
-    activation : torch.nn.Module
-        Between ``rise`` and ``fall``.
-    """
-    qkv, heads, rise, fall, _ = linears
-    queries, _, values = qkv.bias.chunk(3)
-    heads = Linear(heads.weight, torch.mv(heads.weight, values) + heads.bias)
-    if type(activation) is nn.ReLU:
-        fall = Linear(fall.weight, torch.mv(fall.weight, rise.bias) + fall.bias)
-        rise = Floored(rise.weight, -rise.bias)
-    return Linears(Linear(qkv.weight, None), heads, rise, fall, queries)
 
 
 def transform(
@@ -652,10 +548,18 @@ def _affine(x: Tensor, affine: Affine, out: Tensor | None = None) -> Tensor:
     return torch.addcmul(shift, x, scale, out=out)
 
 
-def _one(affine: tuple[Tensor, Tensor]) -> Affine:
-    """Scale and shift of the only utterance."""
+def _by_row(affine: Affine) -> Affine:
+    """Scale and shift of the only utterance from ``[G, N]``."""
     scale, shift = affine
-    return scale[0], shift[0]
+    if len(scale) == 1:
+        return scale[0], shift[0]
+    return scale.unsqueeze(1), shift.unsqueeze(1)
+
+
+def _of(affine: Affine, rows: slice | int) -> Affine:
+    """The part of an affine map for some rows."""
+    scale, shift = affine
+    return affine if scale.ndim == 1 else (scale[rows], shift[rows])
 
 
 def _split(count: int, size: int) -> list[slice]:

@@ -24,16 +24,11 @@ from speechbrain.lobes.models.transformer.Transformer import PositionalEncoding
 from torch import Tensor, nn
 
 from speechbrain_spgm.lobes import engine, intra
-from speechbrain_spgm.lobes.averages import Share
 from speechbrain_spgm.lobes.chunking import overlap_add, segment
-from speechbrain_spgm.lobes.norms import (
-    affine,
-    norm_affine,
-    row_moments,
-    utterance_mean,
-    utterance_moments,
-)
+from speechbrain_spgm.lobes.linears import Linears
+from speechbrain_spgm.lobes.norms import affine, norm_affine, row_moments
 from speechbrain_spgm.lobes.spgm import SPGMBlock
+from speechbrain_spgm.lobes.statistics import Averages, Statistics
 
 # What the intra transformer may hold at once without gradients: the caches of a few
 # cores on a CPU, a fraction of the memory on a GPU.
@@ -131,7 +126,7 @@ class SPGMMaskNet(Dual_Path_Model):
         check_representable(self)
         self.transform = intra.transform  # or compiled
         self.rows_per_step = _check_rows(rows_per_step)
-        self.int8: dict[nn.Module, engine.Linears] | None = None  # see quantised.py
+        self.int8: dict[nn.Module, Linears] | None = None  # see quantised.py
 
     @classmethod
     def from_dual_path(
@@ -174,7 +169,13 @@ class SPGMMaskNet(Dual_Path_Model):
         packed.training = model.training  # the children keep the mode they are in
         return packed
 
-    def forward(self, x: Tensor, frames: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        frames: Tensor | None = None,
+        statistics: Statistics | None = None,
+        watch: engine.Watch | None = None,
+    ) -> Tensor:
         """Estimate one mask per source (paper, figure 1).
 
         Arguments
@@ -184,6 +185,13 @@ class SPGMMaskNet(Dual_Path_Model):
         frames : torch.Tensor, optional
             Valid frames of every utterance, ``[B]``; ``None``: all L. What x holds
             beyond them is never read.
+        statistics : Statistics, optional
+            Over which chunks averages are taken; by default over the whole of every
+            utterance.
+        watch : callable, optional
+            ``watch(rows, total)`` is called, by several threads at a time, whenever so
+            many of an utterance's ``total`` rows (chunks times blocks) are done; only
+            on the fast path of the CPU.
 
         Returns
         -------
@@ -199,44 +207,63 @@ class SPGMMaskNet(Dual_Path_Model):
         B, _, L = x.shape
         lengths = _check_frames(frames, B, L)
         if engine.suits(self, x):
-            return engine.estimate_masks(self, x, lengths)
+            return engine.estimate_masks(self, x, lengths, statistics, watch)
         if self.int8 is not None:
             raise ValueError(
                 "A network in int8 runs on the CPU, in evaluation mode, in float32, "
                 "without gradients and without autocast only: take precision fp32."
             )
 
-        share = Share()
-        rows, chunks = segment(self._embed(x, lengths, share), self.K)  # [C, K, N]
+        averages = Averages(statistics)
+        rows, chunks = self._embed(x, lengths, averages)  # [C, K, N]
         for block in self.dual_mdl:
-            rows = self._block(block, rows, chunks, share)
+            rows = self._block(block, rows, chunks, averages)
         added = overlap_add(self.prelu(rows), chunks, lengths)
         masks = [self._masks(utterance) for utterance in added]  # [spks, N, L_b]
 
         padded = [F.pad(mask, (0, L - mask.shape[-1])) for mask in masks]
         return torch.stack(padded, dim=1)
 
-    def _embed(self, x: Tensor, lengths: Sequence[int], share: Share) -> list[Tensor]:
-        """Norm and 1x1 convolution, ``[B, N, L]`` to B times ``[L_b, N]``."""
+    def _embed(
+        self, x: Tensor, lengths: Sequence[int], averages: Averages
+    ) -> tuple[Tensor, list[int]]:
+        """Norm, 1x1 convolution and chunks: ``[B, N, L]`` to ``[C, K, N]``."""
         frames = [x[b, :, :length].t() for b, length in enumerate(lengths)]
-        each = [utterance_moments(*row_moments(f.unsqueeze(0)), [1]) for f in frames]
+        if averages.statistics.per_chunk:
+            rows, chunks = segment(frames, self.K)
+            valid, _ = segment([torch.ones_like(f[:, :1]) for f in frames], self.K)
+            return self._embed_rows(rows, valid, chunks, averages), chunks
+        each = [row_moments(f.unsqueeze(0)) for f in frames]
         mean, var = (torch.cat(moments) for moments in zip(*each, strict=True))
-        maps = norm_affine(self.norm, *share.moments(mean, var, lengths))
+        moments = averages.moments(mean, var, [1] * len(frames), lengths)
+        maps = norm_affine(self.norm, *moments)
         weight = self.conv1d.weight.squeeze(-1)
         embedded = [
             F.linear(torch.addcmul(shift, f.to(shift.dtype), scale), weight)
             for f, scale, shift in zip(frames, *maps, strict=True)
         ]
-        # Under autocast only matrix products are short: the residual stream is float32.
-        short = torch.is_autocast_enabled(x.device.type)
-        return [f.float() for f in embedded] if short else embedded
+        return segment([_widened(f) for f in embedded], self.K)
+
+    def _embed_rows(
+        self, rows: Tensor, valid: Tensor, chunks: Sequence[int], averages: Averages
+    ) -> Tensor:
+        """Likewise, where each row of encoder frames has averages of its own.
+
+        ``valid``, ``[C, K, 1]``, is 1 where rows ``[C, K, N]`` hold frames.
+        """
+        wide = rows.double()
+        sums = torch.stack([wide.sum(1), wide.square().sum(1)])
+        counts = valid.sum((1, 2)).int().tolist()
+        moments = averages.moments_of(sums, chunks, counts)
+        rows = affine(rows, *norm_affine(self.norm, *moments), [1] * len(rows)) * valid
+        return _widened(F.linear(rows, self.conv1d.weight.squeeze(-1)))
 
     def _block(
         self,
         block: Dual_Computation_Block,
         x: Tensor,
         chunks: Sequence[int],
-        share: Share,
+        averages: Averages,
     ) -> Tensor:
         """One dual computation block, ``[C, K, N]`` to ``[C, K, N]``.
 
@@ -245,23 +272,24 @@ class SPGMMaskNet(Dual_Path_Model):
         ``x * (1 + c * gamma / sigma) + beta - mu * gamma / sigma``.
         """
 
+        groups = averages.groups(chunks)
+
         def moments(rows: Tensor) -> tuple[Tensor, Tensor]:
-            own = utterance_moments(*row_moments(rows), chunks)
-            return share.moments(*own, chunks)
+            return averages.moments(*row_moments(rows), chunks)
 
         local = self._intra(block, x)
         scale, shift = norm_affine(block.intra_norm, *moments(local))
-        x = affine(local, scale, shift, chunks) + (x if block.skip_around_intra else 0)
+        x = affine(local, scale, shift, groups) + (x if block.skip_around_intra else 0)
 
         with torch.autocast(x.device.type, enabled=False):  # statistics in float32
-            pooled = utterance_mean(block.inter_mdl.pool(x), chunks)
-            c = block.inter_mdl.modulation(share.mean(pooled, chunks))  # [B, N]
+            pooled = averages.mean(block.inter_mdl.pool(x), chunks)
+            c = block.inter_mdl.modulation(pooled)  # [G, N]
         if block.linear_layer_after_inter_intra:
-            mixed = block.inter_linear(affine(x, c, torch.zeros_like(c), chunks))
+            mixed = block.inter_linear(affine(x, c, torch.zeros_like(c), groups))
             scale, shift = norm_affine(block.inter_norm, *moments(mixed))
-            return x + affine(mixed, scale, shift, chunks)
+            return x + affine(mixed, scale, shift, groups)
         scale, shift = norm_affine(block.inter_norm, *moments(x), c)
-        return affine(x, 1 + scale, shift, chunks)
+        return affine(x, 1 + scale, shift, groups)
 
     def _intra(self, block: Dual_Computation_Block, x: Tensor) -> Tensor:
         """The intra model, a few rows at a time where no gradient is needed."""
@@ -305,6 +333,11 @@ class SPGMMaskNet(Dual_Path_Model):
         x = _pointwise(self.output, x) * _pointwise(self.output_gate, x)
         x = F.linear(x, self.end_conv1x1.weight.squeeze(-1))
         return self.activation(x).permute(1, 2, 0)  # [spks, N, L]
+
+
+def _widened(rows: Tensor) -> Tensor:
+    """Under autocast only matrix products are short: the residual stream is float32."""
+    return rows.float() if torch.is_autocast_enabled(rows.device.type) else rows
 
 
 def _check_rows(rows_per_step: int | None) -> int | None:

@@ -156,7 +156,7 @@ def affine(x: Tensor, scale: Tensor, shift: Tensor, chunks: Sequence[int]) -> Te
 
 
 def per_row(x: Tensor, chunks: Sequence[int]) -> Tensor:
-    """Repeat ``[B, N]`` to ``[C, N]``: each utterance's vector for all its rows.
+    """Repeat ``[G, N]`` to ``[C, N]``: each group's vector for all its rows.
 
     Example
     -------
@@ -165,6 +165,8 @@ def per_row(x: Tensor, chunks: Sequence[int]) -> Tensor:
             [1.],
             [2.]])
     """
+    if len(x) == sum(chunks):  # one row each
+        return x
     return torch.cat(
         [v.expand(S, -1) for v, S in zip(x.unsqueeze(1), chunks, strict=True)]
     )

@@ -2,11 +2,12 @@
 
 Axes: C chunks (rows), K frames of a chunk, N filters.
 
-A pooling is a function from ``[C, K, N]`` to ``[C, N]`` and a name; only attention
-has parameters. :func:`build_pooling` finds it by its name.
+A pooling maps ``[C, K, N]`` to ``[C, N]``; it may be a function, or a module if it has
+parameters. A new one is an entry in ``POOLINGS``, where everything else finds it.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -111,12 +112,64 @@ class AttentionFeedForwardPooling(nn.Module):
         return attend(self.linear2(hidden), x)
 
 
-POOLINGS: dict[str, Callable[[Tensor], Tensor]] = {
-    "avg": average_pooling,
-    "max": max_pooling,
-    "lem": last_element_pooling,
-    "none": no_pooling,
+def attention(
+    n_embd: int, att_h: int | None = None, att_dropout: float = 0.0
+) -> nn.Module:
+    """Attention pooling, with a hidden layer if it is to have a width."""
+    if att_h is None:
+        return AttentionPooling(n_embd)
+    return AttentionFeedForwardPooling(n_embd, att_h, att_dropout)
+
+
+class Kind(NamedTuple):
+    """A kind of pooling.
+
+    Arguments
+    ---------
+    build : callable
+        From ``(n_embd, att_h, att_dropout)`` to the pooling.
+    modulates : bool
+        Whether what is pooled is used: without, a block has no other parameters either.
+    hidden : bool
+        Whether ``att_h`` and ``att_dropout`` mean anything to it.
+    """
+
+    build: Callable[[int, int | None, float], Callable[[Tensor], Tensor]]
+    modulates: bool = True
+    hidden: bool = False
+
+
+def _plain(pooling: Callable[[Tensor], Tensor], modulates: bool = True) -> Kind:
+    """A pooling that is one function, whatever the sizes."""
+    return Kind(lambda *_: pooling, modulates)
+
+
+POOLINGS: dict[str, Kind] = {
+    "att": Kind(attention, hidden=True),
+    "avg": _plain(average_pooling),
+    "max": _plain(max_pooling),
+    "lem": _plain(last_element_pooling),
+    "none": _plain(no_pooling, modulates=False),
 }
+
+
+def find_pooling(pool: str) -> Kind:
+    """The kind of pooling that has this name.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+
+    Example
+    -------
+    >>> [name for name in POOLINGS if not find_pooling(name).modulates]
+    ['none']
+    """
+    if pool not in POOLINGS:
+        names = ", ".join(POOLINGS)
+        raise ValueError(f"pool is {pool!r}, but it must be one of {names}.")
+    return POOLINGS[pool]
 
 
 def build_pooling(
@@ -127,8 +180,8 @@ def build_pooling(
     Arguments
     ---------
     pool : str
-        ``"att"`` (attention), ``"avg"``, ``"max"``, ``"lem"`` (last element) or
-        ``"none"``.
+        An entry of ``POOLINGS``: ``"att"`` (attention), ``"avg"``, ``"max"``, ``"lem"``
+        (last element), ``"none"``.
     n_embd : int
         Number of filters N.
     att_h : int, optional
@@ -151,11 +204,4 @@ def build_pooling(
     >>> build_pooling("max", 2)(torch.tensor([[[1.0, 6.0], [3.0, 2.0]]]))
     tensor([[3., 6.]])
     """
-    if pool == "att":
-        if att_h is None:
-            return AttentionPooling(n_embd)
-        return AttentionFeedForwardPooling(n_embd, att_h, att_dropout)
-    if pool not in POOLINGS:
-        names = ", ".join(["att", *POOLINGS])
-        raise ValueError(f"pool is {pool!r}, but it must be one of {names}.")
-    return POOLINGS[pool]
+    return find_pooling(pool).build(n_embd, att_h, att_dropout)

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from speechbrain_spgm.lobes import engine
+from speechbrain_spgm.lobes.linears import Linears, Scratch, linears_of
 from speechbrain_spgm.lobes.masknet import SPGMMaskNet
 
 
 class Int8Linear:
-    """A linear in 8 bits, in place of ``engine.Linear``.
+    """A linear in 8 bits, in place of ``linears.Linear``.
 
     Arguments
     ---------
@@ -57,11 +58,11 @@ class Int8Linear:
             ) from error
         self.saturates = _saturates()
 
-    def of(self, x: Tensor, scratch: engine.Scratch | None) -> Tensor:
+    def of(self, x: Tensor, scratch: Scratch | None) -> Tensor:
         """``linear(x)``, ``[M, in]`` to ``[M, out]``."""
         return torch.ops.quantized.linear_dynamic(x, self.packed, self.saturates)
 
-    def relu_of(self, x: Tensor, scratch: engine.Scratch | None) -> Tensor:
+    def relu_of(self, x: Tensor, scratch: Scratch | None) -> Tensor:
         """``relu(linear(x))``."""
         return torch.ops.quantized.linear_relu_dynamic(x, self.packed, self.saturates)
 
@@ -129,10 +130,10 @@ def quantise(masknet: nn.Module) -> SPGMMaskNet:
         )
     masknet = SPGMMaskNet.from_dual_path(masknet, masknet.rows_per_step)
     masknet.int8 = {
-        layer: engine.Linears(
+        layer: Linears(
             *(
                 Int8Linear(linear.weight.detach(), linear.bias.detach())
-                for linear in engine.linears_of(layer)[:4]
+                for linear in linears_of(layer)[:4]
             )
         )
         for block in masknet.dual_mdl

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from speechbrain_spgm.lobes import engine
 from speechbrain_spgm.lobes.masknet import SPGMMaskNet
+from speechbrain_spgm.lobes.statistics import Statistics
 
 # Up to so many frames the encoder, masks and decoder are SpeechBrain's own operations
 # on whole tensors: the same bits as its separate_batch. Longer ones come in tiles.
@@ -24,6 +25,8 @@ def separate(
     mix: Tensor,
     lengths: Tensor | None = None,
     autocast: torch.dtype | None = None,
+    statistics: Statistics | None = None,
+    watch: engine.Watch | None = None,
 ) -> Tensor:
     """Separate a batch of mixtures.
 
@@ -46,6 +49,8 @@ def separate(
         Precision of the mask network's matrix products, for example
         ``torch.bfloat16``; encoder, norms, pooling, residuals and decoder keep that of
         the weights.
+    statistics, watch
+        As in ``SPGMMaskNet.forward``, which other networks cannot have.
 
     Returns
     -------
@@ -78,15 +83,17 @@ def separate(
         and engine.suits(masknet, mix)
         and engine.suits_ends(encoder, decoder)
     ):
-        return engine.separate(encoder, masknet, decoder, mix, samples, frames)
+        return engine.separate(
+            encoder, masknet, decoder, mix, samples, frames, statistics, watch
+        )
 
     valid = torch.arange(T, device=mix.device) < _column(samples, mix.device)  # [B, T]
     mix = mix.where(valid, 0)
     mix_w = encoder(F.pad(mix, (0, max(0, kernel - T))))  # [B, N, L]
     device = mix.device.type
     with nullcontext() if autocast is None else torch.autocast(device, autocast):
-        masks = _estimate_masks(masknet, mix_w, frames)  # [spks, B, N, L]
-    voices = [decoder(mask * mix_w) for mask in masks]  # spks times [B, T']
+        masks = _estimate_masks(masknet, mix_w, frames, statistics, watch)
+    voices = [decoder(mask * mix_w) for mask in masks]  # of [spks, B, N, L] to [B, T']
 
     est = torch.stack(voices, dim=-1)  # [B, T', spks]
     est = F.pad(est, (0, 0, 0, max(0, T - est.shape[1])))[:, :T]
@@ -115,10 +122,55 @@ def _column(samples: list[int], device: torch.device) -> Tensor:
     return torch.tensor(samples, device=device).unsqueeze(1)
 
 
-def _estimate_masks(masknet: nn.Module, mix_w: Tensor, frames: list[int]) -> Tensor:
+def count_voices(masknet: nn.Module, stated: int | None = None) -> int:
+    """How many voices a mask network separates.
+
+    Arguments
+    ---------
+    masknet : torch.nn.Module
+        Any; SpeechBrain's name it ``num_spks`` or ``num_spk``.
+    stated : int, optional
+        What to believe of one that does not say.
+
+    Returns
+    -------
+    spks : int
+
+    Raises
+    ------
+    ValueError
+        If nobody says.
+
+    Example
+    -------
+    >>> count_voices(nn.Identity(), stated=3)
+    3
+    """
+    masknet = getattr(masknet, "module", masknet)
+    found = getattr(masknet, "num_spks", getattr(masknet, "num_spk", stated))
+    if found is None:
+        raise ValueError(
+            f"{type(masknet).__name__} does not say how many voices it separates: "
+            "name num_spks in the model's yaml."
+        )
+    return int(found)
+
+
+def _estimate_masks(
+    masknet: nn.Module,
+    mix_w: Tensor,
+    frames: list[int],
+    statistics: Statistics | None,
+    watch: engine.Watch | None,
+) -> Tensor:
     L = mix_w.shape[-1]
     if isinstance(getattr(masknet, "module", masknet), SPGMMaskNet):
-        return masknet(mix_w, torch.tensor(frames))
+        return masknet(mix_w, torch.tensor(frames), statistics, watch)
+    if statistics is not None:
+        raise ValueError(
+            f"{type(masknet).__name__} has averages over the whole recording only: "
+            "other statistics need an SPGMMaskNet."
+        )
     if all(count == L for count in frames):
         return masknet(mix_w)
     alone = [masknet(mix_w[b : b + 1, :, :n]) for b, n in enumerate(frames)]

@@ -7,7 +7,7 @@ utterances of a batch, N filters.
 import torch
 from torch import Tensor, nn
 
-from speechbrain_spgm.lobes.pooling import build_pooling
+from speechbrain_spgm.lobes.pooling import build_pooling, find_pooling
 
 
 class Pooling(nn.Module):
@@ -88,7 +88,7 @@ class SPGMBlock(nn.Module):
             raise ValueError(f"chunk_size is {chunk_size}, but it must be at least 1.")
         self.chunk_size = chunk_size
         self.pool = Pooling(pool, n_embd, att_h, att_dropout)
-        modulates = pool != "none"
+        modulates = find_pooling(pool).modulates
         self.s_lin = nn.Linear(n_embd, n_embd) if modulates else None
         self.g_lin = nn.Linear(n_embd, n_embd) if modulates else None
 

@@ -117,7 +117,7 @@ def ideal(model: SPGMSeparation, monkeypatch: pytest.MonkeyPatch) -> torch.Tenso
     voices -= voices.mean(0)  # as separated voices have none
     levelled = bring_to_level(voices.sum(1)[None], [len(voices)])[0][0]
 
-    def separate_batch(batch: torch.Tensor, views: int) -> torch.Tensor:
+    def separate_batch(batch: torch.Tensor, views: int, **_: object) -> torch.Tensor:
         n = batch.shape[1]
         loudest = int(batch[0].abs().argmax())  # where this window begins
         start = int((levelled - batch[0, loudest]).abs().argmin()) - loudest

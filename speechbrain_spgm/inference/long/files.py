@@ -39,7 +39,6 @@ from speechbrain_spgm.data.errors import UserError
 from speechbrain_spgm.inference.level import check_levels
 from speechbrain_spgm.inference.long.memory import (
     SAFE_SHARE,
-    count_voices,
     estimate_bytes,
     format_bytes,
     free_bytes,
@@ -53,7 +52,6 @@ from speechbrain_spgm.inference.long.stitching import (
     check_windows,
 )
 from speechbrain_spgm.inference.views import check_views
-from speechbrain_spgm.lobes import engine
 
 if TYPE_CHECKING:
     from speechbrain_spgm.inference.separation import SPGMSeparation
@@ -154,7 +152,7 @@ def check_options(model: SPGMSeparation, options: Options) -> Options:
     overlap = options.window / 3 if options.overlap is None else options.overlap
     check_windows(options.window, overlap)
     if options.mode == "stitched":
-        check_outputs(count_voices(model))
+        check_outputs(model.num_spks)
     views = model.views if options.views is None else check_views(options.views)
     return options._replace(overlap=overlap, views=views)
 
@@ -234,7 +232,7 @@ def separate_to_files(
         What the report holds.
     """
     options = check_options(model, options)
-    spks = count_voices(model)
+    spks = model.num_spks
     if len(outputs) != spks:
         raise UserError(f"{len(outputs)} outputs are named, but there are {spks}.")
     form = find_format(options.format, options.subtype, outputs[0])
@@ -302,13 +300,13 @@ def _separate_exactly(
                 bar.total = total * options.views
                 bar.update(rows)
 
-        with engine.watched(watch):
-            return model.separate_recording(
-                source.recording(),
-                options.normalize,
-                options.views,
-                consistent=options.consistent,
-            )
+        return model.separate_recording(
+            source.recording(),
+            options.normalize,
+            options.views,
+            watch,
+            consistent=options.consistent,
+        )
 
 
 # Hands the samples of one recording to its first argument, block by block [T].

@@ -113,7 +113,7 @@ def estimate_bytes(
     True
     """
     masknet, conv = model.mods.masknet, model.mods.encoder.conv1d
-    weight, spks = conv.weight, count_voices(model)
+    weight, spks = conv.weight, model.num_spks
     T = math.ceil(samples * model.sample_rate / rate)
     L = count_frames(T, conv.kernel_size[0], conv.stride[0])
     N, size = conv.out_channels, weight.element_size()
@@ -138,23 +138,6 @@ def estimate_bytes(
     # three of the kind in float64 while their levels are set.
     levelling = spks * (T * (size + 4) + samples * (2 * 4 + 2 * 8))
     return samples * 4 + max(separating, levelling) + WORKER * count_workers()
-
-
-def count_voices(model: SPGMSeparation) -> int:
-    """How many outputs a model has.
-
-    Arguments
-    ---------
-    model : SPGMSeparation
-        Any.
-
-    Returns
-    -------
-    spks : int
-        From its mask network, or from its yaml.
-    """
-    stated = getattr(model.hparams, "num_spks", 2)
-    return int(getattr(model.mods.masknet, "num_spks", stated))
 
 
 def free_bytes(device: torch.device | str = "cpu") -> int:

@@ -46,8 +46,8 @@ from speechbrain_spgm.inference.long.assignment import (
 )
 from speechbrain_spgm.inference.long.spool import Spool, resampled, resampled_length
 from speechbrain_spgm.inference.long.windows import Windows, lay_out
-from speechbrain_spgm.lobes.averages import Averages
 from speechbrain_spgm.lobes.masknet import SPGMMaskNet
+from speechbrain_spgm.lobes.statistics import Shared, Statistics, Survey
 
 if TYPE_CHECKING:
     from speechbrain_spgm.inference.separation import SPGMSeparation
@@ -164,11 +164,9 @@ class Stitcher:
                 leave=False,
                 disable=None if progress else True,
             ) as bar:
-                if survey:
-                    averages = self._averages(mix, survey, bar.update)
-                    stack.enter_context(averages.ruling())
+                statistics = self._statistics(mix, survey, bar.update)
                 for w in range(count):
-                    est = self._separate(mix, w)
+                    est = self._separate(mix, w, statistics)
                     if outputs is None:
                         spks = est.shape[1]
                         outputs = stack.enter_context(Spool(folder / "outputs", spks))
@@ -190,18 +188,19 @@ class Stitcher:
         n = min(count, wanted)
         return [(2 * i + 1) * count // (2 * n) for i in range(n)]
 
-    def _averages(
-        self, mix: Spool, survey: list[int], done: Callable[[], object]
-    ) -> Averages:
+    def _statistics(
+        self, mix: Spool, windows: list[int], done: Callable[[], object]
+    ) -> Statistics | None:
         """What all chunks share: alone, some windows come out badly that need not."""
-        averages = None
+        if not windows:
+            return None
+        survey = None
         for _ in range(ROUNDS):
-            given, averages = averages, Averages()
-            with averages.learning(given):
-                for w in survey:
-                    self._separate(mix, w)
-                    done()
-        return averages
+            survey = Survey(given=survey)
+            for w in windows:
+                self._separate(mix, w, survey)
+                done()
+        return Shared(survey)
 
     def _resample(self, mix: Spool) -> float:
         """The recording without its mean at the model's rate, and the gain it needs."""
@@ -226,10 +225,12 @@ class Stitcher:
         part = mix.read(start, start + length)[:, 0]
         return (part.double() * self.gain).float()
 
-    def _separate(self, mix: Spool, w: int) -> Tensor:
+    def _separate(self, mix: Spool, w: int, statistics: Statistics | None) -> Tensor:
         """The outputs of a window at the level of the mixture, ``[T, spks]``."""
         samples = self._mixture(mix, self.windows.starts[w], self.windows.length)
-        est = self.model.separate_batch(samples.unsqueeze(0), views=self.views)
+        est = self.model.separate_batch(
+            samples.unsqueeze(0), views=self.views, statistics=statistics
+        )
         est = est[0].float().cpu()
         check_voices(self.name, est)
         return fit_mixture(est, samples)

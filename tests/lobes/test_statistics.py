@@ -5,9 +5,9 @@ import torch
 from speechbrain.lobes.models.dual_path import SBTransformerBlock
 from torch import nn
 
-from speechbrain_spgm.lobes.averages import Averages
 from speechbrain_spgm.lobes.masknet import SPGMMaskNet
 from speechbrain_spgm.lobes.spgm import SPGMBlock
+from speechbrain_spgm.lobes.statistics import Shared, Survey
 
 N, K = 16, 10
 
@@ -30,28 +30,24 @@ def test_a_window_equals_its_part_of_the_recording(grad: bool, linear: bool) -> 
     window, inner = slice(30, 70), slice(30 + K, 70 - K)  # frames of whole chunks only
 
     with torch.set_grad_enabled(grad):
-        averages = Averages()
-        with averages.learning():
-            whole = net(x)
-        again = Averages()
-        with again.learning(averages):  # the same utterance: they stay what they are
-            ruled_whole = net(x)
-        with averages.ruling():
-            ruled = net(x[..., window])
-            batch = net(x[..., window].expand(2, -1, -1))
+        survey = Survey()
+        whole = net(x, statistics=survey)
+        again = Survey(given=survey)  # the same utterance: they stay what they are
+        shared_whole = net(x, statistics=again)
+        shared = net(x[..., window], statistics=Shared(survey))
+        batch = net(x[..., window].expand(2, -1, -1), statistics=Shared(survey))
         alone = net(x[..., window])
-        halves = Averages()
-        with halves.learning():
-            net(torch.cat([x[..., :50], x[..., 50:]]))
-        assert torch.equal(whole, net(x))  # learning changes nothing
+        halves = Survey()
+        net(torch.cat([x[..., :50], x[..., 50:]]), statistics=halves)
+        assert torch.equal(whole, net(x))  # a survey changes nothing
 
     expected = whole[..., inner]
-    for masks in (ruled, batch[:, :1], batch[:, 1:]):
+    for masks in (shared, batch[:, :1], batch[:, 1:]):
         assert torch.allclose(masks[..., K:-K], expected, atol=1e-5)
     assert not torch.allclose(alone[..., K:-K], expected, atol=1e-2)
-    assert torch.allclose(ruled_whole, whole, atol=1e-5)
-    for (a, n), (b, m) in zip(again.sums[0], averages.sums[0], strict=True):
+    assert torch.allclose(shared_whole, whole, atol=1e-5)
+    for (a, n), (b, m) in zip(again.sums, survey.sums, strict=True):
         assert n == m and torch.allclose(a, b)
-    (sums, weight), (whole_sums, whole_weight) = halves.sums[0][0], averages.sums[0][0]
+    (sums, weight), (whole_sums, whole_weight) = halves.sums[0], survey.sums[0]
     assert weight == whole_weight == 100  # of the first norm: the same frames
     assert torch.allclose(sums, whole_sums)

@@ -1,0 +1,334 @@
+"""Which chunks the averages are taken over that a chunk is computed with.
+
+A frame sees its own chunk and, of everything else, averages only: the moments of the
+norms and the pooled vector of each block, its *stations*. Over what they are taken is
+an argument of every path through the network:
+
+================  ===================================================================
+``Statistics()``  the whole utterance, as in the paper: the default
+``Survey()``      likewise, and adds them up over all utterances that it is given to
+``Shared(...)``   those of a survey, in place of an utterance's own: a window then comes
+                  out as it does within the recording
+``Running(...)``  for each chunk those of the chunks so far
+``Window(...)``   for each chunk those of the chunks around it
+================  ===================================================================
+
+Axes: B utterances, S chunks of one utterance, C rows = chunks of all utterances of a
+batch, G groups of rows with averages in common, N filters, P quantities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from speechbrain_spgm.lobes.norms import utterance_mean, utterance_moments
+
+
+class Statistics:
+    """Averages over the whole utterance.
+
+    Example
+    -------
+    >>> Averages(Statistics()).mean(torch.tensor([[1.0], [4.0], [6.0]]), [2, 1])
+    tensor([[2.5000],
+            [6.0000]])
+    """
+
+    own = True  # whether an utterance keeps its averages and nobody else needs them
+    per_chunk = False  # one set for all chunks of an utterance, or one for each
+
+    def of_view(self, view: int) -> Statistics:
+        """Those of one view of a recording: views have nothing in common."""
+        return self
+
+    def take(self, station: int, own: Tensor, weights: Sequence[int]) -> Tensor:
+        """What to use in place of the utterances' own averages, ``[P, B, N]``."""
+        return own
+
+    def spread(self, planes: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Weighted sums over what counts for each chunk, if there is one for each.
+
+        From quantities and weights of the chunks, ``[P + 1, S, N]``, and what is left
+        of those before, ``[P + 1, N]``, to both again.
+        """
+        raise NotImplementedError
+
+
+class Survey(Statistics):
+    """Adds up the averages of all utterances that it is given to.
+
+    Arguments
+    ---------
+    given : Survey, optional
+        What the utterances have in place of their own.
+
+    Example
+    -------
+    >>> survey = Survey()
+    >>> for x in (1.0, 4.0):
+    ...     own = Averages(survey).mean(torch.tensor([[x]]), [1])
+    >>> Averages(Shared(survey)).mean(torch.tensor([[9.0]]), [1]).item()
+    2.5
+    """
+
+    own = False
+
+    def __init__(self, given: Survey | None = None) -> None:
+        self.given = given
+        self.sums: list[tuple[Tensor, int]] = []  # by station: [P, 1, N], weight
+        self.views: dict[int, Survey] = {}
+
+    def of_view(self, view: int) -> Survey:
+        """Sums of that view alone."""
+        if view == 0:
+            return self
+        given = self.given and self.given.of_view(view)
+        return self.views.setdefault(view, Survey(given))
+
+    def take(self, station: int, own: Tensor, weights: Sequence[int]) -> Tensor:
+        """Adds up the utterances' own; gives them what they are given."""
+        scale = own.new_tensor(list(weights), dtype=torch.float64).unsqueeze(1)
+        total = (own * scale).sum(1, keepdim=True)
+        if station == len(self.sums):
+            self.sums.append((torch.zeros_like(total), 0))
+        before, weight = self.sums[station]
+        self.sums[station] = before + total, weight + sum(weights)
+        return own if self.given is None else self.given.average(station).expand_as(own)
+
+    def average(self, station: int) -> Tensor:
+        """``[P, 1, N]``."""
+        total, weight = self.sums[station]
+        return total / weight
+
+
+class Shared(Statistics):
+    """The averages of a survey, in place of an utterance's own.
+
+    Arguments
+    ---------
+    survey : Survey
+        At least one utterance went through the same network with it.
+    """
+
+    own = False
+
+    def __init__(self, survey: Survey) -> None:
+        self.survey = survey
+
+    def of_view(self, view: int) -> Shared:
+        """The survey's of that view."""
+        return Shared(self.survey.of_view(view))
+
+    def take(self, station: int, own: Tensor, weights: Sequence[int]) -> Tensor:
+        """The survey's, ``[P, B, N]``."""
+        return self.survey.average(station).expand_as(own)
+
+
+class Running(Statistics):
+    """Averages over the chunks so far: nothing waits for the future.
+
+    Chunk s has those of chunks 0 to max(s, warm_up - 1), where the one before the last
+    of them counts ``keep`` times as much, the one before that ``keep`` squared, ...
+
+    Arguments
+    ---------
+    warm_up : int
+        So many chunks at the beginning have theirs in common, at least 1.
+    keep : float
+        Above 0; 1: nothing is ever forgotten.
+
+    Raises
+    ------
+    ValueError
+        If there are no such averages.
+
+    Example
+    -------
+    >>> x = torch.tensor([[1.0], [3.0], [8.0]])
+    >>> Averages(Running()).mean(x, [3]).flatten()
+    tensor([1., 2., 4.])
+    >>> Averages(Running(warm_up=2)).mean(x, [3]).flatten()
+    tensor([2., 2., 4.])
+    """
+
+    own, per_chunk = False, True
+
+    def __init__(self, warm_up: int = 1, keep: float = 1.0) -> None:
+        if warm_up < 1 or not 0 < keep <= 1:
+            raise ValueError(
+                f"warm_up is {warm_up} and keep {keep}, but they must be at least 1 "
+                "chunk, and above 0 and up to 1."
+            )
+        self.warm_up, self.keep = warm_up, keep
+
+    def spread(self, planes: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Sums over the chunks so far."""
+        sums, total = [], torch.zeros_like(planes[:, 0]) if past is None else past
+        for chunk in planes.unbind(1):
+            total = total * self.keep + chunk
+            sums.append(total)
+        if past is None:
+            head = sums[: self.warm_up]
+            sums[: self.warm_up] = head[-1:] * len(head)
+        return torch.stack(sums, 1), total
+
+
+class Window(Statistics):
+    """Averages over the chunks around each.
+
+    Arguments
+    ---------
+    chunks : int
+        How many; at the ends of a recording the window is as long, but not centred. An
+        utterance with no more has averages over the whole of it.
+
+    Example
+    -------
+    >>> x = torch.tensor([[1.0], [3.0], [8.0], [4.0]])
+    >>> Averages(Window(3)).mean(x, [4]).flatten()
+    tensor([4., 4., 5., 5.])
+    """
+
+    own, per_chunk = False, True
+
+    def __init__(self, chunks: int) -> None:
+        if chunks < 1:
+            raise ValueError(f"chunks is {chunks}, but a window has at least 1.")
+        self.chunks = chunks
+
+    def spread(self, planes: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Sums over the chunks around each."""
+        S = planes.shape[1]
+        n = min(self.chunks, S)
+        sums = F.pad(planes.cumsum(1), (0, 0, 1, 0))  # [P + 1, S + 1, N]
+        starts = torch.arange(S, device=planes.device).sub_(n // 2).clamp_(0, S - n)
+        return sums[:, starts + n] - sums[:, starts], planes[:, -1]
+
+
+class Averages:
+    """The averages of a batch on its way through a network, station by station.
+
+    Create one per pass. A stream keeps one and calls :meth:`rewind` before each pass:
+    running averages then go on where they were.
+
+    Arguments
+    ---------
+    statistics : Statistics, optional
+        By default over the whole of every utterance.
+    """
+
+    def __init__(self, statistics: Statistics | None = None) -> None:
+        self.statistics = statistics or Statistics()
+        self.station = 0
+        self.past: dict[tuple[int, int], Tensor] = {}  # by station and utterance
+
+    def rewind(self) -> None:
+        """The next average is that of the first station."""
+        self.station = 0
+
+    def groups(self, chunks: Sequence[int]) -> Sequence[int]:
+        """How many rows after one another have averages in common; they sum to C."""
+        return [1] * sum(chunks) if self.statistics.per_chunk else chunks
+
+    def moments(
+        self, mean: Tensor, var: Tensor, chunks: Sequence[int], rows: Sequence[int] = ()
+    ) -> tuple[Tensor, Tensor]:
+        """Mean and variance of every filter from those of rows.
+
+        Arguments
+        ---------
+        mean, var : torch.Tensor
+            ``[C, N]``, float64, from ``row_moments``.
+        chunks : sequence of int
+            Rows of every utterance.
+        rows : sequence of int, optional
+            The weight of each row; by default 1.
+
+        Returns
+        -------
+        mean, var : torch.Tensor
+            Those to use, ``[G, N]``.
+        """
+        rows = rows or [1] * len(mean)
+        if self.statistics.per_chunk:
+            weights = mean.new_tensor(rows).unsqueeze(-1)
+            sums = torch.stack([mean, var + mean.square()]) * weights
+            return _moments(self._spread(sums, weights, chunks))
+        mean, var = utterance_moments(mean, var, chunks)
+        if self.statistics.own:
+            return mean, var
+        return _moments(
+            self._take(torch.stack([mean, var + mean.square()]), _add_up(rows, chunks))
+        )
+
+    def moments_of(
+        self, sums: Tensor, chunks: Sequence[int], rows: Sequence[int], K: int = 1
+    ) -> tuple[Tensor, Tensor]:
+        """Mean and variance of every filter from sums over the frames of rows.
+
+        Arguments
+        ---------
+        sums : torch.Tensor
+            Of x and x², ``[2, C, N]``, float64.
+        chunks, rows
+            As in :meth:`moments`.
+        K : int
+            Frames of a row of weight 1.
+
+        Returns
+        -------
+        mean, var : torch.Tensor
+            Those to use, ``[G, N]``.
+        """
+        if self.statistics.per_chunk:
+            weights = sums.new_tensor(rows).unsqueeze(-1)
+            return _moments(self._spread(sums / K, weights, chunks))
+        weights = _add_up(rows, chunks)
+        frames = sums.new_tensor([K * weight for weight in weights]).unsqueeze(-1)
+        parts = [part.sum(1) for part in sums.split(list(chunks), 1)]
+        mean, var = _moments(torch.stack(parts, 1) / frames)
+        if self.statistics.own:
+            return mean, var
+        own = torch.stack([mean, var + mean.square()])
+        return _moments(self._take(own, weights))
+
+    def mean(self, x: Tensor, chunks: Sequence[int]) -> Tensor:
+        """A mean of every filter from values of rows: ``[C, N]`` to ``[G, N]``."""
+        if self.statistics.per_chunk:
+            ones = torch.ones(len(x), 1, dtype=torch.float64, device=x.device)
+            return self._spread(x.double().unsqueeze(0), ones, chunks)[0].to(x.dtype)
+        mean = utterance_mean(x, chunks)
+        if self.statistics.own:
+            return mean
+        return self._take(mean.unsqueeze(0), chunks)[0].to(x.dtype)
+
+    def _take(self, own: Tensor, weights: Sequence[int]) -> Tensor:
+        self.station += 1
+        return self.statistics.take(self.station - 1, own, weights)
+
+    def _spread(self, sums: Tensor, weights: Tensor, chunks: Sequence[int]) -> Tensor:
+        """Weighted means for each chunk, ``[P, C, N]``, from sums and weights."""
+        planes = torch.cat([sums, weights.expand_as(sums[:1])])
+        found = []
+        for b, part in enumerate(planes.split(list(chunks), 1)):
+            key = self.station, b
+            part, self.past[key] = self.statistics.spread(part, self.past.get(key))
+            found.append(part[:-1] / part[-1:].clamp(min=1e-9))
+        self.station += 1
+        return torch.cat(found, 1)
+
+
+def _add_up(rows: Sequence[int], chunks: Sequence[int]) -> list[int]:
+    """The weights of utterances from those of their rows."""
+    rest = iter(rows)
+    return [sum(next(rest) for _ in range(S)) for S in chunks]
+
+
+def _moments(averages: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance from the averages of x and x²."""
+    mean, power = averages
+    return mean, (power - mean.square()).clamp(min=0)
