@@ -1,8 +1,12 @@
 # Everything runs in .venv, which the first command creates from the exact
-# versions in constraints.txt. Another Python: make test PYTHON=python3.12
+# versions in constraints.txt. Another Python, other versions (here the newest that
+# setup.cfg allows) and another folder:
+#   make test PYTHON=python3.14 CONSTRAINTS= VENV=/tmp/newest
 PYTHON ?= python3
-BIN := .venv/bin
-STAMP := .venv/installed
+CONSTRAINTS ?= constraints.txt
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
 
 .PHONY: help demo test lint
 
@@ -22,11 +26,11 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 
 # The stamp comes last, so an installation that was cut off is done again.
-$(STAMP): setup.cfg pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null \
-		|| { echo "speechbrain_spgm needs Python 3.10, 3.11 or 3.12, and $(PYTHON)" \
+$(STAMP): setup.cfg pyproject.toml $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null \
+		|| { echo "speechbrain_spgm needs Python 3.10 to 3.14, and $(PYTHON)" \
 		"is not one of them: name one with make PYTHON=/path/to/python3.12." >&2; exit 1; }
-	@echo "Installing into .venv; the first time this takes some minutes (PyTorch)."
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[demo,test]'
+	@echo "Installing into $(VENV); the first time this takes some minutes (PyTorch)."
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --no-compile $(CONSTRAINTS:%=--constraint %) --editable '.[demo,test]'
 	@touch $@

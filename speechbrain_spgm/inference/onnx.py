@@ -192,7 +192,7 @@ def require_onnx() -> None:
     if missing:
         raise ModelError(
             f"The ONNX export needs {' and '.join(missing)}: "
-            "pip install 'speechbrain_spgm[onnx]'."
+            f"run pip install {' '.join(missing)}."
         )
 
 

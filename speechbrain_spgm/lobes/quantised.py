@@ -11,6 +11,7 @@ number of workers are, so those play no part in the result, as in float32.
 
 from __future__ import annotations
 
+import math
 from functools import cache
 
 import torch
@@ -46,29 +47,59 @@ class Int8Linear:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
-        scales = weight.abs().amax(dim=1).clamp(min=1e-12).double() / 127
-        zeros = torch.zeros(len(weight), dtype=torch.long)
-        weight = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
+        self.scales = weight.abs().amax(dim=1).clamp(min=1e-12) / 127
+        rounded = (weight / self.scales.unsqueeze(1)).round().to(torch.int8)
+        self.zeros = torch.zeros(len(weight), dtype=torch.long)
+        self.bias = bias
         try:
-            self.packed = torch.ops.quantized.linear_prepack(weight, bias)
-        except RuntimeError as error:
+            self.packed = torch.ops.onednn.qlinear_prepack(rounded, None)
+            self.levels = 127 if _saturates() else 255
+        except (AttributeError, RuntimeError) as error:
             raise ValueError(
-                "PyTorch has no int8 linears for this processor (quantised engine "
-                f"{torch.backends.quantized.engine}): take precision fp32."
+                "PyTorch has no int8 linears for this processor (oneDNN's): take "
+                "precision fp32."
             ) from error
-        self.saturates = _saturates()
+
+    def __deepcopy__(self, memo: dict) -> Int8Linear:
+        return self  # nothing in it changes, and packed weights cannot be copied
 
     def of(self, x: Tensor, scratch: Scratch | None) -> Tensor:
         """``linear(x)``, ``[M, in]`` to ``[M, out]``."""
-        return torch.ops.quantized.linear_dynamic(x, self.packed, self.saturates)
+        return self._product(x, "none")
 
     def relu_of(self, x: Tensor, scratch: Scratch | None) -> Tensor:
         """``relu(linear(x))``."""
-        return torch.ops.quantized.linear_relu_dynamic(x, self.packed, self.saturates)
+        return self._product(x, "relu")
 
     def add(self, x: Tensor, out: Tensor) -> None:
         """``out += linear(x)``."""
-        out.view(len(x), -1).add_(self.of(x, None))
+        rounded, step, zero = _round(x, self.levels)
+        torch.ops.onednn.qlinear_pointwise.binary(
+            *(rounded, step, zero, self.packed, self.scales, self.zeros),
+            *(out.view(len(x), -1), self.bias, 1.0, 0, torch.float32),
+            *(1.0, 0, "sum", 1.0, "none", [], ""),
+        )
+
+    def _product(self, x: Tensor, after: str) -> Tensor:
+        rounded, step, zero = _round(x, self.levels)
+        return torch.ops.onednn.qlinear_pointwise(
+            *(rounded, step, zero, self.packed, self.scales, self.zeros, self.bias),
+            *(1.0, 0, torch.float32, after, [], ""),
+        )
+
+
+def _round(x: Tensor, levels: int) -> tuple[Tensor, float, int]:
+    """x as 0 to ``levels`` in uint8, the step between them, and which of them is 0."""
+    low, high = (bound.item() for bound in x.aminmax())
+    low, high = min(low, 0.0), max(high, 0.0)
+    # One level less than there are: with zero rounded up, none falls outside.
+    step = max((high - low) / (levels - 1), 1e-30)
+    if not math.isfinite(step):
+        step, low = math.nan, 0.0  # and so is the product, as in float32
+    zero = math.ceil(-low / step) if low else 0
+    # PyTorch converts to int8 several times as fast as to uint8: the top bit is turned.
+    rounded = x.mul(1 / step).add_(zero - 128).round_().to(torch.int8)
+    return rounded.view(torch.uint8).bitwise_xor_(128), step, zero
 
 
 @cache
@@ -77,10 +108,13 @@ def _saturates() -> bool:
 
     Processors before VNNI do. Activations then get 7 bits.
     """
-    largest = torch.full((1, 64), 255.0)
-    weight = torch.quantize_per_tensor(torch.full((8, 64), 127.0), 1, 0, torch.qint8)
-    packed = torch.ops.quantized.linear_prepack(weight, torch.zeros(8))
-    product = torch.ops.quantized.linear_dynamic(largest, packed, False)
+    largest = torch.full((1, 64), 255, dtype=torch.uint8)
+    weight = torch.full((8, 64), 127, dtype=torch.int8)
+    packed = torch.ops.onednn.qlinear_prepack(weight, None)
+    product = torch.ops.onednn.qlinear_pointwise(
+        *(largest, 1.0, 0, packed, torch.ones(8), torch.zeros(8, dtype=torch.long)),
+        *(None, 1.0, 0, torch.float32, "none", [], ""),
+    )
     return bool((product / (64 * 255 * 127) - 1).abs().max() > 0.01)
 
 

@@ -32,20 +32,42 @@ def similarity(a: Tensor, b: Tensor) -> float:
 def test_linear_is_what_rounding_by_hand_gives() -> None:
     linear = nn.Linear(64, 8)
     x = torch.randn(5, 64)
-    step = (max(x.max(), 0) - min(x.min(), 0)) / 255
-    zero = (-x.min() / step).round()
-    rounded = ((x / step + zero).round().clamp(0, 255) - zero) * step
+    step = (max(x.max(), 0) - min(x.min(), 0)) / 254
+    zero = (-x.min() / step).ceil()
+    rounded = ((x / step + zero).round() - zero) * step
     scales = linear.weight.abs().amax(1, keepdim=True) / 127
     weight = (linear.weight / scales).round() * scales
     wanted = rounded @ weight.t() + linear.bias
     int8 = Int8Linear(linear.weight, linear.bias)
-    if not int8.saturates:
+    if int8.levels == 255:
         torch.testing.assert_close(int8.of(x, None), wanted, rtol=0, atol=1e-4)
     assert similarity(int8.of(x, None), linear(x)) > 30
     torch.testing.assert_close(int8.relu_of(x, None), int8.of(x, None).relu())
     out = x[:, :8].clone()
     int8.add(x, out)
     torch.testing.assert_close(out, x[:, :8] + int8.of(x, None))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scale", [1e-40, 1e-3, 1.0, 1e30])
+@pytest.mark.parametrize("low", [-1.0, -0.5, 0.0, 0.3, -(2**-20)])
+def test_no_activation_falls_outside_the_levels(low: float, scale: float) -> None:
+    x = torch.cat([torch.tensor([low, 1.0]), torch.rand(998) * (1 - low) + low]) * scale
+    for some in (x, -x, x[:1], torch.zeros(4)):
+        for levels in (127, 255):
+            rounded, step, zero = quantised._round(some.view(1, -1), levels)
+            assert rounded.max() <= levels
+            error = (rounded.double() - zero) * step - some.double()
+            assert error.abs().max() <= step * 0.501
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("bad", [float("inf"), float("-inf"), float("nan")])
+def test_what_is_not_finite_is_not_hidden(bad: float) -> None:
+    linear = nn.Linear(64, 8)
+    x = torch.randn(5, 64)
+    x[2, 3] = bad
+    assert not Int8Linear(linear.weight, linear.bias).of(x, None).isfinite().any()
 
 
 @torch.no_grad()
@@ -98,9 +120,9 @@ def test_what_cannot_be_in_int8_is_refused(monkeypatch) -> None:
         int8.eval()(x)
 
     def fail(*_: object) -> None:
-        raise RuntimeError("Didn't find engine for operation linear_prepack")
+        raise RuntimeError("not registered on this processor")
 
-    monkeypatch.setattr(torch.ops.quantized, "linear_prepack", fail)
+    monkeypatch.setattr(torch.ops.onednn, "qlinear_prepack", fail)
     quantised._saturates.cache_clear()
     with pytest.raises(ValueError, match="no int8 linears for this processor"):
         quantise(network())
