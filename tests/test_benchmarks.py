@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from benchmarks import inference, training
+from benchmarks import inference, levels, training
+from speechbrain_spgm.data import Mixture, MixtureBatch
 
 
 @torch.no_grad()
@@ -80,3 +81,20 @@ def test_training_table_shows_ratios_and_what_does_not_fit() -> None:
     assert ours[:4] == ["tiny", "4", "25%", packed]
     assert ours[5:] == ["2.50 (2.00 to 3.00)", "20", "0.10"]
     assert large[4:] == ["", "", "more than there is", ""]
+
+
+def test_levels_table_shows_the_spread_of_improvements() -> None:
+    sources = torch.randn(800, 2)
+    mixture = Mixture("a", sources.sum(-1), sources)
+    batch = MixtureBatch.collate([mixture])
+    mixed = mixture.mix[None, :, None].expand(1, -1, 2)
+    assert levels.improvements(mixed, batch) == pytest.approx([0], abs=1e-4)
+    est = sources.flip(-1) + 0.1 * sources
+    (gain,) = levels.improvements(est[None], batch)
+    assert gain == pytest.approx(20, abs=1)
+    row = {change: [7.0, 8.0] for change in levels.CHANGES}
+    row["plus 0.1"] = [7.0, 7.5]
+    text = levels.report({("fp32", "exact"): row}, "a model")
+    cells = [cell.strip() for cell in text.splitlines()[-1].split("|")[1:-1]]
+    assert cells == ["fp32", "exact", "7.500", "7.500", "7.500", "7.250", "0.250"]
+    assert "--mixtures 2" in text

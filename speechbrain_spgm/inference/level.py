@@ -251,7 +251,7 @@ def restore_level(
     Arguments
     ---------
     est : torch.Tensor
-        Outputs at any level, ``[T, spks]``.
+        Outputs at any level, ``[T, spks]``, float32.
     mix : torch.Tensor
         The recording, ``[T]``.
     centre : Centre
@@ -264,17 +264,16 @@ def restore_level(
     est : torch.Tensor
         ``[T, spks]``, without their means unless ``consistent`` shares one out.
     """
-    wide = est.double()
-    wide = wide - wide.mean(0)
+    voices = est.double()
+    voices -= voices.mean(0)
     if normalize:
-        return scale_to_peak(wide).to(est.dtype)
-    gains = mixture_gains(wide.T @ wide, wide.T @ centre.of(mix)) * centre.peak
-    voices = wide * gains
+        return scale_to_peak(voices.to(est.dtype))
+    voices *= centre.peak * mixture_gains(voices.T @ voices, voices.T @ centre.of(mix))
     return (share_rest(voices, mix) if consistent else voices).to(est.dtype)
 
 
 def share_rest(voices: Tensor, mix: Tensor) -> Tensor:
-    """Shares out equally what voices lack, so that they sum to the mixture.
+    """Shares out equally what voices lack, in place, so that they sum to the mixture.
 
     Arguments
     ---------
@@ -294,7 +293,7 @@ def share_rest(voices: Tensor, mix: Tensor) -> Tensor:
     tensor([[1.5000, 0.5000]])
     """
     rest = mix - voices.sum(-1)
-    return voices + (rest / voices.shape[-1]).unsqueeze(-1)
+    return voices.add_(rest.unsqueeze(-1), alpha=1 / voices.shape[-1])
 
 
 def fit_mixture(est: Tensor, mix: Tensor) -> Tensor:
