@@ -26,7 +26,7 @@ from torch import Tensor
 from torchaudio.functional import resample as torchaudio_resample
 
 from speechbrain_spgm import media
-from speechbrain_spgm.containers import Part, View, find_parts, with_frames
+from speechbrain_spgm.containers import Part, View, find_parts, goes_on, with_frames
 from speechbrain_spgm.errors import MissingPackage, UserError
 
 # What a folder is searched for.
@@ -334,39 +334,34 @@ def name_of(source: object) -> str:
 
 @contextmanager
 def _opened(source: Source, name: str) -> Iterator[BinaryIO]:
-    """A source as a file that can be read from any place, at its start."""
+    """A source as a file that can be read from any place."""
+    if isinstance(source, str | Path):
+        with _open_path(Path(source), name) as file:
+            yield file
+        return
     if isinstance(source, bytes | bytearray | memoryview):
         source = io.BytesIO(source)
-    if not isinstance(source, str | Path):
-        yield _seekable(source, name)
-        return
-    with _open_path(Path(source), name) as file:
-        yield file
-
-
-def _seekable(file: BinaryIO, name: str) -> BinaryIO:
-    try:
+    with ExitStack() as stack:
         try:
-            size = file.seek(0, io.SEEK_END)
-        except OSError:  # a pipe; io.UnsupportedOperation is an OSError, too
-            spool = TemporaryFile(prefix="spgm-")
-            shutil.copyfileobj(file, spool)
-            file, size = spool, spool.tell()
-        file.seek(0)
-        text = isinstance(file.read(0), str)
-    except (AttributeError, TypeError, ValueError):
-        text = True
-    except OSError as error:
-        raise AudioFileError(
-            f"{name} cannot be read ({error.strerror}): give a file."
-        ) from None
-    if text:
-        raise AudioFileError(
-            f"{name} is no binary file: open it with mode 'rb', or give its bytes."
-        )
-    if size == 0:
-        raise AudioFileError(f"{name} is empty: copy or record it again.")
-    return file
+            if isinstance(source.read(0), str):
+                raise TypeError("text")
+            try:
+                size = source.seek(0, io.SEEK_END)
+            except OSError:  # a pipe
+                pipe, source = source, stack.enter_context(TemporaryFile())
+                shutil.copyfileobj(pipe, source)
+                size = source.tell()
+        except (AttributeError, TypeError, ValueError):
+            raise AudioFileError(
+                f"{name} is no binary file: open it with mode 'rb', or give its bytes."
+            ) from None
+        except OSError as error:
+            raise AudioFileError(
+                f"{name} cannot be read ({error.strerror}): give a file."
+            ) from None
+        if size == 0:
+            raise AudioFileError(f"{name} is empty: copy or record it again.")
+        yield source
 
 
 def _open_path(path: Path, name: str) -> BinaryIO:
@@ -588,7 +583,6 @@ def _look(
 ) -> tuple[tuple[Part, ...], int, int, int]:
     """Parts, frames, rate and channels of a file that is whole."""
     parts, facts = [], set()
-    size = file.seek(0, io.SEEK_END)
     for part in find_parts(file, thorough):
         with soundfile.SoundFile(View(file, part)) as sound:
             check_rate(name, sound.samplerate)
@@ -597,8 +591,7 @@ def _look(
                 sound.seek(max(0, length - 1))
                 whole = len(sound.read(1)) == min(1, length)
                 whole &= length >= _promised(file, part, sound)
-                # libFLAC reads ahead, but not as far as that: there is more.
-                if sound.format == "FLAC" and file.tell() + 2**17 < size:
+                if sound.format == "FLAC" and goes_on(file):
                     return _look(file, name, thorough=True)
             else:
                 length = sum(map(len, _sound_blocks(sound)))
@@ -961,17 +954,16 @@ def _interpolate(samples: Tensor, old: int, new: int) -> Tensor:
     padded = torch.nn.functional.pad(samples.reshape(-1, T), (width, width + 1))
     taps = torch.arange(2 * width + 1)
     result = samples.new_empty(len(padded), length)
-    step = max(1, 2**20 // len(taps))
+    step = max(1, 2**18 // len(taps))
     for start in range(0, length, step):
         m = torch.arange(start, min(start + step, length))
-        first, rest = m * old // new, m * old % new
-        times = taps - width - rest.unsqueeze(1).double() / new  # [m, taps]
-        times = (times * (base / old)).clamp_(-zeros, zeros)
+        first, rest = m * old // new, (m * old % new).unsqueeze(1) / new
+        times = ((taps - width - rest) * (base / old)).clamp_(-zeros, zeros)
         window = torch.cos(times * (math.pi / zeros / 2)).square_()
-        filters = torch.sinc(times).mul_(window).mul_(base / old).to(samples.dtype)
+        filters = torch.sinc(times).mul_(window).mul_(base / old)  # [m, taps]
         index = first.unsqueeze(1) + taps
         for row, out in zip(padded, result, strict=True):
-            out[start : start + len(m)] = (row[index] * filters).sum(-1)
+            torch.sum(row[index] * filters, -1, out=out[start : start + len(m)])
     return result.reshape(*shape, length)
 
 

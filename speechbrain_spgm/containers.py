@@ -132,9 +132,16 @@ def find_parts(file: BinaryIO, thorough: bool = True) -> list[Part]:
         parts = list(_chunked_parts(file, size, layout))
     elif signature == FLAC:
         parts = [_opened_flac(file, *span) for span in spans]
-        if not thorough and parts[0].frames:
-            parts = []
+        if not thorough:
+            parts = [] if parts[0].frames else find_parts(file)
     return parts or [Part((span,)) for span in spans]
+
+
+def goes_on(file: BinaryIO) -> bool:
+    """Whether a FLAC file, read to the end of its first part, has another one."""
+    # libFLAC reads ahead, but not as far as that.
+    begin, size = max(1, file.tell() - 2**17), file.seek(0, io.SEEK_END)
+    return any(_search(file, FLAC, begin, size))
 
 
 def _at(file: BinaryIO, start: int, size: int) -> bytes:

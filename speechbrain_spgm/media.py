@@ -73,27 +73,30 @@ def media_blocks(
     """
     av = require("av", "av", f"{name} is in a format that")
     file.seek(0)
-    with av.open(file, options={"format_whitelist": FORMATS}) as container:
-        if not container.streams.audio:
-            raise UserError(f"{name} holds no sound: give a file with an audio stream.")
-        stream = container.streams.audio[0]
-        if len(container.streams.audio) > 1:
-            remarks.append(
-                f"{name} has {len(container.streams.audio)} audio streams: "
-                f"the first is used ({_described(stream)})."
-            )
-        seconds = 0.0
-        if stream.duration is not None:
-            seconds = float(stream.duration * stream.time_base)
-        elif container.duration is not None:
-            seconds = container.duration / av.time_base
-        for packet in container.demux(stream):
-            try:
-                frames = packet.decode()
-            except av.error.InvalidDataError:  # as FFmpeg, go on behind it
-                continue
-            for frame in frames:
-                yield _samples(frame), frame.sample_rate, seconds
+    try:
+        with av.open(file, options={"format_whitelist": FORMATS}) as container:
+            if not container.streams.audio:
+                raise UserError(
+                    f"{name} holds no sound: give a file with an audio stream."
+                )
+            stream = container.streams.audio[0]
+            if len(container.streams.audio) > 1:
+                remarks.append(
+                    f"{name} has {len(container.streams.audio)} audio streams: "
+                    f"the first is used ({_described(stream)})."
+                )
+            seconds = float((container.duration or 0) / av.time_base)
+            if stream.duration is not None:
+                seconds = float(stream.duration * stream.time_base)
+            for packet in container.demux(stream):
+                try:
+                    frames = packet.decode()
+                except av.error.InvalidDataError:  # as FFmpeg, go on behind it
+                    continue
+                for frame in frames:
+                    yield _samples(frame), frame.sample_rate, seconds
+    except av.error.FFmpegError as error:
+        raise ValueError(str(error)) from None
 
 
 def _described(stream: object) -> str:
