@@ -1,7 +1,7 @@
 """The command ``spgm``: separate recordings, show what a model is.
 
 Results go to stdout, everything else to stderr. Exit codes: 0 all is well, 2 wrong
-input (arguments, model, or at least one of the files), 130 interrupted.
+input (arguments, model, or at least one of the files), 130 interrupted, 143 terminated.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from speechbrain_spgm import __version__
 from speechbrain_spgm.commands import Problem, convert, evaluate, export, publish
+from speechbrain_spgm.console import WRONG_INPUT, Stream, exit_code, surroundings
 
 if TYPE_CHECKING:
     from speechbrain_spgm.inference import SPGMSeparation
     from speechbrain_spgm.inference.long.files import Options
 
-WRONG_INPUT, INTERRUPTED = 2, 130
 # Modules of speechbrain_spgm.commands, each with add_parser(commands).
 COMMANDS = (convert, evaluate, export, publish)
 
@@ -56,6 +56,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     code : int
         The exit code.
     """
+    try:
+        with surroundings():
+            return run_command(argv)
+    except OSError as error:  # stdout took not all of the output
+        Stream(sys.stderr).write(
+            f"spgm: the output cannot be written ({error.strerror or error}).\n"
+        )
+        return WRONG_INPUT
+
+
+def run_command(argv: Sequence[str] | None) -> int:
+    """Runs the command; what its user can put right becomes a sentence."""
     arguments = make_parser().parse_args(argv)
     try:
         with quiet_libraries():
@@ -63,16 +75,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Problem as problem:
         say(f"spgm: {problem}")
         return WRONG_INPUT
-    except ValueError as error:
+    except KeyboardInterrupt as interrupt:
+        say("spgm: interrupted; every file written so far is whole.")
+        return exit_code(interrupt)
+    except Exception as error:
         from speechbrain_spgm.data.errors import UserError
 
         if not isinstance(error, UserError):
             raise
         say(f"spgm: {error}")
         return WRONG_INPUT
-    except KeyboardInterrupt:
-        say("spgm: interrupted; every file written so far is whole.")
-        return INTERRUPTED
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -435,8 +447,6 @@ def say(line: str) -> None:
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
     """Keeps the warnings of libraries from the user; they are back afterwards."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # file names may hold any bytes
     # Those of our own part for long recordings come as sentences of this command.
     names = ("speechbrain", "speechbrain_spgm.inference.long")
     levels = {logging.getLogger(name): logging.getLogger(name).level for name in names}
