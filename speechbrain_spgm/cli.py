@@ -1,7 +1,7 @@
 """The command ``spgm``: separate recordings, show what a model is.
 
 Results go to stdout, everything else to stderr. Exit codes: 0 all is well, 2 wrong
-input (arguments, model, or at least one of the files), 130 interrupted.
+input (arguments, model, or at least one of the files), 130 interrupted, 143 terminated.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from speechbrain_spgm import __version__
 from speechbrain_spgm.commands import Problem, convert, evaluate, export, publish
+from speechbrain_spgm.console import WRONG_INPUT, Stream, exit_code, surroundings
+from speechbrain_spgm.errors import shown
 
 if TYPE_CHECKING:
     from speechbrain_spgm.inference import SPGMSeparation
     from speechbrain_spgm.inference.long.files import Options
 
-WRONG_INPUT, INTERRUPTED = 2, 130
 STDIN = Path("-")
 # Modules of speechbrain_spgm.commands, each with add_parser(commands).
 COMMANDS = (convert, evaluate, export, publish)
@@ -60,6 +61,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     code : int
         The exit code.
     """
+    try:
+        with surroundings():
+            return run_command(argv)
+    except OSError as error:  # stdout took not all of the output
+        Stream(sys.stderr).write(
+            f"spgm: the output cannot be written ({error.strerror or error}).\n"
+        )
+        return WRONG_INPUT
+
+
+def run_command(argv: Sequence[str] | None) -> int:
+    """Runs the command; what its user can put right becomes a sentence."""
     arguments = make_parser().parse_args(argv)
     try:
         with quiet_libraries():
@@ -67,17 +80,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Problem as problem:
         say(f"spgm: {problem}")
         return WRONG_INPUT
-    except ValueError as error:
+    except KeyboardInterrupt as interrupt:
+        say("spgm: interrupted; every file written so far is whole.")
+        return exit_code(interrupt)
+    except Exception as error:
         from speechbrain_spgm.data.errors import UserError
 
         if not isinstance(error, UserError):
             raise
         say(f"spgm: {error}")
         return WRONG_INPUT
-    except KeyboardInterrupt:
-        text = "spgm: interrupted; every file written so far is whole."
-        print(text, file=sys.stderr)  # say() would import torch first
-        return INTERRUPTED
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -527,16 +539,12 @@ def count(number: int, noun: str) -> str:
 
 def say(line: str) -> None:
     """Tells the user something that is not a result."""
-    from speechbrain_spgm.data.errors import shown
-
     print(shown(line, longest=None), file=sys.stderr)
 
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
     """Keeps the warnings of libraries from the user; they are back afterwards."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # file names may hold any bytes
     # Those of our own part for long recordings come as sentences of this command.
     names = ("speechbrain", "speechbrain_spgm.inference.long")
     levels = {logging.getLogger(name): logging.getLogger(name).level for name in names}

@@ -162,6 +162,13 @@ def writing(place: str | Path, remedy: str = "take another folder") -> Iterator[
         raise
     except Exception as error:
         reason = refusal(error)
+        if reason is None and isinstance(error, OSError):
+            reason = error.strerror
         if reason is None:
             raise
+        # Another file than ours, then: a source of what is written, say.
+        name = getattr(error, "filename", None)
+        near = name is None or Path(place).parent in Path(os.fsdecode(name)).parents
+        if isinstance(place, Path) and not near:
+            raise UserError(f"{name} cannot be read ({reason}): check it.") from None
         raise UserError(f"{place} cannot be written ({reason}): {remedy}.") from None

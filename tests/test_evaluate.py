@@ -1,7 +1,9 @@
 """``spgm evaluate`` on a small random model: its table, its files, its errors."""
 
 import csv
+import errno
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -135,3 +137,58 @@ def test_silent_sets_have_no_score(model, tmp_path, capsys):
             soundfile.write(tmp_path / f"{b}_{k}.wav", 0 * wave, rate)
     assert evaluate(model, manifest) == 2
     assert "are silent: check them" in capsys.readouterr().err
+
+
+def test_one_utterance_has_no_interval(model, tmp_path, capsys):
+    manifest, output = write_set(tmp_path), tmp_path / "out"
+    assert evaluate(model, manifest, "--limit", "1", "--output", str(output)) == 0
+    written = (output / "test_results.md").read_text()
+    assert "±" not in capsys.readouterr().out + written and "| 1 utterance " in written
+    summary = json.loads((output / "test_summary.json").read_text())
+    assert summary["si_sdri"]["ci95"] is None
+    assert summary["si_sdri"]["mean"] is not None
+
+
+def test_without_matplotlib_the_worst_can_be_heard(
+    model, tmp_path, capsys, monkeypatch
+):
+    for name in ("matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, name, None)
+    manifest, output = write_set(tmp_path), tmp_path / "out"
+    assert evaluate(model, manifest, "--output", str(output)) == 0
+    said = capsys.readouterr().err
+    assert "the pictures are left out" in said and "pip install matplotlib" in said
+    assert len(list((output / "worst").glob("*.wav"))) == 15
+    assert not list(output.rglob("*.png"))
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_an_output_that_cannot_be_written_costs_no_work(
+    model, tmp_path, capsys, monkeypatch, place
+):
+    manifest = write_set(tmp_path)
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(SPGMSeparation, "separate_batch", None)
+    assert evaluate(model, manifest, "--output", str(tmp_path / place)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(tmp_path / place) in line and "take another" in line
+
+
+def test_a_disk_that_fills_up_is_named(model, tmp_path, capsys, monkeypatch):
+    """Every file of the results, one after the other."""
+    manifest, output = write_set(tmp_path), tmp_path / "out"
+    for allowed in range(1, 8):
+        left = iter([True] * allowed)
+        replace = Path.replace
+
+        def full(path, target, left=left, replace=replace):
+            if not next(left, False):
+                raise OSError(errno.ENOSPC, "", str(path))
+            return replace(path, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", full)
+            assert evaluate(model, manifest, "--output", str(output)) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "No space left on device" in line and str(output) in line
+        assert not list(output.rglob(".*"))

@@ -41,6 +41,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Converts; returns the exit code."""
     from speechbrain_spgm.commands import Problem
+    from speechbrain_spgm.data.errors import writing
     from speechbrain_spgm.inference.layouts import YAML_FILE, convert
     from speechbrain_spgm.inference.remote import is_repo_id, open_source
     from speechbrain_spgm.inference.separation import SHIPPED_MODELS, shipped_models
@@ -53,19 +54,13 @@ def run(arguments: argparse.Namespace) -> int:
             f"{source} is no folder, no shipped model and no Hub repository USER/NAME: "
             "check its name."
         )
-    try:
-        with open_source(source, YAML_FILE) as find:
-            convert(
-                find,
-                arguments.source,
-                arguments.target,
-                arguments.to,
-                half=arguments.half,
-            )
-    except OSError as error:
-        raise Problem(
-            f"{arguments.target} cannot be written ({error.strerror}): "
-            "take another folder."
-        ) from None
+    with writing(arguments.target), open_source(source, YAML_FILE) as find:
+        convert(
+            find,
+            arguments.source,
+            arguments.target,
+            arguments.to,
+            half=arguments.half,
+        )
     print(f"Wrote {arguments.target} in the {arguments.to} layout.")
     return 0

@@ -33,7 +33,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser(
         "evaluate",
         help="measure a model on mixtures with known sources",
-        description="Print SI-SDR, SDR and their improvements, with 95%% confidence "
+        description="Print SI-SDR, SDR and their improvements, with 95% confidence "
         "intervals, as a Markdown table. With --output, also write a row per utterance "
         "(test_results.csv), the summary (test_summary.json, test_results.md), a "
         "picture of the spread (test_results.png) and the five worst utterances "
@@ -118,6 +118,9 @@ def positive(kind: type) -> type:
 def run(arguments: argparse.Namespace) -> int:
     """Evaluates; returns the exit code."""
     from speechbrain_spgm.cli import count, load_model, make_folder, say
+    from speechbrain_spgm.data.atomic import check_writable
+    from speechbrain_spgm.data.errors import writing
+    from speechbrain_spgm.data.voices import tell_lower_rates
     from speechbrain_spgm.inference.views import check_views
     from speechbrain_spgm.training.evaluation import (
         Worst,
@@ -141,11 +144,14 @@ def run(arguments: argparse.Namespace) -> int:
     metrics = [name.strip() for name in arguments.metrics.split(",") if name.strip()]
     check_metrics(metrics, model.sample_rate)
     dataset = open_dataset(arguments, model)
+    tell_lower_rates(getattr(dataset, "recordings", []), model.sample_rate)
     genders = read_genders(arguments.speakers) if arguments.speakers else {}
     if genders:  # before the work rather than after it
         gender_groups([entry[0] for entry in dataset.entries], genders)
     if arguments.output is not None:
         make_folder(arguments.output)
+        with writing(f"The output folder {arguments.output}"):
+            check_writable(arguments.output)  # before the work rather than after it
 
     worst, levels = Worst(), {}
     scores = separate_and_score(model, dataset, metrics, arguments, worst, levels)
@@ -162,19 +168,22 @@ def run(arguments: argparse.Namespace) -> int:
     for heading, names in groups.items():
         print("\n" + format_groups(heading, breakdown(scores, names)))
     if arguments.output is not None:
-        write_results(
-            scores,
-            arguments.output,
-            about={
-                "test_set": arguments.manifest.stem,
-                "metrics": metrics,
-                "precision": model.precision,
-                "views": arguments.views,
-            },
-            groups=groups,
-            worst=worst.examples,
-            sample_rate=model.sample_rate,
-        )
+        with writing(f"The results in {arguments.output}"):
+            missing = write_results(
+                scores,
+                arguments.output,
+                about={
+                    "test_set": arguments.manifest.stem,
+                    "metrics": metrics,
+                    "precision": model.precision,
+                    "views": arguments.views,
+                },
+                groups=groups,
+                worst=worst.examples,
+                sample_rate=model.sample_rate,
+            )
+        if missing is not None:
+            say(f"spgm: the pictures are left out. {missing}")
         say(f"spgm: wrote the results to {arguments.output}.")
     return 0
 
@@ -187,7 +196,7 @@ def open_dataset(arguments: argparse.Namespace, model: SPGMSeparation) -> Varied
     path, num_spks = arguments.manifest, model.num_spks
     shape = {"num_spks": num_spks, "sample_rate": model.sample_rate}
     columns = read_table(path, columns=())[0]
-    if "mixture_ID" not in columns:
+    if "mixture_ID" not in columns or "mixture_path" in columns:
         return ManifestDataset(path, **shape, limit=arguments.limit)
     if arguments.data_folder is None:
         raise Problem(

@@ -42,3 +42,22 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Writes a file into a folder and removes it again.
+
+    Raises
+    ------
+    OSError
+        If the disk or its rights refuse.
+
+    Example
+    -------
+    >>> check_writable(getfixture("tmp_path"))
+    """
+    probe = folder / f".{uuid4().hex}.part"
+    try:
+        probe.write_bytes(bytes(4096))
+    finally:
+        probe.unlink(missing_ok=True)

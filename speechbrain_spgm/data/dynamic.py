@@ -136,10 +136,9 @@ class DynamicMixing(SeededDataset):
         )
         self._check()
         # Filled here, before workers start: they then share these pages.
-        recordings = [file for files in self.files.values() for file in files]
         self._cache = {
             file.path: to_int16(read_frames(file))
-            for file in recordings + self.noise
+            for file in self.recordings + self.noise
             if cache_audio
         }
 
@@ -151,6 +150,11 @@ class DynamicMixing(SeededDataset):
             )
         if self.segment < 1 or self.mixtures_per_epoch < 1:
             raise UserError("segment_seconds and mixtures_per_epoch must be above 0.")
+
+    @property
+    def recordings(self) -> list[AudioFile]:
+        """The files of all voices."""
+        return [file for files in self.files.values() for file in files]
 
     @property
     def speakers(self) -> set[str]:

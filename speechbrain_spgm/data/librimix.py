@@ -251,7 +251,8 @@ def read_list(path: Path, noisy: bool, num_spks: int | None) -> list[dict[str, s
             if not row[f"{prefix}_path"].strip() or not is_gain(row[f"{prefix}_gain"]):
                 raise UserError(
                     f"Line {line} of the list {path} has no path or no number as gain "
-                    f"for {prefix}."
+                    f"for {prefix}: it is {row[f'{prefix}_gain']!r} of mixture "
+                    f"{row['mixture_ID']}."
                 )
         if row["mixture_ID"] in seen:
             raise UserError(

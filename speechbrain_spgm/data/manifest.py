@@ -18,7 +18,9 @@ column ``noise`` may be left out. So this is a whole manifest::
     rain-0001,4.25,mix/rain-0001.wav,s1/rain-0001.wav,s2/rain-0001.wav,
 
 A corpus of your own needs nothing but such a file: write it with ``write_manifest`` or
-with any other tool.
+with any other tool. Those of SpeechBrain's recipes (``ID``, ``mix_wav``, ``s1_wav``,
+...) and Asteroid's metadata (``mixture_ID``, ``mixture_path``, ``source_1_path``, ...,
+``length`` in samples) are read as they are.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from speechbrain_spgm.data.atomic import replacing
+from speechbrain_spgm.data.audio import open_audio
 from speechbrain_spgm.data.errors import UserError
 from speechbrain_spgm.data.voices import read_table
 
@@ -148,10 +151,11 @@ def read_manifest(path: str | Path, num_spks: int | None = None) -> list[Manifes
         number of sources is not ``num_spks``.
     """
     path = Path(path)
-    table = read_table(path, columns=("id", "duration", "mix", "s1"))
+    table = translate(read_table(path, columns=()), path)
+    read_columns(path, table, ("id", "duration", "mix", "s1"))
     found = sum(bool(re.fullmatch(r"s[1-9]\d*", column)) for column in table[0])
     names = [f"s{i}" for i in range(1, found + 1)]
-    read_table(path, names)  # s1, s2, ... without a gap
+    read_columns(path, table, names)  # s1, s2, ... without a gap
     if num_spks not in (None, found):
         raise UserError(
             f"The manifest {path} has {found} source(s) per mixture, but num_spks is "
@@ -189,3 +193,42 @@ def parse_duration(text: str, place: str) -> float:
             f"{place} has the duration {text!r}, but it must be seconds above 0."
         )
     return duration
+
+
+def read_columns(
+    path: Path, table: list[dict[str, str]], columns: Iterable[str]
+) -> None:
+    """Makes sure that a table has some columns."""
+    for column in columns:
+        if column not in table[0]:
+            raise UserError(
+                f"The list {path} has no column {column}; its columns are "
+                f"{', '.join(table[0])}."
+            )
+
+
+def translate(table: list[dict[str, str]], path: Path) -> list[dict[str, str]]:
+    """A table with our columns, if SpeechBrain's or Asteroid's recipes wrote it.
+
+    Example
+    -------
+    >>> row = {"ID": "a", "duration": "1", "mix_wav": "m.wav", "s1_wav": "s.wav"}
+    >>> translate([row], Path("train.csv"))
+    [{'id': 'a', 'duration': '1', 'mix': 'm.wav', 's1': 's.wav'}]
+    """
+    if {"ID", "mix_wav"} <= table[0].keys():
+        names = {name: name.removesuffix("_wav") for name in table[0]} | {"ID": "id"}
+    elif {"mixture_ID", "mixture_path"} <= table[0].keys():
+        names = {
+            name: re.sub(r"^source_(\d+)_path$", r"s\1", name) for name in table[0]
+        } | {"mixture_ID": "id", "mixture_path": "mix", "noise_path": "noise"}
+    else:
+        return table
+    table = [{names[name]: value for name, value in row.items()} for row in table]
+    if "duration" not in table[0] and "length" in table[0]:
+        # In samples; one recording tells their rate, and each is opened later anyway.
+        rate = open_audio(path.parent / table[0]["mix"]).rate
+        for line, row in enumerate(table, start=2):
+            samples = parse_duration(row["length"], f"Line {line} of the list {path}")
+            row["duration"] = repr(samples / rate)
+    return table

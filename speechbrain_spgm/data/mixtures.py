@@ -5,7 +5,6 @@ Axes: T samples, spks sources.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -17,11 +16,18 @@ from speechbrain_spgm.audio import (
     AudioFile,
     change_rate,
     open_all,
-    open_audio,
     read_frames,
 )
 from speechbrain_spgm.data.batch import Mixture
 from speechbrain_spgm.data.errors import UserError
+from speechbrain_spgm.data.generation import resampled_length
+from speechbrain_spgm.data.librimix import (
+    NOISY,
+    count_sources,
+    load_noise,
+    open_noise,
+    read_list,
+)
 from speechbrain_spgm.data.manifest import ManifestRow, read_manifest
 from speechbrain_spgm.data.seeded import SeededDataset
 from speechbrain_spgm.data.vary import Variation
@@ -209,12 +215,17 @@ class MixtureList(VariedDataset):
         Use only the first ``limit`` mixtures of the list.
     speeds, augmentations
         For training: see ``Variation``.
+    mixture : str
+        mix_clean, mix_both (with the list's noise) or mix_single (the first source and
+        the noise; ``num_spks`` is 1).
+    noise_folder : str or Path, optional
+        WHAM!'s ``wham_noise``, or one of the folders in it, for mixtures with noise.
 
     Raises
     ------
     UserError
-        If the list or one of its files is missing or wrong, or its number of sources
-        is not ``num_spks``.
+        If the list or one of its files is missing or wrong, its number of sources is
+        not ``num_spks``, or there is no noise for mixtures that have it.
     """
 
     def __init__(
@@ -229,6 +240,8 @@ class MixtureList(VariedDataset):
         limit: int | None = None,
         speeds: Iterable[int] = (100,),
         augmentations: Mapping[str, float] | Iterable[str] | None = None,
+        mixture: str = "mix_clean",
+        noise_folder: str | Path | None = None,
     ) -> None:
         variation = Variation(speeds, augmentations)
         super().__init__(sample_rate, segment_seconds, seed, variation)
@@ -236,7 +249,10 @@ class MixtureList(VariedDataset):
             raise UserError(f"The mixture mode is {mode}, but must be min or max.")
         self.path = Path(path)
         self.mode = mode
-        self.entries = read_mixture_list(self.path, Path(folder), num_spks)[:limit]
+        self.num_spks = num_spks
+        rows = read_mixtures(self.path, num_spks, mixture)[:limit]
+        self.entries = open_sources(rows, Path(folder))
+        self.noises = open_noises(self.path, rows, mixture, noise_folder)
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -249,12 +265,27 @@ class MixtureList(VariedDataset):
         ]
         fit = min if self.mode == "min" else max
         length = fit(len(wave) for wave in waves)
-        # A negative padding cuts. [T, spks]
-        stack = torch.stack([pad(w, (0, length - len(w))) for w in waves], dim=-1)
+        # A negative padding cuts; mix_single leaves out all but the first. [T, spks]
+        waves = [pad(wave, (0, length - len(wave))) for wave in waves[: self.num_spks]]
+        stack = torch.stack(waves, dim=-1)
+        mix = stack.sum(-1)
+        if self.noises:
+            mix = mix + self._noise(index, length)
         rng = self.generator(index)
         start, frames = self.draw_crop(length, rng)
-        stack = stack[start : start + frames]
-        return self.vary(id, stack.sum(-1), stack, rng)
+        crop = slice(start, start + frames)
+        return self.vary(id, mix[crop], stack[crop], rng)
+
+    def _noise(self, index: int, length: int) -> torch.Tensor:
+        """The noise of a mixture [T], begun again if it is shorter than the longest."""
+        file, gain = self.noises[index]
+        frames = max(
+            resampled_length(source.frames, source.rate, file.rate)
+            for source, _ in self.entries[index][1]
+        )
+        noise = torch.from_numpy(load_noise(file, frames)).float()
+        noise = gain * change_rate(noise, file.rate, self.sample_rate)
+        return pad(noise, (0, length - len(noise)))
 
     @property
     def seconds(self) -> list[float]:
@@ -271,6 +302,11 @@ class MixtureList(VariedDataset):
         return {
             file.path.parts[-3] for _, sources in self.entries for file, _ in sources
         }
+
+    @property
+    def recordings(self) -> list[AudioFile]:
+        """The files of all sources."""
+        return [file for _, sources in self.entries for file, _ in sources]
 
 
 def samples_of(segment_seconds: float | None, sample_rate: int) -> int | None:
@@ -296,42 +332,59 @@ def load(file: AudioFile) -> torch.Tensor:
     return torch.from_numpy(read_frames(file))
 
 
-def read_mixture_list(
-    path: Path, folder: Path, num_spks: int
+def read_mixtures(path: Path, num_spks: int, mixture: str) -> list[dict[str, str]]:
+    """The rows of a list whose mixtures have so many sources."""
+    if mixture == "mix_single" and num_spks != 1:
+        raise UserError(
+            f"num_spks is {num_spks}, but mix_single is one speaker with noise: give "
+            "num_spks 1."
+        )
+    noisy = mixture in NOISY
+    if noisy and "noise_path" not in read_table(path, columns=("mixture_ID",))[0]:
+        raise UserError(
+            f"The list {path} has no column noise_path for {mixture}: give LibriMix's "
+            "list with noise, or take mix_clean."
+        )
+    return read_list(path, noisy, None if mixture == "mix_single" else num_spks)
+
+
+def open_sources(
+    rows: list[dict[str, str]], folder: Path
 ) -> list[tuple[str, list[tuple[AudioFile, float]]]]:
-    """Reads and checks a list; each entry is (id, [(file, gain) of each source])."""
+    """For each row of a list its id, and file and gain of each source."""
     if not folder.is_dir():
         raise UserError(
             f"The data folder {folder} does not exist: "
             "give the folder that holds LibriSpeech's splits as data_folder."
         )
-    rows = read_table(path, columns=("mixture_ID", "source_1_path", "source_1_gain"))
-    found = sum(bool(re.fullmatch(r"source_\d+_path", column)) for column in rows[0])
-    if found != num_spks:
-        raise UserError(
-            f"The list {path} has {found} sources per mixture, but num_spks is "
-            f"{num_spks}: change one of them."
+    prefixes = [f"source_{i}" for i in range(1, 1 + count_sources(rows[0]))]
+    names = list(dict.fromkeys(row[f"{p}_path"] for row in rows for p in prefixes))
+    opened = dict(zip(names, open_all(folder / name for name in names), strict=True))
+    return [
+        (
+            row["mixture_ID"],
+            [(opened[row[f"{p}_path"]], float(row[f"{p}_gain"])) for p in prefixes],
         )
-    read_table(path, [f"source_{i}_gain" for i in range(1, num_spks + 1)])
-
-    opened: dict[str, AudioFile] = {}  # a recording takes part in many mixtures
-    entries = []
-    for row in rows:
-        sources = []
-        for i in range(1, num_spks + 1):
-            name, gain = row[f"source_{i}_path"], row[f"source_{i}_gain"]
-            if name not in opened:
-                opened[name] = open_audio(folder / name)
-            sources.append((opened[name], parse_gain(gain, path, row["mixture_ID"])))
-        entries.append((row["mixture_ID"], sources))
-    return entries
+        for row in rows
+    ]
 
 
-def parse_gain(text: str, path: Path, id: str) -> float:
-    """A gain as a number, or a sentence that says which one is none."""
-    try:
-        return float(text)
-    except ValueError:
+def open_noises(
+    path: Path,
+    rows: list[dict[str, str]],
+    mixture: str,
+    folder: str | Path | None,
+) -> list[tuple[AudioFile, float]]:
+    """For each row of a list file and gain of its noise; none for clean mixtures."""
+    if mixture not in NOISY:
+        return []
+    if folder is None:
         raise UserError(
-            f"The gain {text!r} of mixture {id} in the list {path} is not a number."
-        ) from None
+            f"The noise of {mixture} is not in the list {path} itself: give WHAM!'s "
+            "folder wham_noise as noise_folder, or take mix_clean."
+        )
+    places = {}
+    for name in dict.fromkeys(row["noise_path"] for row in rows):
+        beside = Path(folder).parent / name  # for wham_noise/tr, say
+        places[name] = open_noise(beside if beside.is_file() else Path(folder) / name)
+    return [(places[row["noise_path"]], float(row["noise_gain"])) for row in rows]

@@ -8,12 +8,12 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from speechbrain_spgm.data.errors import UserError
+from speechbrain_spgm.console import WRONG_INPUT, Stream, exit_code, surroundings
+from speechbrain_spgm.data.errors import UserError, refusal
 from speechbrain_spgm.data.generation import Plan, Report, generate
 from speechbrain_spgm.data.manifest import ManifestRow, write_manifest
+from speechbrain_spgm.data.voices import tell_lower_rates
 from speechbrain_spgm.lobes.workers import count_cores
-
-WRONG_INPUT, INTERRUPTED = 2, 130
 
 
 def manifest_path(folder: str | Path, split: str, mixture: str = "mix") -> Path:
@@ -91,6 +91,11 @@ def generate_with_manifests(
         As ``generate``.
     """
     rank, world_size = int(os.environ.get("RANK", 0)), launched("WORLD_SIZE")
+    for rate in sorted({plan.sample_rate for plan in plans}):
+        tell_lower_rates(
+            (file for plan in plans if plan.sample_rate == rate for file in plan.files),
+            rate,
+        )
     report = generate(plans, jobs or default_jobs(), rank, world_size)
     if rank:
         return report, []
@@ -238,17 +243,22 @@ def run_command(
     code : int
         0, 2 after wrong input, 130 after Ctrl-C.
     """
-    arguments = parser.parse_args(argv)
     try:
-        for line in arguments.run(arguments):
-            print(line)
+        with surroundings():
+            for line in (arguments := parser.parse_args(argv)).run(arguments):
+                print(line)
     except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
+        Stream(sys.stderr).write(f"Error: {error}\n")
         return WRONG_INPUT
-    except KeyboardInterrupt:
-        print(
-            "Interrupted; every file written so far is whole, start again to go on.",
-            file=sys.stderr,
+    except KeyboardInterrupt as interrupt:
+        Stream(sys.stderr).write(
+            "Interrupted; every file written so far is whole, start again to go on.\n"
         )
-        return INTERRUPTED
+        return exit_code(interrupt)
+    except Exception as error:
+        if (reason := refusal(error)) is None:
+            raise
+        name = getattr(error, "filename", None) or "The output"
+        Stream(sys.stderr).write(f"Error: {name} cannot be written ({reason}).\n")
+        return WRONG_INPUT
     return 0

@@ -12,6 +12,7 @@ from pathlib import Path
 from speechbrain_spgm.audio import AudioFile, open_all
 from speechbrain_spgm.data.errors import UserError
 from speechbrain_spgm.data.manifest import ManifestRow
+from speechbrain_spgm.data.voices import AUDIO_SUFFIXES
 
 
 def source_names(num_spks: int) -> tuple[str, ...]:
@@ -131,13 +132,23 @@ def scan(
 
 
 def open_folder(folder: Path) -> dict[str, AudioFile]:
-    """The WAV files of a folder by their names without the ending, sorted."""
-    paths = sorted(folder.glob("[!.]*.wav"), key=lambda path: path.stem)
+    """The audio files of a folder by their names without the ending, sorted."""
+    paths = sorted(
+        (
+            path
+            for path in folder.glob("[!.]*")
+            if path.suffix.lower() in AUDIO_SUFFIXES
+        ),
+        key=lambda path: path.stem,
+    )
     if not paths:
         raise UserError(
-            f"The folder {folder} does not exist or has no WAV files: check "
+            f"The folder {folder} does not exist or has no WAV or FLAC files: check "
             "data_folder and num_spks."
         )
+    for before, path in zip(paths, paths[1:], strict=False):
+        if before.stem == path.stem:
+            raise UserError(f"{before} and {path} share a name: remove one of them.")
     return {file.path.stem: file for file in open_all(paths)}
 
 
@@ -147,8 +158,8 @@ def check_file(
     """Makes sure that a mixture or source is there, as long and at the right rate."""
     if file is None:
         raise UserError(
-            f"The file {folder / id}.wav is missing, but {mix.path} is there: copy or "
-            "prepare the data again."
+            f"The file {folder / id}{mix.path.suffix} is missing, but {mix.path} is "
+            "there: copy or prepare the data again."
         )
     if file.rate != sample_rate:
         raise UserError(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import logging
+import os
 from collections.abc import Iterable
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,8 +15,29 @@ import numpy as np
 from speechbrain_spgm.audio import AudioFile, open_all
 from speechbrain_spgm.data.errors import UserError
 
+logger = logging.getLogger(__name__)
 AUDIO_SUFFIXES = {".flac", ".wav"}
 QUIET = 0.01  # of a recording's peak: below is silence
+
+
+def tell_lower_rates(files: Iterable[AudioFile], sample_rate: int) -> None:
+    """Says once that recordings hold less than mixtures at this rate could.
+
+    Arguments
+    ---------
+    files : iterable of AudioFile
+        What mixtures are made of.
+    sample_rate : int
+        Of the mixtures in Hz.
+    """
+    files = {file.path: file for file in files}
+    lower = [file for file in files.values() if file.rate < sample_rate]
+    if lower and os.environ.get("RANK", "0") == "0":
+        logger.warning(
+            f"{len(lower)} of {len(files)} recordings have a lower rate than the "
+            f"mixtures, {sample_rate} Hz, such as {lower[0].path} with "
+            f"{lower[0].rate} Hz: above {lower[0].rate // 2} Hz they hold nothing."
+        )
 
 
 class Voice(NamedTuple):
@@ -37,7 +61,8 @@ def find_voices(folder: str | Path, splits: str | Iterable[str] = "*") -> list[V
     folder : str or Path
         The folder that holds the splits.
     splits : str or list of str
-        Which splits: names or patterns such as ``train-*``.
+        Which splits: names or patterns such as ``train-*``. One of them may be given as
+        the folder itself.
 
     Returns
     -------
@@ -56,7 +81,11 @@ def find_voices(folder: str | Path, splits: str | Iterable[str] = "*") -> list[V
             "give the folder that holds the splits as data_folder."
         )
     named: list[tuple[str, Path]] = []
+    given = folder
     for split in [splits] if isinstance(splits, str) else splits:
+        folder = given
+        if not any(folder.glob(f"{split}/*/*")) and fnmatch(folder.name, split):
+            folder, split = given.parent, given.name  # the split itself was given
         # <split>/<speaker>/<name> and <split>/<speaker>/<chapter>/<name>
         direct = [(path.parts[-2], path) for path in folder.glob(f"{split}/*/*")]
         deeper = [(path.parts[-3], path) for path in folder.glob(f"{split}/*/*/*")]

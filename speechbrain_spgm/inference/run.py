@@ -18,6 +18,7 @@ from speechbrain_spgm.inference.published import (
     config_of,
     save_published,
 )
+from speechbrain_spgm.training.evaluation import as_quality
 
 # What stands below the network's definition in a folder that SpeechBrain can load.
 PRETRAINER = """
@@ -52,7 +53,7 @@ def save_model(hparams: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
     """
     si_sdri = summary["si_sdri"]
     quality = {
-        "SI-SDRi": f"{si_sdri['mean']:.2f} dB ± {si_sdri['ci95']:.2f} (95% CI)",
+        "SI-SDRi": as_quality(si_sdri),
         "mixtures": summary["n"],
     }
     card = {**hparams["card"], "seed": hparams["seed"], "quality": quality}

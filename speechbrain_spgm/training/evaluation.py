@@ -389,8 +389,8 @@ def summarise(scores: Sequence[Score]) -> dict[str, Any]:
     -------
     dict
         ``n`` and, for each metric, ``mean`` and ``ci95``: the mean is known to plus or
-        minus ``ci95`` (normal approximation; 0 for a single utterance). A metric that
-        could be measured on fewer utterances has an ``n`` of its own; what is not
+        minus ``ci95`` (normal approximation; None for a single utterance). A metric
+        that could be measured on fewer utterances has an ``n`` of its own; what is not
         finite is None.
 
     Example
@@ -400,13 +400,13 @@ def summarise(scores: Sequence[Score]) -> dict[str, Any]:
     """
     summary: dict[str, Any] = {"n": len(scores)}
     for key, column in columns_of(scores).items():
-        mean, interval = fmean(column), 0.0
+        mean, interval = fmean(column), None
         if not math.isfinite(mean):
             summary[key] = {"mean": None, "ci95": None}
             continue
         if len(column) > 1:
-            interval = 1.96 * stdev(column) / len(column) ** 0.5
-        summary[key] = {"mean": round(mean, 4), "ci95": round(interval, 4)}
+            interval = round(1.96 * stdev(column) / len(column) ** 0.5, 4)
+        summary[key] = {"mean": round(mean, 4), "ci95": interval}
         if len(column) < len(scores):
             summary[key]["n"] = len(column)
     return summary
@@ -433,7 +433,7 @@ def breakdown(
     -------
     >>> scores = [Score(id, {"si_sdri": dB}) for id, dB in [("a", 8.0), ("b", 6.0)]]
     >>> breakdown(scores, {"a": "F+M", "b": "F+F"})["F+F"]
-    {'n': 1, 'si_sdri': {'mean': 6.0, 'ci95': 0.0}}
+    {'n': 1, 'si_sdri': {'mean': 6.0, 'ci95': None}}
     """
     members: dict[str, list[Score]] = {}
     for score in scores:
@@ -450,7 +450,7 @@ def write_results(
     groups: Mapping[str, Mapping[str, str]] | None = None,
     worst: Sequence[Example] = (),
     sample_rate: int = 8000,
-) -> None:
+) -> MissingPackage | None:
     """Writes all that a test found out.
 
     ``test_results.csv`` has a row per utterance, ``test_summary.json`` and
@@ -472,6 +472,11 @@ def write_results(
         The worst first.
     sample_rate : int
         Of ``worst`` in Hz.
+
+    Returns
+    -------
+    MissingPackage or None
+        Why there are no pictures, if there are none.
     """
     folder = Path(folder)
     with (
@@ -495,14 +500,16 @@ def write_results(
     write_text(folder / "test_results.md", "\n\n".join(tables))
 
     try:
+        if worst:  # first the recordings, which need no package
+            write_worst(folder / "worst", worst, sample_rate)
         points = [(s.values["si_sdr_mix"], s.values["si_sdri"]) for s in scores]
         points = [point for point in points if all(map(math.isfinite, point))]
         if points:
             draw_improvement(folder / "test_results.png", *zip(*points, strict=True))
-        if worst:
-            write_worst(folder / "worst", worst, sample_rate)
     except MissingPackage as error:
         logger.info(f"No pictures of this test: {error}")
+        return error
+    return None
 
 
 def write_worst(folder: Path, worst: Sequence[Example], sample_rate: int) -> None:
@@ -551,11 +558,11 @@ def format_groups(heading: str, parts: Mapping[str, Mapping[str, Any]]) -> str:
 
     Example
     -------
-    >>> parts = {"F+F": {"n": 1, "si_sdri": {"mean": 6.0, "ci95": 0.0}}}
+    >>> parts = {"F+F": {"n": 1, "si_sdri": {"mean": 6.0, "ci95": None}}}
     >>> print(format_groups("speakers", parts))
     | speakers | n | SI-SDRi |
     |---|---:|---:|
-    | F+F | 1 | 6.00 dB ± 0.00 |
+    | F+F | 1 | 6.00 dB |
     """
     wanted = [f"{metric}i" for metric in METRICS]
     keys = [key for key in wanted if any(key in part for part in parts.values())]
@@ -566,7 +573,9 @@ def format_groups(heading: str, parts: Mapping[str, Mapping[str, Any]]) -> str:
     ]
     for name, part in parts.items():
         cells = [
-            " ".join(cells_of(part[key], title_of(key)[1])) if key in part else ""
+            " ".join(cells_of(part[key], title_of(key)[1])).strip()
+            if key in part
+            else ""
             for key in keys
         ]
         lines.append(f"| {' | '.join([name, str(part['n']), *cells])} |")
@@ -593,7 +602,26 @@ def title_of(key: str) -> tuple[str, str]:
 
 
 def cells_of(entry: Mapping[str, Any], unit: str) -> tuple[str, str]:
-    """Mean and interval of a summary's entry for a table."""
+    """Mean and interval of a summary's entry for a table.
+
+    Example
+    -------
+    >>> cells_of({"mean": 6.0, "ci95": 0.25}, " dB"), cells_of({"mean": 6.0}, " dB")
+    (('6.00 dB', '± 0.25'), ('6.00 dB', ''))
+    """
     if entry["mean"] is None:
         return "n/a", ""
-    return f"{entry['mean']:.2f}{unit}", f"± {entry['ci95']:.2f}"
+    interval = entry.get("ci95")
+    return f"{entry['mean']:.2f}{unit}", "" if interval is None else f"± {interval:.2f}"
+
+
+def as_quality(entry: Mapping[str, Any], unit: str = " dB") -> str:
+    """Mean and interval of a summary's entry for a model's card.
+
+    Example
+    -------
+    >>> as_quality({"mean": 6.0, "ci95": 0.25}), as_quality({"mean": 6.0, "ci95": None})
+    ('6.00 dB ± 0.25 (95% CI)', '6.00 dB')
+    """
+    text = " ".join(cells_of(entry, unit)).strip()
+    return f"{text} (95% CI)" if "±" in text else text

@@ -12,6 +12,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,10 +26,15 @@ from speechbrain.utils.distributed import (
 
 from speechbrain_spgm.console import WRONG_INPUT, Stream, exit_code, surroundings
 from speechbrain_spgm.data import DynamicMixing, ManifestDataset, MixtureList
-from speechbrain_spgm.data.atomic import replacing
+from speechbrain_spgm.data.atomic import check_writable
 from speechbrain_spgm.data.errors import UserError, refusal, writing
 from speechbrain_spgm.data.manifest import ManifestRow, write_manifest
-from speechbrain_spgm.data.voices import find_noise, find_voices, read_voices
+from speechbrain_spgm.data.voices import (
+    find_noise,
+    find_voices,
+    read_voices,
+    tell_lower_rates,
+)
 from speechbrain_spgm.training.brain import SeparationBrain
 from speechbrain_spgm.training.checkpoints import WholeCheckpointer
 from speechbrain_spgm.training.command import record_command
@@ -81,18 +87,20 @@ def user_errors() -> Iterator[None]:
     SystemExit: 2
     """
     try:
-        with surroundings(), writing("A file", "make room, or take another folder"):
-            try:
-                yield
-            except OSError as error:  # with the name of the file
-                if error.filename is None or refusal(error) is None:
-                    raise
-                raise UserError(
-                    f"{error.filename} cannot be written or read ({refusal(error)}): "
-                    "make room, or take another folder."
-                ) from None
+        with surroundings():
+            yield
     except UserError as error:
         complain(f"Error: {error}")
+        sys.exit(WRONG_INPUT)
+    except Exception as error:
+        reason = refusal(error)
+        if reason is None:
+            raise
+        name = getattr(error, "filename", None) or "A file"
+        complain(
+            f"Error: {name} cannot be read or written ({reason}): make room, or take "
+            "another folder."
+        )
         sys.exit(WRONG_INPUT)
     except KeyboardInterrupt as interrupt:
         complain(
@@ -211,9 +219,7 @@ def hold(folder: Path, stack: ExitStack) -> None:
     """Makes and locks a folder until the stack is left."""
     with writing(f"The output folder {folder}", "take another --output_folder"):
         folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / ".writable"):
-            pass
-        (folder / ".writable").unlink()
+        check_writable(folder)
         lock = os.open(folder, os.O_RDONLY)
     stack.callback(os.close, lock)
     try:
@@ -267,6 +273,8 @@ def open_datasets(
             for name in names
         }
         check_speakers(datasets)
+    parts = [getattr(dataset, "recordings", []) for dataset in datasets.values()]
+    tell_lower_rates(chain.from_iterable(parts), hparams["sample_rate"])
     return Datasets(datasets.get(TRAIN), datasets.get(VALID), datasets[TEST])
 
 
@@ -357,6 +365,8 @@ def open_dataset(
         hparams[f"{name}_list"],
         hparams["data_folder"],
         mode=hparams["mixture_mode"],
+        mixture=hparams.get("mixture_type", "mix_clean"),
+        noise_folder=hparams["noise_folder"],
         **options,
     )
 

@@ -282,6 +282,10 @@ def test_wsj0_folders(tmp_path):
         soundfile.write(place / f"{name}.wav", np.zeros(800), 16000)
     voices = find_voices(tmp_path, "si_tr_s")
     assert [voice.speaker for voice in voices] == ["011", "011", "01a"]
+    assert find_voices(tmp_path / "si_tr_s", "si_tr_s") == voices  # the split itself
+    assert find_voices(tmp_path / "si_tr_s", ["si_*"]) == voices
+    with pytest.raises(UserError, match="si_dt_05"):
+        find_voices(tmp_path / "si_tr_s", "si_dt_05")
     other = tmp_path / "si_et_05" / "440"
     other.mkdir(parents=True)
     (other / "440c0201.wv1").write_bytes(b"NIST_1A")

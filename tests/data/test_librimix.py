@@ -8,7 +8,7 @@ import pytest
 import soundfile
 from scipy.signal import resample_poly
 
-from speechbrain_spgm.data import ManifestDataset, UserError
+from speechbrain_spgm.data import ManifestDataset, MixtureList, UserError
 from speechbrain_spgm.data.generation import generate
 from speechbrain_spgm.data.librimix import extend, plan_librimix, scan_librimix
 from speechbrain_spgm.data.manifest import write_manifest
@@ -253,3 +253,68 @@ def test_real_lists_and_voices(shared, tmp_path, spks):
             expected = expected + gain * samples[: plan.samples]
         error = np.abs(read(plan.path("mix_clean")) - expected).max()
         assert error <= 0.51 * BIT
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+@pytest.mark.parametrize("mixture", ["mix_clean", "mix_both", "mix_single"])
+@pytest.mark.parametrize("place", ["wham", "wham/tt"])
+def test_a_list_is_mixed_as_it_is_generated(corpus, mode, mixture, place):
+    """Noise included: longer and shorter than the mixture, and of two channels."""
+    rows = []
+    for i, frames in enumerate((30_000, 9000)):
+        noise = corpus.record(f"wham/tt/{i}.wav", frames, 8000, channels=1 + i)
+        files = [corpus.record(f"{i}{k}.flac", 12_000 + 900 * k, 8000) for k in (1, 2)]
+        sources = [(name, 0.3 + 0.1 * k) for k, name in enumerate(files)]
+        noise = (noise.removeprefix("wham/"), 0.25)
+        rows.append(corpus.row(f"m{i}", *sources, noise=noise))
+    path = corpus.list(rows)
+    folder = corpus.generate(path, 8000, mode, [mixture], corpus.folder / "wham")
+    spks = 1 if mixture == "mix_single" else 2
+    mixtures = MixtureList(
+        path,
+        corpus.folder,
+        spks,
+        8000,
+        mode,
+        mixture=mixture,
+        noise_folder=corpus.folder / place,
+    )
+    for id, mix, sources in mixtures:
+        names = [mixture, *(f"s{k + 1}" for k in range(spks))]
+        made = [soundfile.read(folder / name / f"{id}.wav")[0] for name in names]
+        for ours, theirs in zip([mix, *sources.T], made, strict=True):
+            assert np.abs(ours.numpy() - theirs).max() <= 2 * BIT
+        clean = np.abs((mix - sources.sum(-1)).numpy()).max() < 1e-6
+        assert clean == (mixture == "mix_clean")
+
+
+def test_noise_that_is_not_there_is_named(corpus):
+    pair = [(corpus.record(f"{k}.flac", 9000, 8000), 0.5) for k in (1, 2)]
+    clean = corpus.list([corpus.row("m", *pair)])
+    noisy = corpus.list([corpus.row("m", *pair, noise=("tt/n.wav", 0.5))], spks=3)
+    for path, options, sentence in [
+        (clean, {"mixture": "mix_both"}, "has no column noise_path for mix_both"),
+        (noisy, {"mixture": "mix_both"}, "give WHAM!'s folder wham_noise"),
+        (noisy, {"mixture": "mix_single"}, "num_spks is 2, but mix_single is one"),
+        (
+            noisy,
+            {"mixture": "mix_both", "noise_folder": corpus.folder},
+            "tt/n.wav does not exist",
+        ),
+    ]:
+        with pytest.raises(UserError, match=sentence):
+            MixtureList(path, corpus.folder, 2, 8000, **options)
+
+
+@pytest.mark.parametrize("ending", [".WAV", ".flac", ".Flac"])
+def test_folders_of_other_endings(tmp_path, ending):
+    folder = tmp_path / "Libri2Mix" / "wav8k" / "min" / "dev"
+    for part in ("mix_clean", "s1", "s2"):
+        (folder / part).mkdir(parents=True)
+        file = folder / part / f"a{ending}"
+        soundfile.write(file, np.zeros(800), 8000, format=ending[1:].upper())
+    (row,) = scan_librimix(tmp_path, "dev")
+    assert row.mix == folder / "mix_clean" / f"a{ending}"
+    (folder / "s1" / f"b{ending}").write_bytes(row.mix.read_bytes())
+    with pytest.raises(UserError, match="belongs to no mixture"):
+        scan_librimix(tmp_path, "dev")

@@ -1,10 +1,13 @@
 """Manifests: what is written is read, and what is broken is named."""
 
+import csv
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
-from speechbrain_spgm.data import UserError
+from speechbrain_spgm.data import ManifestDataset, UserError
 from speechbrain_spgm.data.manifest import ManifestRow, read_manifest, write_manifest
 
 HEADER = "id,duration,mix,s1,s2,noise\n"
@@ -86,3 +89,46 @@ def test_a_manifest_without_the_noise_column_is_read(tmp_path):
     (tmp_path / "x.csv").write_text("id,duration,mix,s1\na,1,m.wav,/else/s.wav\n")
     expected = ManifestRow("a", 1.0, tmp_path / "m.wav", (Path("/else/s.wav"),))
     assert read_manifest(tmp_path / "x.csv") == [expected]
+
+
+def columns_of_speechbrain(file, row) -> dict[str, str]:
+    parts = {"mix": row.mix, "noise": row.noise}
+    parts |= {f"s{i}": path for i, path in enumerate(row.sources, 1)}
+    columns = {"ID": row.id, "duration": str(row.duration)}
+    for part, path in parts.items():
+        columns |= {f"{part}_wav": str(path), f"{part}_wav_format": "wav"}
+        columns[f"{part}_wav_opts"] = ""
+    return columns
+
+
+def columns_of_asteroid(file, row) -> dict[str, str]:
+    sources = {f"source_{i}_path": str(p) for i, p in enumerate(row.sources, 1)}
+    return {
+        "mixture_ID": row.id,
+        "mixture_path": str(row.mix),
+        **sources,
+        "noise_path": str(row.noise),
+        "length": str(round(8000 * row.duration)),
+    }
+
+
+@pytest.mark.parametrize("columns", [columns_of_speechbrain, columns_of_asteroid])
+@pytest.mark.parametrize("spks", [1, 2, 3])
+def test_lists_of_other_toolkits(tmp_path, columns, spks):
+    rows = []
+    for id, frames in (("b", 900), ("a", 1300)):
+        paths = [tmp_path / f"{id}{k}.wav" for k in range(spks + 2)]
+        for path in paths:
+            soundfile.write(path, np.full(frames, 0.1), 8000)
+        mix, noise, *sources = paths
+        rows.append(ManifestRow(id, frames / 8000, mix, tuple(sources), noise))
+    with (tmp_path / "other.csv").open("w", newline="") as file:
+        tables = [columns(tmp_path, row) for row in rows]
+        writer = csv.DictWriter(file, list(tables[0]))
+        writer.writeheader()
+        writer.writerows(tables)
+    assert read_manifest(tmp_path / "other.csv", spks) == rows[::-1]
+    mixtures = ManifestDataset(tmp_path / "other.csv", spks, 8000)
+    assert [len(mixture.mix) for mixture in mixtures] == [1300, 900]
+    with pytest.raises(UserError, match="num_spks is 4"):
+        read_manifest(tmp_path / "other.csv", 4)

@@ -370,6 +370,36 @@ def test_mistakes_end_with_one_sentence(
     assert not list(tmp_path.iterdir())
 
 
+def test_lower_rates_are_said_once(
+    train: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Recordings at 8 kHz cannot fill mixtures at 16 kHz: it trains, and says so."""
+    train("LibriMix-spgm-tiny", "--sample_rate=16000")
+    (record,) = (r for r in caplog.records if "lower rate" in r.getMessage())
+    assert "6 of 6 recordings" in record.getMessage()
+    assert "above 4000 Hz they hold nothing" in record.getMessage()
+
+
+def test_lists_with_noise_validate_and_test_with_noise(
+    train: Callable[..., Path], corpora: Path, capsys: pytest.CaptureFixture
+) -> None:
+    lines = (corpora / "tests/samples/dev.csv").read_text().splitlines()
+    noisy = corpora / "tests/samples/noisy.csv"
+    rows = [f"{line},noise/1.wav,0.5" for line in lines[1:]]
+    noisy.write_text("\n".join([f"{lines[0]},noise_path,noise_gain", *rows]))
+    lists = [f"--valid_list={noisy}", f"--test_list={noisy}"]
+    flags = ["--mixture_type=mix_both", "--noise_folder=tests/samples/noise", *lists]
+    output = train("LibriMix-spgm-tiny", *flags)
+    summary = json.loads((output / "test_summary.json").read_text())
+    other = train("LibriMix-spgm-tiny", f"--output_folder={output}2")
+    clean = json.loads((other / "test_summary.json").read_text())
+    assert summary["si_sdr_mix"]["mean"] < clean["si_sdr_mix"]["mean"] - 0.1
+    capsys.readouterr()
+    with pytest.raises(SystemExit):  # the lists of the table have none
+        train("LibriMix-spgm-tiny", *flags[:2], f"--output_folder={output}3")
+    assert "has no column noise_path" in capsys.readouterr().err
+
+
 def test_two_processes(corpora: Path, tmp_path: Path) -> None:
     """torchrun, as a user starts it."""
     name = "WSJ0Mix-spgm"

@@ -163,7 +163,7 @@ def test_a_missing_package_and_an_unknown_metric_are_named(monkeypatch):
 
 def test_what_pesq_cannot_measure_is_left_out_of_its_mean():
     scores = [Score("a", {"pesq": 2.0}), Score("b", {"pesq": None})]
-    assert summarise(scores) == {"n": 2, "pesq": {"mean": 2.0, "ci95": 0.0, "n": 1}}
+    assert summarise(scores) == {"n": 2, "pesq": {"mean": 2.0, "ci95": None, "n": 1}}
 
 
 def test_results_on_disk(tmp_path):

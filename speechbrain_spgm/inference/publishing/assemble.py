@@ -230,7 +230,8 @@ def _write_model(source: Source, terms: Terms, target: Path) -> None:
     if source.command:
         card["command"] = source.command
     card["quality"] = {
-        "SI-SDRi": f"{si_sdri.mean:.2f} dB ± {si_sdri.ci95:.2f} (95% CI)",
+        "SI-SDRi": f"{si_sdri.mean:.2f} dB{si_sdri.interval}"
+        + (" (95% CI)" if si_sdri.interval else ""),
         "mixtures": results.n,
     }
     config = {**source.config, CARD: card}

@@ -180,7 +180,8 @@ def _metadata(source: Source, terms: Terms, name: str) -> ModelCardData:
                 if metric.unit
                 else metric.name,
                 metric_value=metric.mean,
-                metric_args={"n": metric.n, "ci95": metric.ci95},
+                metric_args={"n": metric.n}
+                | ({} if metric.ci95 is None else {"ci95": metric.ci95}),
             )
             for metric in measured
         ],
@@ -228,7 +229,7 @@ def _results(results: Results) -> str:
 
 
 def _value(metric: Measured) -> str:
-    return f"{metric.mean:.2f} ± {metric.ci95:.2f} {metric.unit}".strip()
+    return f"{metric.mean:.2f}{metric.interval} {metric.unit}".strip()
 
 
 def _example(terms: Terms, files: Sequence[str]) -> list[str]:

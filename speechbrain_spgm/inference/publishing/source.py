@@ -46,13 +46,21 @@ METRICS = {  # in a summary: name and unit; the improvements first
 
 
 class Measured(NamedTuple):
-    """A metric on n mixtures: the mean is known to plus or minus ``ci95``."""
+    """A metric on n mixtures: the mean is known to plus or minus ``ci95``.
+
+    Of a single mixture there is no such interval.
+    """
 
     name: str
     unit: str
     n: int
     mean: float
-    ci95: float
+    ci95: float | None = None
+
+    @property
+    def interval(self) -> str:
+        """The interval for a text, with a space before it."""
+        return "" if self.ci95 is None else f" ± {self.ci95:.2f}"
 
 
 class Results(NamedTuple):
@@ -265,7 +273,10 @@ def _results(summary: Any, path: Path, test_set: str) -> Results:
 
 
 def _is_measured(value: Mapping[str, Any]) -> bool:
-    numbers = [value.get("mean"), value.get("ci95"), value.get("n", 1)]
+    numbers = [value.get("mean"), value.get("n", 1)]
+    if "ci95" not in value:
+        return False
+    numbers += [] if value["ci95"] is None else [value["ci95"]]
     return all(type(x) in (int, float) and math.isfinite(x) for x in numbers)
 
 
