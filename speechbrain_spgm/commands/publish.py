@@ -9,6 +9,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from speechbrain_spgm.commands import Problem
+
 if TYPE_CHECKING:
     from speechbrain_spgm.inference.publishing import Assembled, Uploaded
 
@@ -88,7 +90,13 @@ def run(arguments: argparse.Namespace) -> int:
     with ExitStack() as stack:
         target = arguments.output
         if target is None:
-            target = Path(stack.enter_context(TemporaryDirectory())) / "assembled"
+            try:
+                target = Path(stack.enter_context(TemporaryDirectory())) / "assembled"
+            except OSError as error:
+                raise Problem(
+                    f"there is no temporary folder to write to ({error.strerror}): set "
+                    "TMPDIR to one, or give --output DIR."
+                ) from None
         assembled = assemble(
             arguments.folder,
             target,

@@ -394,6 +394,16 @@ def test_a_dry_run_replaces_its_own_output_and_nothing_else(run, tmp_path, capsy
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
+def test_what_the_disk_refuses_is_one_sentence(run, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("in the way")
+    assert publish(run, "--dry-run", "--output", str(tmp_path / "file" / "kept")) == 2
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    assert publish(run, "--dry-run") == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2 and "cannot be read or written (" in said[0]
+    assert "no temporary folder" in said[1] and "--output DIR" in said[1]
+
+
 def test_what_a_stranger_wrote_is_printed_escaped(run, tmp_path, capsys):
     evil = "a\x1b[2Jb\u202ec\rd\x9be"
     (run / "model" / "README.md").write_text(f"# Mine {evil}\n", encoding="utf-8")
@@ -477,6 +487,14 @@ def other_views(run: Path) -> None:
     (run / "test_summary.json").write_text(json.dumps(SUMMARY | {"views": 4}))
 
 
+def half_a_character(run: Path) -> None:
+    edit_card(run, training_data="a\udc80b")
+
+
+def nested_results(run: Path) -> None:
+    (run / "test_summary.json").write_text("[" * 100_000)
+
+
 def edit_card(run: Path, **changes: object) -> None:
     path = run / "model" / "config.json"
     config = json.loads(path.read_text())
@@ -497,6 +515,8 @@ def edit_card(run: Path, **changes: object) -> None:
         (no_model, "has no folder model: test it by train.py --test_only"),
         (bad_weights, "NaN or infinity in encoder"),
         (no_spgm, "is no SPGM separator"),
+        (half_a_character, "half a character .*: write its card anew"),
+        (nested_results, "No measured results: .* is no JSON"),
         (two_models, "do not load back to the same output by .*hyperparams.yaml"),
     ],
 )

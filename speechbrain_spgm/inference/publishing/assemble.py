@@ -121,20 +121,39 @@ def assemble(
     check_repo(repo)
     check_branch(revision)
     target = Path(target)
-    check_target(target, repo, Path(source_folder))
-    source = read_source(source_folder, summary, example)
-    terms = Terms(
-        repo,
-        licence_of(licence, source.card),
-        tuple(datasets) or _datasets(source.card),
-        revision or "main",
-        private,
-    )
-    with replacing_folder(target) as temporary:
-        _write_files(source, terms, temporary)
-        check_folder(temporary)
-        check_outputs(source, temporary)
+    with file_errors(source_folder):
+        check_target(target, repo, Path(source_folder))
+        source = read_source(source_folder, summary, example)
+        terms = Terms(
+            repo,
+            licence_of(licence, source.card),
+            tuple(datasets) or _datasets(source.card),
+            revision or "main",
+            private,
+        )
+        with replacing_folder(target) as temporary:
+            _write_files(source, terms, temporary)
+            check_folder(temporary)
+            check_outputs(source, temporary)
     return Assembled(target, terms, tuple(_remarks(source, terms)))
+
+
+@contextmanager
+def file_errors(source: str | Path) -> Iterator[None]:
+    """Turns what the disk or a text of ``source`` refuses into one sentence."""
+    try:
+        yield
+    except UnicodeEncodeError:
+        raise ModelError(
+            f"A text in {source} holds half a character (a lone surrogate): write its "
+            "card anew."
+        ) from None
+    except OSError as error:
+        reason = error.strerror or error
+        raise ModelError(
+            f"{error.filename or source} cannot be read or written ({reason}): check "
+            "its rights and the space on the disk."
+        ) from None
 
 
 @contextmanager

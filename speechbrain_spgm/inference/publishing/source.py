@@ -252,7 +252,7 @@ def read_results(home: Path, run: Path | None, given: str | Path | None) -> Resu
         summary = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}.") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ModelError(
             f"No measured results: {path} is no JSON. Test the model again."
         ) from None
