@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -334,3 +335,23 @@ def test_help_and_version_import_nothing_heavy():
         )
         assert done.returncode == 0 and done.stderr == ""
         assert words in " ".join(done.stdout.split())
+
+
+def test_a_card_cannot_write_to_the_terminal(model, tmp_path, capsys):
+    folder = Path(shutil.copytree(model, tmp_path / "evil"))
+    config = json.loads((folder / "config.json").read_text())
+    config["speechbrain_spgm"] = {
+        "licence": "MIT\nparameters     1",
+        "a\x1b[2Jkey": ["\u202evalue", "\x9b31m"],
+        "quality": {"\rx": "y" * 10_000},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    capsys.readouterr()
+    assert cli.main(["info", str(folder)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(line.isprintable() and len(line) < 1100 for line in lines)
+    assert sum(line.startswith("parameters") for line in lines) == 1
+    assert r"a\x1b[2Jkey" in "".join(lines) and r"\u202evalue" in "".join(lines)
+    assert cli.main(["info", f"{folder}\x1b[2J\nspgm: all is well"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "\x1b" not in said

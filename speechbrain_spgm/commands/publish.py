@@ -9,6 +9,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from speechbrain_spgm.commands import Problem
+
 if TYPE_CHECKING:
     from speechbrain_spgm.inference.publishing import Assembled, Uploaded
 
@@ -37,7 +39,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--output",
         type=Path,
         metavar="DIR",
-        help="keep the assembled files in this new or empty folder",
+        help="keep the assembled files in this folder: a new or empty one, or what an "
+        "earlier call wrote for the same repository, which is replaced",
     )
     command.add_argument(
         "--private",
@@ -87,7 +90,13 @@ def run(arguments: argparse.Namespace) -> int:
     with ExitStack() as stack:
         target = arguments.output
         if target is None:
-            target = Path(stack.enter_context(TemporaryDirectory())) / "assembled"
+            try:
+                target = Path(stack.enter_context(TemporaryDirectory())) / "assembled"
+            except OSError as error:
+                raise Problem(
+                    f"there is no temporary folder to write to ({error.strerror}): set "
+                    "TMPDIR to one, or give --output DIR."
+                ) from None
         assembled = assemble(
             arguments.folder,
             target,
@@ -109,27 +118,36 @@ def run(arguments: argparse.Namespace) -> int:
 
 def show(assembled: Assembled) -> None:
     """The files with their sizes, the card, and what the user should know."""
+    from speechbrain_spgm.data.errors import shown
+
     terms, files = assembled.terms, assembled.files()
     where = "private" if terms.private else "public"
-    print(f"{terms.repo}, branch {terms.revision}, {where}, licence {terms.licence}\n")
+    licence = shown(terms.licence)
+    print(f"{terms.repo}, branch {terms.revision}, {where}, licence {licence}\n")
     width = max(map(len, files))
     for name, size in files.items():
         print(f"  {name:<{width}}  {size:>13,} bytes")
     print("\nREADME.md:\n")
-    print((assembled.folder / "README.md").read_text(encoding="utf-8"))
+    card = (assembled.folder / "README.md").read_text(encoding="utf-8")
+    for line in card.split("\n"):
+        print(shown(line.expandtabs(4), longest=None))
     for remark in assembled.remarks:
         print(f"spgm: {remark}", file=sys.stderr)
 
 
 def report(uploaded: Uploaded) -> None:
     """What the upload did."""
+    from speechbrain_spgm.data.errors import shown
+
     if uploaded.commit is None:
         print(f"Nothing has changed: {uploaded.address} is up to date.")
     else:
         count = len(uploaded.changed)
         files = "1 file" if count == 1 else f"{count} files"
-        print(f"Published {files} at {uploaded.address} ({uploaded.commit[:7]}):")
+        commit = shown(uploaded.commit[:7])
+        print(f"Published {files} at {uploaded.address} ({commit}):")
         for name in uploaded.changed:
             print(f"  {name}")
     if uploaded.others:
-        print(f"Left as they are there: {', '.join(uploaded.others)}.")
+        others = shown(", ".join(uploaded.others))
+        print(f"Left as they are there: {others}.")

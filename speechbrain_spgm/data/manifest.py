@@ -34,8 +34,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from speechbrain_spgm.audio import open_audio
 from speechbrain_spgm.data.atomic import replacing
-from speechbrain_spgm.data.audio import open_audio
 from speechbrain_spgm.data.errors import UserError
 from speechbrain_spgm.data.voices import read_table
 

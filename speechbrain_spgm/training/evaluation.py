@@ -25,7 +25,7 @@ from torchmetrics.functional.audio import (
 
 from speechbrain_spgm.data import MixtureBatch
 from speechbrain_spgm.data.atomic import replacing
-from speechbrain_spgm.data.errors import MissingPackage, UserError, require
+from speechbrain_spgm.data.errors import MissingPackage, UserError, require, shown
 from speechbrain_spgm.training.losses import PitResult, centre, reorder
 from speechbrain_spgm.training.pictures import (
     Example,
@@ -578,7 +578,7 @@ def format_groups(heading: str, parts: Mapping[str, Mapping[str, Any]]) -> str:
             else ""
             for key in keys
         ]
-        lines.append(f"| {' | '.join([name, str(part['n']), *cells])} |")
+        lines.append(f"| {' | '.join([shown(name), str(part['n']), *cells])} |")
     return "\n".join(lines)
 
 

@@ -14,14 +14,24 @@ import soundfile
 import torch
 from huggingface_hub import ModelCard
 from hyperpyyaml import load_hyperpyyaml
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file, save_file
 from speechbrain.lobes.models.dual_path import Dual_Path_Model
 
 from speechbrain_spgm import cli
+from speechbrain_spgm.commands.publish import report
 from speechbrain_spgm.inference import ModelError, SPGMSeparation
 from speechbrain_spgm.inference.layouts import convert
-from speechbrain_spgm.inference.publishing import Assembled, assemble, upload
+from speechbrain_spgm.inference.publishing import (
+    Assembled,
+    Uploaded,
+    assemble,
+    upload,
+)
+from speechbrain_spgm.inference.publishing.assemble import copy_picture
 from speechbrain_spgm.inference.publishing.privacy import clean_command, find_leaks
+from speechbrain_spgm.inference.publishing.upload import upload_errors
 from speechbrain_spgm.inference.remote import FolderFiles
 from speechbrain_spgm.lobes.masknet import SPGMMaskNet
 from tests.hub_server import TOKEN, Hub, Repository
@@ -103,7 +113,7 @@ def finished(tmp_path_factory, published) -> Path:
         "torch==2.7.1\nspeechbrain==1.1.0\nx @ file:///home/ann/x\n"
     )
     (run / "train_log.txt").write_text("epoch: 1, /home/ann/spgm\n")
-    (run / "curves.png").write_bytes(b"\x89PNG\r\n\x1a\n a picture")
+    write_picture(run / "curves.png")
     (run / "save").mkdir()
     for folder in (run / "save", run / "model"):
         torch.save({"optimizer": torch.ones(3)}, folder / "optimizer.ckpt")
@@ -117,6 +127,19 @@ def finished(tmp_path_factory, published) -> Path:
 def ready(finished, tmp_path_factory) -> Assembled:
     """The run, ready to be published."""
     return assemble(finished, tmp_path_factory.mktemp("ready") / "files", REPO)
+
+
+def write_picture(path: Path) -> None:
+    """A picture that says more than its pixels: PNG texts, EXIF, bytes at the end."""
+    texts = PngInfo()
+    for add in (texts.add_text, texts.add_itxt):
+        add("Software", f"made in /home/ann by {SECRET}")
+    texts.add_text("Comment", f"/home/ann {SECRET}", zip=True)
+    exif = Image.Exif()
+    exif[0x013B] = f"/home/ann {SECRET}"
+    Image.new("RGB", (3, 2), "red").save(path, pnginfo=texts, exif=exif)
+    with path.open("ab") as file:
+        file.write(f"/home/ann {SECRET}".encode())
 
 
 @pytest.fixture
@@ -208,7 +231,7 @@ def test_round_trip_through_the_real_client(hub: Hub, run, model, tmp_path, caps
     hub.asked.clear()
     assert publish(run) == 0
     assert "Nothing has changed" in capsys.readouterr().out
-    assert not hub.requests("^PUT|/commit/|/preupload/")
+    assert not hub.requests("^PUT|/commit/")
     summary = {**SUMMARY, "si_sdri": {"mean": 9.0, "ci95": 0.3}}
     (run / "test_summary.json").write_text(json.dumps(summary))
     assert publish(run, "--revision", "next") == 0
@@ -298,6 +321,105 @@ def test_without_a_network(ready: Assembled, monkeypatch):
     huggingface_hub.close_session()
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["curves.png", "command.txt", "test_summary.json", "hyperparams.yaml", "env.log"]
+    + ["examples/1_a_mix.wav", "examples", "model", "model/README.md"],
+)
+def test_links_out_of_the_folder_are_refused(run, tmp_path, name):
+    path, secret_place = run / name, tmp_path / "elsewhere"
+    if path.exists():
+        path.rename(secret_place)
+    else:
+        secret_place.write_text("# Mine")
+    path.symlink_to(secret_place)
+    with pytest.raises(ModelError, match=f"{path.name}.* is a link out of its folder"):
+        assemble(run, tmp_path / "assembled", REPO)
+
+
+def test_links_within_the_folder_are_followed(run, tmp_path):
+    (run / "curves.png").rename(run / "save" / "a.png")
+    (run / "curves.png").symlink_to(run / "save" / "a.png")
+    linked = tmp_path / "linked"
+    linked.symlink_to(run)
+    assembled = assemble(linked, tmp_path / "assembled", REPO)
+    assert assembled.files().keys() == FILES
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "LA", "1", "I;16"])
+def test_pictures_are_written_again_from_their_pixels(tmp_path, mode):
+    old, new = tmp_path / "old.png", tmp_path / "new.png"
+    write_picture(old)
+    content = old.read_bytes()
+    assert b"/home/ann" in content and SECRET.encode() in content
+    Image.new(mode, (5, 4), 1).save(old)
+    with old.open("ab") as file:
+        file.write(b"/home/ann")
+    copy_picture(old, new)
+    with Image.open(old) as picture, Image.open(new) as copied:
+        assert copied.size == (5, 4) and not copied.info
+        assert list(copied.convert("RGBA").tobytes()) == list(
+            picture.convert("RGBA").tobytes()
+        )
+    assert b"/home/ann" not in new.read_bytes()
+
+
+@pytest.mark.parametrize("content", [b"", b"GIF89a", b"\x89PNG\r\n\x1a\n cut"])
+def test_a_damaged_picture_is_one_sentence(run, tmp_path, content):
+    (run / "curves.png").write_bytes(content)
+    with pytest.raises(ModelError, match="curves.png is damaged or no PNG picture"):
+        assemble(run, tmp_path / "assembled", REPO)
+
+
+def test_a_dry_run_replaces_its_own_output_and_nothing_else(run, tmp_path, capsys):
+    kept = tmp_path / "kept"
+    options = ["--dry-run", "--output", str(kept)]
+    assert publish(run, *options) == 0
+    edit_card(run, training_data="other data")
+    assert publish(run, *options) == 0
+    assert "other data" in (kept / "README.md").read_text()
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "kept"}
+    before = {path: path.read_bytes() for path in kept.rglob("*.*") if path.is_file()}
+
+    # A refusal leaves it; so it is with what it holds besides, and other repositories.
+    edit_card(run, licence="")
+    assert publish(run, *options) == 2
+    edit_card(run, licence="mit")
+    assert publish(kept, *options) == 2  # it would replace what it reads
+    assert cli.main(["publish", str(run), "--repo-id", "user/other", *options]) == 2
+    (kept / "notes.txt").write_text("mine")
+    assert publish(run, *options) == 2
+    said = capsys.readouterr().err
+    assert said.count(f"{kept} is not empty and no earlier output for") == 3
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_what_the_disk_refuses_is_one_sentence(run, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("in the way")
+    assert publish(run, "--dry-run", "--output", str(tmp_path / "file" / "kept")) == 2
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    assert publish(run, "--dry-run") == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2 and "cannot be read or written (" in said[0]
+    assert "no temporary folder" in said[1] and "--output DIR" in said[1]
+
+
+def test_what_a_stranger_wrote_is_printed_escaped(run, tmp_path, capsys):
+    evil = "a\x1b[2Jb\u202ec\rd\x9be"
+    (run / "model" / "README.md").write_text(f"# Mine {evil}\n", encoding="utf-8")
+    assert publish(run, "--dry-run", "--output", str(tmp_path / "kept")) == 0
+    report(Uploaded("https://hub", "\x1b[31m", ("a",), (evil, "b\nc")))
+    printed = capsys.readouterr()
+    for text in (printed.out, printed.err):
+        assert not set(text) & {*"\x1b\u202e\r\x9b"}
+    assert r"a\x1b[2Jb\u202ec\rd\x9be" in printed.out and r"b\nc" in printed.out
+    with pytest.raises(ModelError) as refused:
+        with upload_errors(REPO, True):
+            raise RuntimeError(f"{evil}\x07")
+    assert r"\x1b[2Jb" in str(refused.value)
+    assert str(refused.value).isprintable()
+
+
 def no_results(run: Path) -> None:
     (run / "test_summary.json").unlink()
 
@@ -365,6 +487,14 @@ def other_views(run: Path) -> None:
     (run / "test_summary.json").write_text(json.dumps(SUMMARY | {"views": 4}))
 
 
+def half_a_character(run: Path) -> None:
+    edit_card(run, training_data="a\udc80b")
+
+
+def nested_results(run: Path) -> None:
+    (run / "test_summary.json").write_text("[" * 100_000)
+
+
 def edit_card(run: Path, **changes: object) -> None:
     path = run / "model" / "config.json"
     config = json.loads(path.read_text())
@@ -385,6 +515,8 @@ def edit_card(run: Path, **changes: object) -> None:
         (no_model, "has no folder model: test it by train.py --test_only"),
         (bad_weights, "NaN or infinity in encoder"),
         (no_spgm, "is no SPGM separator"),
+        (half_a_character, "half a character .*: write its card anew"),
+        (nested_results, "No measured results: .* is no JSON"),
         (two_models, "do not load back to the same output by .*hyperparams.yaml"),
     ],
 )

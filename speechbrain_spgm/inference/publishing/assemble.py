@@ -1,8 +1,8 @@
 """Puts together what is published, and refuses what must not be.
 
-Every file is written here from what was read: nothing of the source folder is copied as
-it is but the picture of the curves. So neither optimizer states nor a run's own
-hyperparams.yaml can get in.
+Every file is written here from what was read, the picture of the curves from its
+pixels: nothing of the source folder is copied as it is. So neither optimizer states nor
+a run's own hyperparams.yaml nor what a picture says beside its pixels can get in.
 
 Axes: T samples, spks sources.
 """
@@ -26,6 +26,7 @@ from speechbrain.inference.separation import SepformerSeparation
 from torch import Tensor, nn
 
 from speechbrain_spgm.audio import read_audio, resample
+from speechbrain_spgm.data.errors import require
 from speechbrain_spgm.inference.layouts import YAML_FILE, write_speechbrain
 from speechbrain_spgm.inference.published import (
     CARD,
@@ -41,6 +42,7 @@ from speechbrain_spgm.inference.publishing.card import (
 )
 from speechbrain_spgm.inference.publishing.privacy import check_folder
 from speechbrain_spgm.inference.publishing.source import (
+    NOTES_BEGIN,
     SUMMARY_FILE,
     Source,
     read_source,
@@ -50,7 +52,13 @@ from speechbrain_spgm.inference.separation import SPGMSeparation
 PICTURE = "training_curves.png"
 EXAMPLES = "examples"
 LONGEST_EXAMPLE = 20.0  # seconds
+OUR_FILES = re.compile(  # all that an assembled folder can hold
+    r"README\.md|config\.json|model\.safetensors|hyperparams\.yaml|test_summary\.json|"
+    r"training_curves\.png|(?:encoder|masknet|decoder)\.ckpt|"
+    r"examples/mixture(?:_spk\d+)?\.flac"
+)
 RUN_OPTS = {"device": "cpu"}
+MOST_PIXELS = 50_000_000
 LONGEST_TEST = 10.0  # seconds, of the noise that all ways of loading are compared on
 
 
@@ -84,7 +92,8 @@ def assemble(
     source_folder : str or Path
         A run's output folder, or a model folder.
     target : str or Path
-        An empty folder, or one that is made.
+        An empty folder, one that is made, or what an earlier call wrote for this
+        repository, which is replaced.
     repo : str
         ``USER/NAME``, for the card.
     licence : str, optional
@@ -112,26 +121,44 @@ def assemble(
     check_repo(repo)
     check_branch(revision)
     target = Path(target)
-    if target.exists() and any(target.iterdir()):
-        raise ModelError(f"The folder {target} is not empty: take another one.")
-    source = read_source(source_folder, summary, example)
-    terms = Terms(
-        repo,
-        licence_of(licence, source.card),
-        tuple(datasets) or _datasets(source.card),
-        revision or "main",
-        private,
-    )
-    with replacing_folder(target) as temporary:
-        _write_files(source, terms, temporary)
-        check_folder(temporary)
-        check_outputs(source, temporary)
+    with file_errors(source_folder):
+        check_target(target, repo, Path(source_folder))
+        source = read_source(source_folder, summary, example)
+        terms = Terms(
+            repo,
+            licence_of(licence, source.card),
+            tuple(datasets) or _datasets(source.card),
+            revision or "main",
+            private,
+        )
+        with replacing_folder(target) as temporary:
+            _write_files(source, terms, temporary)
+            check_folder(temporary)
+            check_outputs(source, temporary)
     return Assembled(target, terms, tuple(_remarks(source, terms)))
 
 
 @contextmanager
+def file_errors(source: str | Path) -> Iterator[None]:
+    """Turns what the disk or a text of ``source`` refuses into one sentence."""
+    try:
+        yield
+    except UnicodeEncodeError:
+        raise ModelError(
+            f"A text in {source} holds half a character (a lone surrogate): write its "
+            "card anew."
+        ) from None
+    except OSError as error:
+        reason = error.strerror or error
+        raise ModelError(
+            f"{error.filename or source} cannot be read or written ({reason}): check "
+            "its rights and the space on the disk."
+        ) from None
+
+
+@contextmanager
 def replacing_folder(target: Path) -> Iterator[Path]:
-    """A new folder that becomes ``target``, new or empty, when the block ends well.
+    """A new folder that takes the place of ``target`` when the block ends well.
 
     Example
     -------
@@ -143,25 +170,89 @@ def replacing_folder(target: Path) -> Iterator[Path]:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{uuid4().hex}.part")
+    old = target.with_name(f".{uuid4().hex}.part")
     temporary.mkdir()
     try:
         yield temporary
         if target.exists():
-            target.rmdir()
+            target.replace(old)
         temporary.replace(target)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if old.exists() and not target.exists():
+            old.replace(target)
+        for folder in (temporary, old):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_target(target: Path, repo: str, source: Path) -> None:
+    """Refuses a folder that holds anything but an earlier assembly for a repository.
+
+    Arguments
+    ---------
+    target : Path
+        The folder to write.
+    repo : str
+        The repository: the card of an earlier assembly names it.
+    source : Path
+        What is published, which must not be replaced.
+
+    Raises
+    ------
+    ModelError
+        If it may not be replaced.
+    """
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise ModelError(f"{target} is no folder: give another one.")
+    names = set(list_files(target))
+    if not target.exists() or not any(target.iterdir()):
+        return
+    ours = "README.md" in names and all(map(OUR_FILES.fullmatch, names))
+    if ours:
+        card = (target / "README.md").read_text(encoding="utf-8", errors="replace")
+        ours = NOTES_BEGIN in card and f'from_pretrained("{repo}"' in card
+    if not ours or source.resolve().is_relative_to(target.resolve()):
+        raise ModelError(
+            f"The folder {target} is not empty and no earlier output for {repo}: take "
+            "another one, or remove it first."
+        )
 
 
 def _write_files(source: Source, terms: Terms, target: Path) -> None:
     _write_model(source, terms, target)
     _write_json(target / SUMMARY_FILE, source.results.summary)
     if source.picture is not None:
-        (target / PICTURE).write_bytes(source.picture.read_bytes())
+        copy_picture(source.picture, target / PICTURE)
     if source.example is not None:
         _write_example(source.model, source.example, target / EXAMPLES)
     card = write_card(source, terms, [*list_files(target)])
     (target / "README.md").write_text(card, encoding="utf-8")
+
+
+def copy_picture(source: Path, target: Path) -> None:
+    """Writes the pixels of a picture, without its texts, EXIF and further frames.
+
+    Arguments
+    ---------
+    source, target : Path
+        PNG files.
+
+    Raises
+    ------
+    ModelError
+        If the source is no such picture.
+    """
+    image = require("PIL.Image", "pillow", "The picture of the training curves")
+    try:
+        with image.open(source, formats=["PNG"]) as picture:
+            if picture.width * picture.height > MOST_PIXELS:
+                raise ValueError("too many pixels")
+            pixels = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ModelError(
+            f"{source} is damaged or no PNG picture ({_first_line(error)}): take it "
+            "out of the folder, or plot it again."
+        ) from None
+    image.frombytes(pixels.mode, pixels.size, pixels.tobytes()).save(target, "PNG")
 
 
 def check_repo(repo: str) -> None:

@@ -2,50 +2,81 @@
 
 from __future__ import annotations
 
+import html
 import re
 import shlex
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple
+from urllib.parse import unquote
 
+from speechbrain_spgm.data.errors import shown
 from speechbrain_spgm.inference.published import ModelError
+from speechbrain_spgm.inference.publishing.tokens import find_tokens
 
 PLACEHOLDER = "/path/to"
-HARMLESS = (PLACEHOLDER, "/dev/null", "/usr/bin/env", "/bin/bash", "/bin/sh")
+PATH, MACHINE = "a local path", "a private address"
+HARMLESS = ("/dev/null", "/usr/bin/env", "/bin/bash", "/bin/sh")
 
-URL = re.compile(r"\b(?!file:)[a-z][a-z0-9+.-]*://\S+", re.IGNORECASE)
-# A path begins where no word, URL, relative path or HTML tag goes on.
+END = r"[^\s\"'`,;)\]}>|]*"
+# Addresses of the public web hold slashes too; those of machines and buckets do not
+# belong in a card.
+URL = re.compile(
+    r"(?i)\b(?:https?|hf|doi|git|git\+https|mailto|env|urn)://"
+    r"(?:[^\s/\"'<>`|]+\.)+[a-z]{2,}(?::\d+)?(?![\w.-])[^\s\"'<>`|]*|\benv://"
+)
+PRIVATE_HOST = re.compile(
+    r"(?i)\b[a-z][a-z0-9+.-]*://(?:[^\s/@]*@)?(?:(?:[\w-]+\.)+(?:local|lan|internal|"
+    r"intranet|intra|corp|home|cluster|private|localdomain|arpa)|[\d.]+|\[[\da-f:]+\]|"
+    r"[\w-]+)(?=[:/\s\"'`)\]>]|$)" + END
+)
+STORAGE = re.compile(
+    r"(?i)\b(?!https?:|hf:|doi:|git(?:\+https)?:|env:|urn:)"
+    r"[a-z][a-z0-9+.-]*:/(?:/|(?=[\w/]))" + END.replace("*", "+")
+)
+# user@host:path, but of the public places of code.
+REMOTE = re.compile(
+    r"(?<![\w/.+-])[\w.+-]+@(?!(?:github|gitlab|bitbucket|huggingface|hf)\.\w+:)"
+    r"[\w.-]+:(?=[\w/~.$-])" + END
+)
+LOGIN = re.compile(r"\b(?:ssh|scp|sftp|rsync|mosh)\s(?:.*\s)?[\w.-]+@[\w.-]+")
+# A path begins where no word, relative path or HTML tag goes on.
 POSIX_PATH = re.compile(
-    r"(?:(?<![\w.~/<)-])|(?<=-[A-Za-z]))"  # also -I/usr/include
-    r"/(?:[\w.@+~-]+/[\w.@+~%-]|"  # two parts, or a well-known folder
-    r"(?:home|root|Users|data|mnt|media|scratch|tmp|var|opt|srv|work)\b)"
-    r"[^\s\"'`,;:)\]}>]*"
+    r"(?:(?<![\w.~/<)-])|(?<=-[A-Za-z])|(?<=<)(?=/+[\w.-]+/))"  # also -I/usr/include
+    r"/+(?:[\w.@+~-]+/+[\w.@+~%$-]|"  # two parts, or a well-known folder
+    r"(?:home|root|Users|Volumes|data|mnt|media|scratch|tmp|var|opt|srv|work|nfs|net|"
+    r"gpfs|lustre|beegfs|export|afs|projects?|storage|datasets|workspace|private)\b)"
+    + END
 )
-HOME_PATH = re.compile(r"(?<![\w~/.])~[\w.-]*/[\w.-][^\s\"'`,;)\]}>]*")
+# Homes are looked for everywhere, also behind a relative path.
+HOME = re.compile(r"(?i)/+(?:home|users)\d*/+[\w.~$%@{<-]" + END)
+HOME_PATH = re.compile(
+    r"(?<![\w~/.])~(?:[\w.-]*/+[\w.-]|(?:(?<=[=:\"'`(]~)|(?<=\bcd ~))[a-z_]\w+\b)" + END
+)
+VARIABLES = (
+    r"HOME\w*|USER(?:NAME|PROFILE)?|LOGNAME|(?:LOCAL)?APPDATA|\w*TMP(?:DIR)?|TEMP|PWD|"
+    r"\w*SCRATCH\w*|WORK\w*|PROJECT\w*|STORE|SystemDrive|PUBLIC|DATA\w*"
+)
+VARIABLE = re.compile(
+    rf"(?i)(?:\$(?:env:)?\{{?(?:env:)?(?:{VARIABLES})\b\}}?|%(?:{VARIABLES})%)(?:[/\\]+{END}|"
+    r"(?=[\s\"'`,;)\]]|$))"
+)
 WINDOWS_PATH = re.compile(
-    r"(?<![A-Za-z0-9])[A-Za-z]:(?:\\+|/(?!/))[\w.$~%-][^\s\"'`,;)\]}>]*"
+    r"(?<![A-Za-z0-9])[A-Za-z]:(?:\\+|/(?!/)|(?=\w+\\))[\w.$~%-][^\s\"'`,;)\]}>|]*"
 )
-SERVER_PATH = re.compile(r"(?<![\\\w])\\\\(?:\\\\)?[\w.$-]+\\+[\w.$-][^\s\"'`,;)\]}>]*")
-FILE_URL = re.compile(r"\bfile:/+[^\s\"'`,;)\]}>]*", re.IGNORECASE)
-PATHS = (FILE_URL, WINDOWS_PATH, SERVER_PATH, HOME_PATH, POSIX_PATH)
+SERVER_PATH = re.compile(
+    r"(?<![\\\w])\\{2,4}[\w.$?-]+\\+[\w.$-]" + END + r"|"
+    r"(?<![\\\w])\\+(?:Users|home|Documents and Settings)\\+\w" + END
+)
+FILE_URL = re.compile(r"(?i)\bfile:/*(?:\\+|[\w./~%-])" + END)
+PATHS = (FILE_URL, WINDOWS_PATH, SERVER_PATH, HOME_PATH, VARIABLE, POSIX_PATH, HOME)
+MACHINES = (STORAGE, REMOTE, LOGIN)
 
-SECRETS = {
-    "a Hugging Face token": r"\b(?:hf|api_org)_[A-Za-z0-9]{16,}",
-    "an AWS key": r"\b(?:AKIA|ASIA|AROA|AIDA)[A-Z0-9]{16}\b",
-    "a GitHub token": r"\b(?:gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,})",
-    "a GitLab token": r"\bglpat-[\w-]{16,}",
-    "a Slack token": r"\bxox[abeprs]-[\w-]{10,}",
-    "a Google key": r"\bAIza[\w-]{30,}",
-    "an API key": r"\bsk-[\w-]{20,}",
-    "a private key": r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY",
-    "a signed web token": r"\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]*",
-    "a password in an address": r"\b[a-z][a-z0-9+.-]*://[^\s/:@]+:[^\s/@]+@",
-    # The value must hold a digit: words after "token:" are prose.
-    "a secret": r"(?i)(?:api[_-]?key|secret|token|passw(?:or)?d|credential)\w*"
-    r"[\"']?\s*[:= ]\s*[\"']?(?=[A-Za-z+/_.=-]*\d)[\w+/.=-]{16,}",
-}
-SECRET_PATTERNS = {what: re.compile(pattern) for what, pattern in SECRETS.items()}
 SECRET_OPTION = re.compile(r"token|secret|passw|credential|api_?key|access_?key", re.I)
+LONGEST_PIECE, OVERLAP = 2000, 300  # characters
+SLASHES = str.maketrans(dict.fromkeys("\u2044\u2215\u29f8\uff0f", "/"))
+ESCAPED = re.compile(r"\\(?:u00|x)([0-7][0-9a-fA-F])")
 
 
 class Leak(NamedTuple):
@@ -56,8 +87,16 @@ class Leak(NamedTuple):
     shown: str
 
 
+class Private(ModelError):
+    """Files hold what must not be published; every place is named."""
+
+    longest = None
+
+
 def find_leaks(text: str) -> Iterator[Leak]:
-    """Local absolute paths and token-like strings in a text.
+    """Local paths, private machines and token-like strings in a text.
+
+    Each is found as well in percent, HTML, JSON or other spellings.
 
     Arguments
     ---------
@@ -79,21 +118,70 @@ def find_leaks(text: str) -> Iterator[Leak]:
     1 a local path /home/ann/wsj0
     1 a local path D:\\wsj0
     """
-    for number, line in enumerate(text.splitlines(), start=1):
-        for what, pattern in SECRET_PATTERNS.items():
-            for match in pattern.finditer(line):
-                yield Leak(number, what, match[0][:4] + "...")
-        found = [match for pattern in PATHS for match in _paths(pattern, line)]
-        for match in sorted(found, key=lambda match: match.start()):
-            yield Leak(number, "a local path", match[0])
+    for number, line in enumerate(re.split(r"\r\n|\r|\n", text), start=1):
+        secrets: dict[str, str] = {}  # what was found, by its text
+        places: dict[str, str] = {}
+        for spelling in (s for piece in _pieces(line) for s in _spellings(piece)):
+            for what, found in find_tokens(spelling):
+                if not any(found in other or other in found for other in secrets):
+                    secrets[found] = what
+            for _, what, found in sorted(_places(spelling)):
+                if not any(found in other for other in places):
+                    places[found] = what
+        for found, what in secrets.items():
+            yield Leak(number, what, _begin(found))
+        for found, what in places.items():
+            for secret in secrets:
+                found = found.replace(secret, _begin(secret))
+            yield Leak(number, what, found)
 
 
-def _paths(pattern: re.Pattern[str], line: str) -> Iterator[re.Match[str]]:
-    # Web addresses hold slashes too; blanks in their place keep the columns.
+def _begin(secret: str) -> str:
+    return f"{secret[: min(4, len(secret) // 4)]}..."
+
+
+def _pieces(line: str) -> Iterator[str]:
+    """A line, or parts of a very long one, for the patterns' time grows faster."""
+    while len(line) > LONGEST_PIECE:
+        blank = line.rfind(" ", LONGEST_PIECE - OVERLAP, LONGEST_PIECE)
+        yield line[: blank if blank > 0 else LONGEST_PIECE]
+        line = line[blank if blank > 0 else LONGEST_PIECE - OVERLAP :]
+    yield line
+
+
+def _spellings(line: str) -> Iterator[str]:
+    """A line as it stands and, where that differs, with its escapes resolved."""
+    plain = "".join(c for c in line if unicodedata.category(c) != "Cf")
+    seen = []
+    for _ in range(4):  # an escape may itself be escaped
+        if plain in seen:
+            return
+        seen.append(plain)
+        yield plain
+        plain = html.unescape(unquote(plain)).translate(SLASHES).replace("\\/", "/")
+        plain = ESCAPED.sub(lambda match: chr(int(match[1], 16)), plain)
+
+
+def _places(line: str) -> Iterator[tuple[int, str, str]]:
+    """Paths and machines in a line: where each begins, what it is, its text."""
+    for match in PRIVATE_HOST.finditer(line):
+        yield match.start(), MACHINE, match[0]
+    # Blanks in the place of web addresses keep the columns.
     line = URL.sub(lambda match: " " * len(match[0]), line)
-    for match in pattern.finditer(line):
-        if not match[0].startswith(HARMLESS):
-            yield match
+    for what, patterns in ((PATH, PATHS), (MACHINE, MACHINES)):
+        for pattern in patterns:
+            for match in pattern.finditer(line):
+                if not _is_harmless(match[0]):
+                    yield match.start(), what, match[0]
+
+
+def _is_harmless(path: str) -> bool:
+    return (
+        path in HARMLESS
+        or f"{path}/".startswith(f"{PLACEHOLDER}/")
+        and ".." not in PurePosixPath(path).parts
+        and not HOME.search(path)
+    )
 
 
 def check_folder(folder: Path) -> None:
@@ -115,13 +203,13 @@ def check_folder(folder: Path) -> None:
         for leak in find_leaks(name):
             problems.append(f"the name {name} holds {leak.what} ({leak.shown})")
         if path.is_file() and (text := _read_text(path)) is not None:
-            for line, what, shown in find_leaks(text):
-                problems.append(f"{name}, line {line}, holds {what} ({shown})")
+            for line, what, found in find_leaks(text):
+                place = shown(found, 80)
+                problems.append(f"{name}, line {line}, holds {what} ({place})")
     if problems:
-        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise ModelError(
-            f"Nothing is published: {'; '.join(problems[:5])}{more}. Take this out of "
-            "the files of the folder that you publish, and try again."
+        raise Private(
+            f"Nothing is published: {'; '.join(problems)}. Take this out of the files "
+            "of the folder that you publish, and try again."
         )
 
 
@@ -203,7 +291,7 @@ def _clean_value(value: str) -> str:
 
 def _replace(match: re.Match[str]) -> str:
     path = match[0]
-    if path.startswith(HARMLESS):
+    if _is_harmless(path):
         return path
     return f"{PLACEHOLDER}/{_last_part(path)}"
 

@@ -22,6 +22,7 @@ from speechbrain_spgm.inference.published import (
     FIELDS,
     WEIGHTS_FILE,
     ModelError,
+    check_inside,
     config_of,
 )
 from speechbrain_spgm.inference.publishing.privacy import clean_command
@@ -120,6 +121,8 @@ def read_source(
     """
     folder = Path(folder)
     home, run = find_model(folder)
+    places = [place for place in (run, home) if place is not None]
+    check_links(places)
     model, config, card = load_model(home)
     results = read_results(home, run, summary)
     views = views_of({CARD: card})
@@ -135,7 +138,6 @@ def read_source(
         example = home / PUBLISHED_EXAMPLE  # of a model that was published before
     if example is not None and not Path(example).is_file():
         raise ModelError(f"The example {example} does not exist: check its name.")
-    places = [place for place in (run, home) if place is not None]
     return Source(
         home=home,
         model=model,
@@ -148,6 +150,24 @@ def read_source(
         example=Path(example) if example is not None else None,
         notes=_notes(home),
     )
+
+
+def check_links(places: list[Path]) -> None:
+    """Refuses links out of the folder among all files that may be read or copied.
+
+    Arguments
+    ---------
+    places : list of Path
+        The run's folder, which holds the model's, or the model's alone.
+
+    Raises
+    ------
+    ModelError
+        Naming the link and where it leads.
+    """
+    for place in places:
+        for path in (place, *place.iterdir(), *place.glob("examples/*")):
+            check_inside(places[0], path)
 
 
 def find_model(folder: Path) -> tuple[Path, Path | None]:
@@ -240,7 +260,7 @@ def read_results(home: Path, run: Path | None, given: str | Path | None) -> Resu
         summary = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}.") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ModelError(
             f"No measured results: {path} is no JSON. Test the model again."
         ) from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,25 +61,28 @@ def upload(assembled: Assembled, token: str | bool | None = None) -> Uploaded:
         api.create_repo(terms.repo, private=terms.private or None, exist_ok=True)
         before = _state(api, terms.repo, terms.revision)
         _check_repository(before, terms.repo, terms.private, folder)
-        present = {file.rfilename: file for file in before.siblings or ()}
-        changed = tuple(
-            name
-            for name in list_files(folder)
-            if name not in present or not _same(folder / name, present[name])
-        )
-        others = tuple(sorted(present.keys() - list_files(folder) - {".gitattributes"}))
-        address = f"{api.endpoint}/{terms.repo}"
-        if not changed:
-            return Uploaded(address, None, (), others)
+        # The client sends and commits only what differs, and nothing if nothing does.
         commit = api.upload_folder(
             repo_id=terms.repo,
             folder_path=folder,
             revision=terms.revision,
             commit_message="Publish by spgm",
         )
-    # The client itself compares, too, and makes no commit without a change.
-    new = commit.oid != before.sha
-    return Uploaded(address, commit.oid if new else None, changed, others)
+        new = commit.oid != before.sha
+        after = _state(api, terms.repo, terms.revision) if new else before
+    old, present = _blobs(before), _blobs(after)
+    files = list_files(folder)
+    return Uploaded(
+        address=f"{api.endpoint}/{terms.repo}",
+        commit=commit.oid if new else None,
+        changed=tuple(name for name in files if old.get(name) != present.get(name)),
+        others=tuple(sorted(present.keys() - files - {".gitattributes"})),
+    )
+
+
+def _blobs(info: ModelInfo) -> dict[str, str | None]:
+    """The files of a repository with git's hashes of them."""
+    return {file.rfilename: file.blob_id for file in info.siblings or ()}
 
 
 def _state(api: HfApi, repo: str, branch: str) -> ModelInfo:
@@ -104,16 +106,6 @@ def _check_repository(info: ModelInfo, repo: str, private: bool, folder: Path) -
             f"The Hub repository {repo} already holds another model ({YAML_FILE} "
             f"without {CONFIG_FILE}): take another name, or delete that file there."
         )
-
-
-def _same(path: Path, remote: object) -> bool:
-    """Whether a file of the repository has the content of a local one."""
-    large = getattr(remote, "lfs", None)
-    content = path.read_bytes()
-    if large is not None:
-        return hashlib.sha256(content).hexdigest() == large.sha256
-    header = b"blob %d\0" % len(content)  # how git hashes a file
-    return hashlib.sha1(header + content).hexdigest() == remote.blob_id
 
 
 @contextmanager
