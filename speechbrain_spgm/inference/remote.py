@@ -9,7 +9,11 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from huggingface_hub import hf_hub_download
+from huggingface_hub import (
+    _CACHED_NO_EXIST,
+    hf_hub_download,
+    try_to_load_from_cache,
+)
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -32,9 +36,12 @@ from speechbrain.utils.fetching import (
 from speechbrain_spgm.inference.audio import AudioFileError
 from speechbrain_spgm.inference.published import (
     CONFIG_FILE,
-    WEIGHTS_FILE,
+    WEIGHTS_FILES,
     ModelError,
+    WrongLayout,
     check_inside,
+    find_weights,
+    weights_in,
 )
 
 OUT_OF_REACH = "is not in the cache and the Hub cannot be reached: go online once"
@@ -57,17 +64,15 @@ def is_repo_id(source: object) -> bool:
     return isinstance(source, str) and bool(re.fullmatch(f"{name}/{name}", source))
 
 
-class WrongLayout(ModelError):
-    """A source that lacks the files of the layout it was loaded as."""
-
-
 def fetch_published(
     repo: str,
     revision: str | None = None,
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
 ) -> Path:
-    """Downloads config.json and model.safetensors of a repository, nothing else.
+    """Downloads config.json and the weights of a repository, nothing else.
+
+    The weights are model.safetensors; only where there is none, pytorch_model.bin.
 
     Arguments
     ---------
@@ -91,12 +96,14 @@ def fetch_published(
         If they cannot be had.
     """
     lack = (
-        f"has no {CONFIG_FILE} and {WEIGHTS_FILE}: if it has a hyperparams.yaml, "
-        "load it by from_hparams"
+        f"has no {CONFIG_FILE} and {' or '.join(WEIGHTS_FILES)}: if it has a "
+        "hyperparams.yaml, load it by from_hparams"
     )
     find = HubFiles(repo, revision, token, cache_dir, lack)
-    find(CONFIG_FILE)
-    return find(WEIGHTS_FILE).parent
+    folder = find(CONFIG_FILE).parent
+    if weights_in(folder) is None and find_weights(find) is None:
+        raise find.lacking()
+    return folder
 
 
 class HubFiles:
@@ -157,9 +164,14 @@ class HubFiles:
                 **self.place,
             )
         except LocalEntryNotFoundError as error:
+            known = try_to_load_from_cache(
+                self.repo, name, self.place["cache_dir"], self.revision
+            )
+            if known is _CACHED_NO_EXIST:  # as the Hub said the last time
+                raise self.lacking() from None
             reason = _status_reason(error.__cause__) or OUT_OF_REACH
         except EntryNotFoundError:
-            raise WrongLayout(f"The Hub repository {self.repo} {self.lack}.") from None
+            raise self.lacking() from None
         except Exception as error:  # also of whatever HTTP library the client uses
             reason = _reason(error)
         else:
@@ -167,6 +179,10 @@ class HubFiles:
             self.revision = Path(file).parents[name.count("/")].name
             return Path(file)
         raise ModelError(f"The Hub repository {self.repo} {reason}.") from None
+
+    def lacking(self) -> WrongLayout:
+        """That a file is not there."""
+        return WrongLayout(f"The Hub repository {self.repo} {self.lack}.")
 
 
 def _reason(error: Exception) -> str:
@@ -210,7 +226,7 @@ class FolderFiles:
     >>> (folder / "link").symlink_to("/etc/hosts")
     >>> FolderFiles(folder)("link")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    speechbrain_spgm.inference.published.ModelError: ...is a link out of its folder...
+    speechbrain_spgm.inference.tensors.ModelError: ...is a link out of its folder...
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -287,7 +303,7 @@ def open_source(
         else:
             lack = (
                 f"has no {first} or lacks a file that it names: if it has a "
-                f"{CONFIG_FILE} and {WEIGHTS_FILE}, load it by from_pretrained"
+                f"{CONFIG_FILE} and {WEIGHTS_FILES[0]}, load it by from_pretrained"
             )
             hub = HubFiles(place, revision, token, cache_dir, lack, local_only)
             yield cache(hub)

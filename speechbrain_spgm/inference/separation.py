@@ -34,9 +34,9 @@ from speechbrain_spgm.inference.long.files import (
 )
 from speechbrain_spgm.inference.long.stitching import too_loud
 from speechbrain_spgm.inference.published import (
-    WEIGHTS_FILE,
     ModelError,
     load_published,
+    weights_in,
 )
 from speechbrain_spgm.inference.remote import (
     fetch_published,
@@ -280,9 +280,10 @@ class SPGMSeparation(SepformerSeparation):
         freeze_params: bool = True,
         precision: str | None = None,
     ) -> SPGMSeparation:
-        """Loads a model in the published layout: config.json and model.safetensors.
+        """Loads a model in the published layout: config.json and its weights.
 
-        No code from the source is run, and none of its other files is opened.
+        The weights are model.safetensors or, where there is none, pytorch_model.bin. No
+        code from the source is run, and none of its other files is opened.
 
         Arguments
         ---------
@@ -609,9 +610,7 @@ def shipped_models() -> list[str]:
 def has_speechbrain_layout(folder: str | Path) -> bool:
     """Whether a folder can only be loaded by from_hparams."""
     folder = Path(folder)
-    return (folder / "hyperparams.yaml").is_file() and not (
-        folder / WEIGHTS_FILE
-    ).is_file()
+    return (folder / "hyperparams.yaml").is_file() and weights_in(folder) is None
 
 
 def check_source(source: str | Path | FetchSource, hparams_file: str) -> None:
@@ -633,7 +632,7 @@ def check_source(source: str | Path | FetchSource, hparams_file: str) -> None:
         return
     folder = Path(source)
     if folder.is_dir() and not (folder / hparams_file).is_file():
-        published = (folder / WEIGHTS_FILE).is_file()
+        published = weights_in(folder) is not None
         remedy = "load it by from_pretrained" if published else "check its name"
         raise ModelError(f"The folder {folder} has no {hparams_file}: {remedy}.")
     if not (folder.is_dir() or is_url(source) or is_repo_id(source)):
