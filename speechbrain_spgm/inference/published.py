@@ -38,6 +38,7 @@ CARD = "speechbrain_spgm"  # key of our own card (licence, data, quality) in con
 LONGEST_POSITION = 2500  # where SpeechBrain's positional encoding ends
 TENSORS_PER_LAYER = 12  # of one layer of the intra transformer
 LARGEST_CONFIG = 2**20  # bytes
+MOST_LAYERS = 2**10  # that are built before the weights are there
 MOST_PARAMETERS = 10**9  # 4 GB; spgm-base has 26 million
 
 
@@ -423,6 +424,16 @@ def weights_in(folder: str | Path) -> Path | None:
     """
     paths = (Path(folder) / name for name in WEIGHTS_FILES)
     return next((path for path in paths if path.is_file()), None)
+
+
+def largest_weights(path: Path) -> int:
+    """How many bytes the weights of a config.json may have, with room for a header."""
+    config = {"sample_rate": SAMPLE_RATE, **read_fields(path)}
+    check_config(config, path)
+    if config["masknet_numlayers"] * config["intra_numlayers"] > MOST_LAYERS:
+        return 8 * MOST_PARAMETERS
+    network = _blueprint(config, TENSORS_PER_LAYER * MOST_LAYERS, path)
+    return 2**20 + 8 * sum(value.numel() for value in network.state_dict().values())
 
 
 def find_weights(find: Callable[[str], Path]) -> Path | None:
