@@ -8,11 +8,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: help demo test lint
+.PHONY: help demo test test-network lint
 
 help:
 	@echo "make demo   separate a mixture of two people, with numbers and a picture"
 	@echo "make test   run all tests and the examples in the docstrings"
+	@echo "make test-network   load the authors' models from the Hub (210 MB)"
 	@echo "make lint   check the code's style"
 
 demo: $(STAMP)
@@ -20,6 +21,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+test-network: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m network tests/inference/test_sources.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -20,7 +20,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from speechbrain_spgm import __version__
-from speechbrain_spgm.commands import Problem, convert, evaluate, export, publish
+from speechbrain_spgm.commands import (
+    SOURCE,
+    Problem,
+    convert,
+    evaluate,
+    export,
+    publish,
+)
 from speechbrain_spgm.console import WRONG_INPUT, Stream, exit_code, surroundings
 from speechbrain_spgm.errors import shown
 
@@ -161,8 +168,7 @@ def add_model_options(command: argparse.ArgumentParser, name: str) -> None:
     command.add_argument(
         name,
         metavar="SOURCE",
-        help="a model folder, the name of a shipped model, or a Hub repository "
-        "USER/NAME; by default the shipped model",
+        help=f"{SOURCE}; by default the shipped model",
         **extra,
     )
     command.add_argument(
@@ -369,18 +375,25 @@ def load_model(
     """Loads a model in either layout; runs code of its source only if trusted."""
     from speechbrain_spgm.data.errors import UserError
     from speechbrain_spgm.inference import SPGMSeparation
-    from speechbrain_spgm.inference.remote import WrongLayout, is_repo_id
-    from speechbrain_spgm.inference.separation import has_speechbrain_layout
+    from speechbrain_spgm.inference.published import WrongLayout
+    from speechbrain_spgm.inference.sources import (
+        has_speechbrain_layout,
+        is_url,
+        locate,
+    )
 
     try:
-        in_hparams = source is not None and has_speechbrain_layout(source)
+        place = locate(source)
+        in_hparams = is_url(place) or (
+            isinstance(place, Path) and has_speechbrain_layout(place)
+        )
         if not in_hparams:
             try:
                 return SPGMSeparation.from_pretrained(
                     source, device=device, precision=precision
                 )
             except WrongLayout:
-                if not is_repo_id(source):
+                if isinstance(place, Path):
                     raise
         run_opts = {"device": device} if device else None
         return SPGMSeparation.from_hparams(

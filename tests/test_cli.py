@@ -14,7 +14,7 @@ import torch
 
 from speechbrain_spgm import __version__, cli
 from speechbrain_spgm.inference import SPGMSeparation, save_published
-from speechbrain_spgm.inference import separation as module
+from speechbrain_spgm.inference import sources as module
 from speechbrain_spgm.inference.published import build
 from tests.conftest import CONFIG
 

@@ -7,7 +7,7 @@ What the READMEs keep to, so that this file can try them:
 - ``bash`` blocks start in the README's own folder; ``cd`` counts, and so does the
   folder that ``git clone`` makes. ``spgm`` commands are run in the same sample folder.
   Paths that start with ``/path/to/`` stand for the reader's own, a model ``USER/NAME``
-  for one on the Hub: such commands are parsed, not run.
+  or a short name for one on the Hub: such commands are parsed, not run.
 - ``yaml`` blocks hold top-level entries that replace those of SpeechBrain's SepFormer,
   each block on top of those before it; an entry of one line replaces only the class and
   keeps the arguments.
@@ -28,6 +28,7 @@ import torch
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 
 from speechbrain_spgm.cli import main, make_parser
+from speechbrain_spgm.inference.sources import SHORT_NAMES
 
 ROOT = Path(__file__).resolve().parents[1]
 READMES = [ROOT / "README.md", *sorted(ROOT.glob("recipes/**/README.md"))]
@@ -124,6 +125,7 @@ def try_spgm(command: Command, request: pytest.FixtureRequest) -> None:
     arguments = command.words[1:]
     parsed = make_parser().parse_args(arguments)
     theirs = any("/path/to/" in word or "USER/" in word for word in arguments)
+    theirs |= bool(SHORT_NAMES.keys() & set(arguments))  # would be downloaded
     if theirs or (parsed.device == "cuda" and not torch.cuda.is_available()):
         return
     samples = request.getfixturevalue("samples")

@@ -8,3 +8,9 @@ function from the parsed arguments to the exit code. Nothing heavy is imported b
 
 class Problem(Exception):
     """Wrong input; the message is one sentence for the user."""
+
+
+SOURCE = (  # what a model may be named by
+    "a model folder or a run's output folder; the name of a shipped model; spgm-base "
+    "or spgm-opt, the authors' models; or a Hub repository USER/NAME"
+)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from speechbrain_spgm.commands import SOURCE
+
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
     """Adds the arguments of ``spgm convert``."""
@@ -19,8 +21,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "source",
         metavar="SRC",
-        help="a model folder, the name of a shipped model, or a Hub repository "
-        "USER/NAME",
+        help=SOURCE,
     )
     command.add_argument("target", metavar="DST", type=Path, help="the folder to write")
     command.add_argument(
@@ -40,20 +41,12 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Converts; returns the exit code."""
-    from speechbrain_spgm.commands import Problem
-    from speechbrain_spgm.data.errors import writing
+    from speechbrain_spgm.errors import writing
     from speechbrain_spgm.inference.layouts import YAML_FILE, convert
-    from speechbrain_spgm.inference.remote import is_repo_id, open_source
-    from speechbrain_spgm.inference.separation import SHIPPED_MODELS, shipped_models
+    from speechbrain_spgm.inference.remote import open_source
+    from speechbrain_spgm.inference.sources import locate
 
-    source = arguments.source
-    if source in shipped_models() and not Path(source).is_dir():
-        source = str(SHIPPED_MODELS / source)
-    if not Path(source).is_dir() and not is_repo_id(source):
-        raise Problem(
-            f"{source} is no folder, no shipped model and no Hub repository USER/NAME: "
-            "check its name."
-        )
+    source = str(locate(arguments.source))
     with writing(arguments.target), open_source(source, YAML_FILE) as find:
         convert(
             find,

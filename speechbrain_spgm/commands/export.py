@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from speechbrain_spgm.commands import SOURCE, Problem
+
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
     """Adds the arguments of ``spgm export``."""
@@ -19,8 +21,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "model",
         metavar="MODEL",
-        help="a model folder, the name of a shipped model, or a Hub repository "
-        "USER/NAME",
+        help=SOURCE,
     )
     command.add_argument("output", metavar="OUT.onnx", type=Path, help="what to write")
     command.add_argument(
@@ -34,7 +35,6 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Exports; returns the exit code."""
     from speechbrain_spgm.cli import load_model
-    from speechbrain_spgm.commands import Problem
     from speechbrain_spgm.inference.onnx import OPSET, export_onnx, require_onnx
 
     require_onnx()

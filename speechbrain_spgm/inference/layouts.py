@@ -1,6 +1,7 @@
 """Models in SpeechBrain's layout, and the way from one layout to the other.
 
-The published layout is config.json and model.safetensors. SpeechBrain's is
+The published layout is config.json and model.safetensors (read is pytorch_model.bin
+too). SpeechBrain's is
 hyperparams.yaml and a .ckpt for the encoder, the mask network and the decoder; beside
 them config.json keeps the card and what the yaml cannot say. Both hold the same tensors
 under the same names, so that a conversion changes no bit of them, unless it is asked to
@@ -17,7 +18,7 @@ from typing import Any
 from uuid import uuid4
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from speechbrain.lobes.models.dual_path import Decoder, Dual_Path_Model, Encoder
 from torch import Tensor, nn
 
@@ -27,11 +28,14 @@ from speechbrain_spgm.inference.published import (
     CONFIG_FILE,
     FIELDS,
     WEIGHTS_FILE,
+    WEIGHTS_FILES,
     ModelError,
+    WrongLayout,
     config_of,
+    find_weights,
     load_published,
+    read_published,
 )
-from speechbrain_spgm.inference.remote import WrongLayout
 from speechbrain_spgm.inference.safe_yaml import load_safely
 from speechbrain_spgm.inference.weights import (
     PARTS,
@@ -314,22 +318,20 @@ def read_model(
     ModelError
         If there is no such model or the layout cannot express it.
     """
-    try:
-        find(WEIGHTS_FILE)
-        published = True
-    except WrongLayout:
-        published = False
-    if published:
-        if to == "published" and not again and not _has(find, YAML_FILE):
+    weights = find_weights(find)
+    if weights is not None:
+        done = to == "published" and weights.name == WEIGHTS_FILE and not again
+        if done and not _has(find, YAML_FILE):
             raise ModelError(f"{source} is in the published layout already.")
-        folder = find(CONFIG_FILE).parent
-        *modules, config = load_published(folder)
-        state = load_file(folder / WEIGHTS_FILE)
-        return state, config, dict(zip(PARTS, modules, strict=True))
+        model, state, config = read_published(find(CONFIG_FILE).parent)
+        kept = {name: value.float() for name, value in state.items()}
+        model.load_state_dict(kept, assign=True)
+        return state, config, {part: model[part] for part in PARTS}
 
     if not _has(find, YAML_FILE):
         raise ModelError(
-            f"{source} has no {WEIGHTS_FILE} and no {YAML_FILE}: it is no model."
+            f"{source} has no {', no '.join(WEIGHTS_FILES)} and no {YAML_FILE}: "
+            "it is no model."
         )
     if to == "speechbrain" and not again:
         raise ModelError(f"{source} is in SpeechBrain's layout already.")
@@ -339,9 +341,15 @@ def read_model(
     state = {
         f"{part}.{name}": value
         for part in PARTS
-        for name, value in read_ckpt(find(f"{part}.ckpt")).items()
+        for name, value in _ckpt(find, part, parts[part]).items()
     }
     return state, _config(hparams, parts, card_config(find), source), parts
+
+
+def _ckpt(
+    find: Callable[[str], Path], part: str, module: nn.Module
+) -> dict[str, Tensor]:
+    return read_ckpt(find(f"{part}.ckpt"), module.state_dict())
 
 
 def _has(find: Callable[[str], Path], name: str) -> bool:
@@ -419,15 +427,15 @@ def check_same(
     """
     if layout == "published":
         *modules, _ = load_published(folder)
-        found = load_file(folder / WEIGHTS_FILE)
+        _, found, _ = read_published(folder)
     else:
         hparams = load_safely(folder.joinpath, YAML_FILE)
         load_weights(hparams, str(folder), folder.joinpath)
         modules = [hparams["modules"][part] for part in PARTS]
         found = {
             f"{part}.{name}": value
-            for part in PARTS
-            for name, value in read_ckpt(folder / f"{part}.ckpt").items()
+            for part, module in zip(PARTS, modules, strict=True)
+            for name, value in _ckpt(folder.joinpath, part, module).items()
         }
     same = found.keys() == state.keys() and all(
         value.dtype == state[name].dtype and torch.equal(value, state[name])

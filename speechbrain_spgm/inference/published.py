@@ -1,8 +1,9 @@
-"""Models in the published layout: config.json and model.safetensors, no code.
+"""Models in the published layout: config.json and a file of weights, no code.
 
-Of a folder only these two files are read. The sizes in config.json must be sane and the
-names and shapes in model.safetensors must be those of the network that it describes,
-before any memory is taken.
+The weights are model.safetensors or, where there is none, pytorch_model.bin, as the
+authors published theirs. Of a folder only these two files are read. The sizes in
+config.json must be sane and the names and shapes of the weights must be those of the
+network that it describes, before any memory is taken.
 
 Axes: N filters, K frames of a chunk, spks sources.
 """
@@ -10,34 +11,39 @@ Axes: N filters, K frames of a chunk, spks sources.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from speechbrain.lobes.models.dual_path import Decoder, Encoder, SBTransformerBlock
 from torch import Tensor, nn
 
 from speechbrain_spgm.data.atomic import replacing
-from speechbrain_spgm.data.errors import UserError
+from speechbrain_spgm.inference.tensors import ModelError, open_file, read_tensors
 from speechbrain_spgm.lobes.intra import is_standard
 from speechbrain_spgm.lobes.masknet import SPGMMaskNet
 from speechbrain_spgm.lobes.pooling import AttentionFeedForwardPooling
 from speechbrain_spgm.lobes.spgm import SPGMBlock
 
+logger = logging.getLogger(__name__)
+
 CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
+WEIGHTS_FILE = "model.safetensors"  # what is written
+WEIGHTS_FILES = (WEIGHTS_FILE, "pytorch_model.bin")  # what is read, the first there is
+SAMPLE_RATE = 8000  # of a config without: the first published one has none
 CARD = "speechbrain_spgm"  # key of our own card (licence, data, quality) in config.json
 LONGEST_POSITION = 2500  # where SpeechBrain's positional encoding ends
 TENSORS_PER_LAYER = 12  # of one layer of the intra transformer
 LARGEST_CONFIG = 2**20  # bytes
+MOST_LAYERS = 2**10  # that are built before the weights are there
 MOST_PARAMETERS = 10**9  # 4 GB; spgm-base has 26 million
 
 
-class ModelError(UserError):
-    """A model that cannot be loaded or saved; the message is one sentence."""
+class WrongLayout(ModelError):
+    """A source that lacks the files of the layout it was loaded as."""
 
 
 class Rule(NamedTuple):
@@ -121,7 +127,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     -------
     config : dict
         All its fields. Those that describe the network are valid; others, as libraries
-        leave them there, are not looked at.
+        leave them there, are not looked at. Without a sample_rate it is 8000 Hz.
 
     Raises
     ------
@@ -137,7 +143,12 @@ def read_config(path: str | Path) -> dict[str, Any]:
         )
     check_inside(path.parent, path)
     config = read_fields(path)
+    lacks_rate = "sample_rate" not in config
+    if lacks_rate:
+        config["sample_rate"] = SAMPLE_RATE
     check_config(config, path)
+    if lacks_rate:
+        logger.warning("%s names no sample_rate: %d Hz is taken.", path, SAMPLE_RATE)
     return config
 
 
@@ -159,11 +170,8 @@ def read_fields(path: Path) -> dict[str, Any]:
     ModelError
         If it is no JSON object, or one with a field twice.
     """
-    try:
-        with open(path, "rb") as file:
-            text = file.read(LARGEST_CONFIG + 1)
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror}.") from None
+    with open_file(path) as file:
+        text = file.read(LARGEST_CONFIG + 1)
     if len(text) > LARGEST_CONFIG:
         raise ModelError(f"{path} has more than {LARGEST_CONFIG} bytes.")
     try:
@@ -401,13 +409,51 @@ def config_of(
     return config
 
 
+def weights_in(folder: str | Path) -> Path | None:
+    """The file of weights in a folder in the published layout, if there is one.
+
+    Example
+    -------
+    >>> folder = getfixture("tmp_path")
+    >>> (folder / "pytorch_model.bin").touch()
+    >>> weights_in(folder).name
+    'pytorch_model.bin'
+    >>> (folder / "model.safetensors").touch()
+    >>> weights_in(folder).name
+    'model.safetensors'
+    """
+    paths = (Path(folder) / name for name in WEIGHTS_FILES)
+    return next((path for path in paths if path.is_file()), None)
+
+
+def largest_weights(path: Path) -> int:
+    """How many bytes the weights of a config.json may have, with room for a header."""
+    config = {"sample_rate": SAMPLE_RATE, **read_fields(path)}
+    check_config(config, path)
+    if config["masknet_numlayers"] * config["intra_numlayers"] > MOST_LAYERS:
+        return 8 * MOST_PARAMETERS
+    network = _blueprint(config, TENSORS_PER_LAYER * MOST_LAYERS, path)
+    return 2**20 + 8 * sum(value.numel() for value in network.state_dict().values())
+
+
+def find_weights(find: Callable[[str], Path]) -> Path | None:
+    """The same of a source whose files ``find`` gives; no other file is asked for."""
+    for name in WEIGHTS_FILES:
+        try:
+            return find(name)
+        except WrongLayout:
+            continue
+    return None
+
+
 def load_published(folder: str | Path) -> PublishedModel:
     """Loads a model without running anything from its folder.
 
     Arguments
     ---------
     folder : str or Path
-        Holds config.json and model.safetensors; nothing else in it is opened.
+        Holds config.json and model.safetensors or, where that is missing,
+        pytorch_model.bin; nothing else in it is opened.
 
     Returns
     -------
@@ -421,31 +467,49 @@ def load_published(folder: str | Path) -> PublishedModel:
         If a file is missing or damaged, the config is wrong, or the weights are not
         exactly those of the network that the config describes.
     """
+    model, state, config = read_published(folder)
+    model.load_state_dict({k: v.float() for k, v in state.items()}, assign=True)
+    model.eval()
+    return PublishedModel(model["encoder"], model["masknet"], model["decoder"], config)
+
+
+def read_published(
+    folder: str | Path,
+) -> tuple[nn.ModuleDict, dict[str, Tensor], dict[str, Any]]:
+    """What :func:`load_published` loads: network, weights, config.
+
+    Arguments
+    ---------
+    folder : str or Path
+        As there.
+
+    Returns
+    -------
+    model : nn.ModuleDict
+        On the meta device.
+    state : dict of str to torch.Tensor
+        As they are in the file.
+    config : dict
+        The fields of config.json.
+    """
     folder = Path(folder)
     config = read_config(folder / CONFIG_FILE)
-    weights = folder / WEIGHTS_FILE
-    if not weights.is_file():
+    weights = weights_in(folder)
+    if weights is None:
         raise ModelError(
-            f"The folder {folder} has no {WEIGHTS_FILE}: "
+            f"The folder {folder} has no {' and no '.join(WEIGHTS_FILES)}: "
             "it is not a model in the published layout."
         )
     check_inside(folder, weights)
-    try:
-        with safe_open(weights, framework="pt") as file:
-            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}
-            model = _blueprint(config, len(shapes), weights)
-            _check_shapes(shapes, model.state_dict(), weights)
-            state = {name: file.get_tensor(name) for name in shapes}
-    except (SafetensorError, OSError):
-        raise ModelError(
-            f"{weights} is truncated or no safetensors file: download it again."
-        ) from None
+    networks = []
+
+    def check(shapes: Mapping[str, list[int]]) -> None:
+        networks.append(_blueprint(config, len(shapes), weights))
+        _check_shapes(shapes, networks[0].state_dict(), weights)
+
+    state = read_tensors(weights, check)
     _check_values(state, weights)
-    # A clone does not depend on the file any more, which may be replaced under it.
-    state = {name: value.clone().float() for name, value in state.items()}
-    model.load_state_dict(state, assign=True)
-    model.eval()
-    return PublishedModel(model["encoder"], model["masknet"], model["decoder"], config)
+    return networks[0], state, config
 
 
 def save_published(

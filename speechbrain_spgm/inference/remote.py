@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from functools import cache
+from contextlib import contextmanager, suppress
+from contextvars import copy_context
+from functools import cache, partial
+from inspect import signature
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from tempfile import TemporaryDirectory
+from threading import Thread
+from typing import Any
 
-from huggingface_hub import hf_hub_download
+from huggingface_hub import (
+    _CACHED_NO_EXIST,
+    constants,
+    get_hf_file_metadata,
+    get_session,
+    hf_hub_download,
+    hf_hub_url,
+    try_to_load_from_cache,
+)
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
+    HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
@@ -29,37 +44,28 @@ from speechbrain.utils.fetching import (
     guess_source,
     link_with_strategy,
 )
+from tqdm.auto import tqdm
 
 from speechbrain_spgm.audio import AudioFileError, Source
 from speechbrain_spgm.inference.published import (
     CONFIG_FILE,
-    WEIGHTS_FILE,
+    LARGEST_CONFIG,
+    MOST_PARAMETERS,
+    WEIGHTS_FILES,
     ModelError,
+    WrongLayout,
     check_inside,
+    find_weights,
+    largest_weights,
+    weights_in,
 )
+from speechbrain_spgm.inference.sources import is_repo_id, is_url
 
 OUT_OF_REACH = "is not in the cache and the Hub cannot be reached: go online once"
-
-
-def is_url(source: object) -> bool:
-    """Whether a source is a web address."""
-    return isinstance(source, str) and source.startswith(("http://", "https://"))
-
-
-def is_repo_id(source: object) -> bool:
-    """Whether a source may name a repository on the Hub.
-
-    Example
-    -------
-    >>> [is_repo_id(name) for name in ("user/model", "/user/model", "./model", "a/b/c")]
-    [True, False, False, False]
-    """
-    name = r"\w[\w.-]*"
-    return isinstance(source, str) and bool(re.fullmatch(f"{name}/{name}", source))
-
-
-class WrongLayout(ModelError):
-    """A source that lacks the files of the layout it was loaded as."""
+COMMIT = re.compile(r"[0-9a-f]{40}")
+HEADER = re.compile(r'(W/)?"?\w[\w.-]{0,199}"?')
+ANSWER_SECONDS = 4.0  # for the Hub's first words
+SLOWEST_START, SLOWEST_RATE = 20.0, 20_000  # of a download: seconds, bytes per second
 
 
 def fetch_published(
@@ -68,7 +74,9 @@ def fetch_published(
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
 ) -> Path:
-    """Downloads config.json and model.safetensors of a repository, nothing else.
+    """Downloads config.json and the weights of a repository, nothing else.
+
+    The weights are model.safetensors; only where there is none, pytorch_model.bin.
 
     Arguments
     ---------
@@ -92,12 +100,16 @@ def fetch_published(
         If they cannot be had.
     """
     lack = (
-        f"has no {CONFIG_FILE} and {WEIGHTS_FILE}: if it has a hyperparams.yaml, "
-        "load it by from_hparams"
+        f"has no {CONFIG_FILE} and {' or '.join(WEIGHTS_FILES)}: if it has a "
+        "hyperparams.yaml, load it by from_hparams"
     )
     find = HubFiles(repo, revision, token, cache_dir, lack)
-    find(CONFIG_FILE)
-    return find(WEIGHTS_FILE).parent
+    folder = find(CONFIG_FILE).parent
+    if weights_in(folder) is None:
+        largest = largest_weights(folder / CONFIG_FILE)
+        if find_weights(partial(find, largest=largest)) is None:
+            raise find.lacking()
+    return folder
 
 
 class HubFiles:
@@ -130,13 +142,15 @@ class HubFiles:
         self.place = {"token": token, "cache_dir": cache_dir}
         self.local_only = local_only
 
-    def __call__(self, name: str) -> Path:
+    def __call__(self, name: str, largest: int | None = None) -> Path:
         """Downloads a file unless it is cached.
 
         Arguments
         ---------
         name : str
             The file, relative to the repository.
+        largest : int, optional
+            Bytes that it may have; by default see :func:`largest_of`.
 
         Returns
         -------
@@ -149,25 +163,70 @@ class HubFiles:
             In place of any error of the Hub's client; WrongLayout if there is no such
             file in the repository.
         """
+        if COMMIT.fullmatch(self.revision or ""):  # does not change
+            known = self._cached(name)
+            if isinstance(known, str):
+                return Path(known)
         try:
-            file = hf_hub_download(
-                self.repo,
-                name,
-                revision=self.revision,
-                local_files_only=self.local_only,
-                **self.place,
-            )
-        except LocalEntryNotFoundError as error:
-            reason = _status_reason(error.__cause__) or OUT_OF_REACH
-        except EntryNotFoundError:
-            raise WrongLayout(f"The Hub repository {self.repo} {self.lack}.") from None
+            file = self._download(name, largest or largest_of(name))
         except Exception as error:  # also of whatever HTTP library the client uses
-            reason = _reason(error)
-        else:
-            # Cached as snapshots/COMMIT/name: take the other files of that commit.
-            self.revision = Path(file).parents[name.count("/")].name
-            return Path(file)
-        raise ModelError(f"The Hub repository {self.repo} {reason}.") from None
+            if isinstance(error, LocalEntryNotFoundError):
+                error = error.__cause__ or ConnectionError()
+            elif isinstance(error, EntryNotFoundError):
+                raise self.lacking() from None
+            # What was loaded once loads without the Hub.
+            known = self._cached(name)
+            if known is _CACHED_NO_EXIST:
+                raise self.lacking() from None
+            if isinstance(error, TooLarge | UNUSABLE) or not isinstance(known, str):
+                raise ModelError(
+                    f"The Hub repository {self.repo} {_reason(error)}."
+                ) from None
+            self.local_only, file = True, known
+        # Cached as snapshots/COMMIT/name: take the other files of that commit.
+        self.revision = Path(file).parents[name.count("/")].name
+        return Path(file)
+
+    def _download(self, name: str, largest: int) -> str:
+        """Asks the Hub, and downloads; a wait or a size without end ends here."""
+        if self.local_only or is_offline():
+            raise OfflineModeIsEnabled
+        place = {"token": self.place["token"]}
+        url = hf_hub_url(self.repo, name, revision=self.revision)
+        # hf_hub_download alone would try for half a minute.
+        seconds = answer_seconds()
+        ask = partial(get_hf_file_metadata, url, timeout=seconds, **place)
+        arguments = {"revision": self.revision, **self.place}
+        if "tqdm_class" in signature(hf_hub_download).parameters:
+            arguments["tqdm_class"] = bounded(largest)
+        with quiet_client():
+            size = 0
+            with suppress(EntryNotFoundError):  # the download notes it in the cache
+                try:
+                    size = within(seconds, ask).size
+                except (HfHubHTTPError, HFValidationError, StrangeAnswer):
+                    raise
+                except Exception:  # no answer at all
+                    raise ConnectionError from None
+            if size is None or size > largest:
+                raise TooLarge(largest)
+            seconds = SLOWEST_START + size / SLOWEST_RATE
+            return within(
+                seconds, partial(hf_hub_download, self.repo, name, **arguments)
+            )
+
+    def _cached(self, name: str) -> Any:
+        """A path, _CACHED_NO_EXIST or None."""
+        try:
+            return try_to_load_from_cache(
+                self.repo, name, self.place["cache_dir"], self.revision
+            )
+        except (HFValidationError, OSError):
+            return None
+
+    def lacking(self) -> WrongLayout:
+        """That a file is not there."""
+        return WrongLayout(f"The Hub repository {self.repo} {self.lack}.")
 
 
 def _reason(error: Exception) -> str:
@@ -178,23 +237,131 @@ def _reason(error: Exception) -> str:
         return "does not exist or is private: check its name or pass a token"
     if isinstance(error, RevisionNotFoundError):
         return "has no such revision: check its branches and tags"
-    if isinstance(error, OfflineModeIsEnabled | ConnectionError):
-        return OUT_OF_REACH
     if isinstance(error, HFValidationError):
         return "is no valid name: give USER/NAME"
-    return _status_reason(error) or (
-        f"could not be downloaded ({_first_line(error)}): try again"
-    )
-
-
-def _status_reason(error: BaseException | None) -> str | None:
-    """What the Hub's answer means, if it gave one."""
+    if isinstance(error, TooLarge):
+        return f"holds a file of more than the {error} bytes that it may have"
+    if isinstance(error, TooSlow):
+        return "is sent too slowly: try again later"
+    if isinstance(error, StrangeAnswer):
+        return f"is at a server that is no Hub ({error}): check HF_ENDPOINT"
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in (401, 403):
         return f"refuses you (HTTP {status}): pass a token that may read it"
     if isinstance(status, int) and status >= 400:
         return f"cannot be had from the Hub now (HTTP {status}): try again later"
-    return None
+    if isinstance(error, OfflineModeIsEnabled | ConnectionError):
+        return OUT_OF_REACH
+    return f"could not be downloaded ({_first_line(error)}): try again"
+
+
+class TooLarge(Exception):
+    """A file of the Hub has more bytes than it may have."""
+
+
+class TooSlow(Exception):
+    """A download takes longer than the slowest that is waited for."""
+
+
+class StrangeAnswer(Exception):
+    """The headers of an answer would lead out of the client's cache."""
+
+
+# What a file in the cache is no remedy for.
+UNUSABLE = HFValidationError | RevisionNotFoundError | StrangeAnswer
+
+
+def largest_of(name: str) -> int:
+    """How many bytes a file may have: texts 1 MB, weights 8 per parameter."""
+    weights = name.endswith((".ckpt", ".bin", ".safetensors"))
+    return 8 * MOST_PARAMETERS if weights else LARGEST_CONFIG
+
+
+def is_offline() -> bool:
+    """Whether the user has told the Hub's client to stay offline."""
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def answer_seconds() -> float:
+    """How long to wait for an answer of the Hub, unless the user has said so."""
+    given = os.environ.get("HF_HUB_ETAG_TIMEOUT", "")
+    return float(given) if given.isdigit() else ANSWER_SECONDS
+
+
+def within(seconds: float, call: Callable[[], Any]) -> Any:
+    """What a call gives; raises if it takes too long, and leaves it alone then.
+
+    Example
+    -------
+    >>> within(1, lambda: 3)
+    3
+    """
+    answers: SimpleQueue = SimpleQueue()
+
+    def work() -> None:
+        try:
+            answers.put((call(), None))
+        except BaseException as error:
+            answers.put((None, error))
+
+    context = copy_context()
+    Thread(target=context.run, args=(work,), daemon=True).start()
+    try:
+        result, error = answers.get(timeout=seconds)
+    except Empty:
+        raise (TooSlow if seconds > SLOWEST_START else TimeoutError)() from None
+    if error is not None:
+        raise error
+    return result
+
+
+def bounded(largest: int) -> type[tqdm]:
+    """A progress bar that ends a download of more bytes."""
+
+    class Bar(tqdm):
+        def update(self, n: float | None = 1) -> bool | None:
+            if self.n + (n or 0) > largest:
+                raise TooLarge(largest)
+            return super().update(n)
+
+    return Bar
+
+
+@contextmanager
+def quiet_client() -> Iterator[None]:
+    """Without the client's retry lines, and with its answers checked.
+
+    The client makes file names of the ETag and the commit that a server sends.
+    """
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    if "HF_HUB_VERBOSITY" not in os.environ:
+        logger.setLevel(logging.ERROR)
+    client = get_session()
+    hooks = client.event_hooks
+    if check_headers not in hooks["response"]:
+        client.event_hooks = {
+            **hooks,
+            "response": [*hooks["response"], check_headers],
+        }
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def check_headers(response: Any) -> None:
+    """Refuses an answer whose headers are no names of files.
+
+    Arguments
+    ---------
+    response : httpx.Response
+        Of any request of the Hub's client.
+    """
+    for header in ("X-Repo-Commit", "X-Linked-Etag", "ETag"):
+        value = response.headers.get(header)
+        if value is not None and not HEADER.fullmatch(value):
+            raise StrangeAnswer(f"{header} {value[:60]!r}")
 
 
 class FolderFiles:
@@ -211,7 +378,7 @@ class FolderFiles:
     >>> (folder / "link").symlink_to("/etc/hosts")
     >>> FolderFiles(folder)("link")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    speechbrain_spgm.inference.published.ModelError: ...is a link out of its folder...
+    speechbrain_spgm.inference.tensors.ModelError: ...is a link out of its folder...
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -288,7 +455,7 @@ def open_source(
         else:
             lack = (
                 f"has no {first} or lacks a file that it names: if it has a "
-                f"{CONFIG_FILE} and {WEIGHTS_FILE}, load it by from_pretrained"
+                f"{CONFIG_FILE} and {WEIGHTS_FILES[0]}, load it by from_pretrained"
             )
             hub = HubFiles(place, revision, token, cache_dir, lack, local_only)
             yield cache(hub)

@@ -40,20 +40,26 @@ from speechbrain_spgm.inference.long.files import (
     separate_to_tensor,
 )
 from speechbrain_spgm.inference.published import (
-    WEIGHTS_FILE,
+    CARD,
     ModelError,
     load_published,
+    weights_in,
 )
 from speechbrain_spgm.inference.remote import (
     fetch_published,
-    is_repo_id,
-    is_url,
     keep,
     local_audio,
     open_source,
     source_name,
 )
 from speechbrain_spgm.inference.safe_yaml import load_safely
+from speechbrain_spgm.inference.sources import (
+    REPORTED,
+    YAML_FILE,
+    has_speechbrain_layout,
+    is_url,
+    locate,
+)
 from speechbrain_spgm.inference.views import check_views, separate_views, views_of
 from speechbrain_spgm.inference.weights import card_config, load_weights
 from speechbrain_spgm.lobes import intra
@@ -66,8 +72,6 @@ from speechbrain_spgm.lobes.statistics import Statistics
 
 logger = logging.getLogger(__name__)
 
-SHIPPED_MODELS = Path(__file__).resolve().parents[1] / "pretrained"
-DEFAULT_MODEL = "spgm-small-8k"
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS = ("fp32", *HALVES, "int8")
 
@@ -182,7 +186,7 @@ class SPGMSeparation(SepformerSeparation):
         Arguments
         ---------
         source : str or Path or FetchSource
-            A folder, a Hub repository or a web address.
+            A folder, a run's output folder, a Hub repository or a web address.
         hparams_file : str
             The name of the yaml.
         savedir : str or Path, optional
@@ -226,7 +230,7 @@ class SPGMSeparation(SepformerSeparation):
             "cache_dir": cache_dir or fetching.huggingface_cache_dir,
             "local_only": not fetching.allow_network,
         }
-        check_source(source, hparams_file)
+        source = check_source(source, hparams_file)
         with open_source(source, hparams_file, **hub) as find:
             if trust_remote_code:
                 find(hparams_file)  # names what is wrong with the source
@@ -288,16 +292,17 @@ class SPGMSeparation(SepformerSeparation):
         freeze_params: bool = True,
         precision: str | None = None,
     ) -> SPGMSeparation:
-        """Loads a model in the published layout: config.json and model.safetensors.
+        """Loads a model in the published layout: config.json and its weights.
 
-        No code from the source is run, and none of its other files is opened.
+        The weights are model.safetensors or, where there is none, pytorch_model.bin. No
+        code from the source is run, and none of its other files is opened.
 
         Arguments
         ---------
         source : str or Path, optional
-            A folder, the name of a model that is shipped with this package, or a Hub
-            repository USER/NAME, in this order. By default the shipped
-            ``DEFAULT_MODEL``.
+            A model folder or a run's output folder; the name of a model that is shipped
+            with this package; ``"spgm-base"`` or ``"spgm-opt"``, the authors' models; a
+            Hub repository USER/NAME; in this order. By default the shipped one.
         revision : str, optional
             Branch, tag or commit of a Hub repository.
         token : str or bool, optional
@@ -325,6 +330,8 @@ class SPGMSeparation(SepformerSeparation):
         """
         folder = find_published(source, revision, token, cache_dir)
         encoder, masknet, decoder, config = load_published(folder)
+        known = REPORTED.get(str(locate(source)))
+        config = {CARD: known, **config} if known else config
         return cls(
             modules={"encoder": encoder, "masknet": masknet, "decoder": decoder},
             hparams={
@@ -725,41 +732,26 @@ def find_published(
     ModelError
         If there is none or it is a SpeechBrain-style folder.
     """
-    if source is None:
-        return SHIPPED_MODELS / DEFAULT_MODEL
-    folder = Path(source)
-    if has_speechbrain_layout(folder):
+    place = locate(source)
+    if isinstance(place, Path):
+        if has_speechbrain_layout(place):
+            raise ModelError(
+                f"The folder {place} is in SpeechBrain's layout ({YAML_FILE}): "
+                "load it by from_hparams."
+            )
+        return place
+    if is_url(place):
         raise ModelError(
-            f"The folder {folder} is in SpeechBrain's layout (hyperparams.yaml): "
-            "load it by from_hparams."
+            f"{place} is a web address, where from_hparams loads models in "
+            "SpeechBrain's layout: download this one into a folder."
         )
-    if folder.is_dir():
-        return folder
-    if source in shipped_models():
-        return SHIPPED_MODELS / source
-    if is_repo_id(source):
-        return fetch_published(source, revision, token, cache_dir)
-    raise ModelError(
-        f"{source} is no folder, no shipped model ({', '.join(shipped_models())}) and "
-        "no Hub repository USER/NAME: check its name."
-    )
+    return fetch_published(place, revision, token, cache_dir)
 
 
-def shipped_models() -> list[str]:
-    """The names of the models that are part of this package."""
-    return sorted(config.parent.name for config in SHIPPED_MODELS.glob("*/config.json"))
-
-
-def has_speechbrain_layout(folder: str | Path) -> bool:
-    """Whether a folder can only be loaded by from_hparams."""
-    folder = Path(folder)
-    return (folder / "hyperparams.yaml").is_file() and not (
-        folder / WEIGHTS_FILE
-    ).is_file()
-
-
-def check_source(source: str | Path | FetchSource, hparams_file: str) -> None:
-    """Refuses a source that from_hparams cannot look into.
+def check_source(
+    source: str | Path | FetchSource, hparams_file: str
+) -> str | Path | FetchSource:
+    """Where from_hparams finds a source.
 
     Arguments
     ---------
@@ -768,23 +760,23 @@ def check_source(source: str | Path | FetchSource, hparams_file: str) -> None:
     hparams_file : str
         The name of the yaml.
 
+    Returns
+    -------
+    place : str or Path or FetchSource
+        An existing folder, web address or Hub repository.
+
     Raises
     ------
     ModelError
         If it is no folder with such a yaml, web address or Hub repository.
     """
-    if isinstance(source, FetchSource):
-        return
-    folder = Path(source)
-    if folder.is_dir() and not (folder / hparams_file).is_file():
-        published = (folder / WEIGHTS_FILE).is_file()
-        remedy = "load it by from_pretrained" if published else "check its name"
-        raise ModelError(f"The folder {folder} has no {hparams_file}: {remedy}.")
-    if not (folder.is_dir() or is_url(source) or is_repo_id(source)):
-        raise ModelError(
-            f"{source} is no folder, no web address and no Hub repository USER/NAME: "
-            "check its name."
-        )
+    if not isinstance(source, FetchSource):
+        source = locate(source)
+        if isinstance(source, Path) and not (source / hparams_file).is_file():
+            published = weights_in(source) is not None
+            remedy = "load it by from_pretrained" if published else "check its name"
+            raise ModelError(f"The folder {source} has no {hparams_file}: {remedy}.")
+    return source
 
 
 def check_hparams(hparams: Mapping[str, Any], hparams_file: str) -> None:

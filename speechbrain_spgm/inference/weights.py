@@ -6,15 +6,11 @@ containers and calls nothing, and it must hold exactly what its module needs.
 
 from __future__ import annotations
 
-import pickle
 import re
-import warnings
-import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from speechbrain.utils.checkpoints import hook_on_loading_state_dict_checkpoint
 from speechbrain.utils.parameter_transfer import Pretrainer
 from torch import Tensor, nn
@@ -25,6 +21,7 @@ from speechbrain_spgm.inference.published import (
     misfit,
     read_fields,
 )
+from speechbrain_spgm.inference.tensors import read_tensors
 
 PARTS = ("encoder", "masknet", "decoder")
 
@@ -110,7 +107,7 @@ def load_weights(
     files = []
     for name, module in loadables(hparams, source).items():
         path = find(f"{name}.ckpt")
-        fit(module, read_ckpt(path), path)
+        fit(module, path)
         files.append(path)
     modules = hparams.get("modules")
     if not isinstance(modules, Mapping):
@@ -148,13 +145,15 @@ def _parameters(modules: Iterable[nn.Module]) -> set[int]:
     return {id(p) for module in modules for p in module.parameters()}
 
 
-def read_ckpt(path: Path) -> dict[str, Tensor]:
+def read_ckpt(path: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a .ckpt, on the CPU, without running anything from it.
 
     Arguments
     ---------
     path : Path
         The file.
+    wanted : mapping of str to torch.Tensor
+        The state of the module that it is for.
 
     Returns
     -------
@@ -164,44 +163,26 @@ def read_ckpt(path: Path) -> dict[str, Tensor]:
     Raises
     ------
     ModelError
-        If it is damaged or holds anything but named tensors.
+        If it is damaged, or holds anything but tensors of these names and shapes.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about odd pickles
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise ModelError(
-            f"{path} holds more than tensors, or is damaged: it is not loaded, "
-            "because that could run code."
-        ) from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
-        raise ModelError(
-            f"{path} is truncated or no file of weights: download it again."
-        ) from None
-    except Exception as error:  # a pickle may raise anything
-        raise ModelError(
-            f"{path} is no file of weights ({type(error).__name__})."
-        ) from None
-    if not isinstance(state, dict) or not all(
-        isinstance(name, str) and isinstance(value, Tensor)
-        for name, value in state.items()
-    ):
-        raise ModelError(f"{path} must hold named tensors, but holds something else.")
-    return hook_on_loading_state_dict_checkpoint(dict(state))
+
+    def check(shapes: Mapping[str, list[int]]) -> None:
+        problem = misfit(shapes, wanted)
+        if problem:
+            raise ModelError(f"{path} does not fit its yaml: {problem}.")
+
+    return read_tensors(path, check, hook_on_loading_state_dict_checkpoint)
 
 
-def fit(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+def fit(module: nn.Module, path: Path) -> None:
     """Puts weights into a module that needs exactly these.
 
     Arguments
     ---------
     module : torch.nn.Module
         Built, on the CPU.
-    state : mapping of str to torch.Tensor
-        What the file holds.
     path : Path
-        For the message.
+        The file of weights.
 
     Raises
     ------
@@ -210,14 +191,14 @@ def fit(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
 
     Example
     -------
-    >>> fit(nn.Linear(1, 1), {"weight": torch.zeros(1, 1)}, "a.ckpt")
+    >>> import torch
+    >>> path = getfixture("tmp_path") / "a.ckpt"
+    >>> torch.save({"weight": torch.zeros(1, 1)}, path)
+    >>> fit(nn.Linear(1, 1), path)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    speechbrain_spgm.inference.published.ModelError: a.ckpt does not fit its yaml: it lacks bias.
-    """  # noqa: E501
-    shapes = {name: list(value.shape) for name, value in state.items()}
-    problem = misfit(shapes, module.state_dict())
-    if problem:
-        raise ModelError(f"{path} does not fit its yaml: {problem}.")
+    speechbrain_spgm.inference.tensors.ModelError: ... does not fit its yaml: ... bias.
+    """
+    state = read_ckpt(path, module.state_dict())
     for name, value in state.items():
         if value.is_floating_point() and not value.float().isfinite().all():
             raise ModelError(

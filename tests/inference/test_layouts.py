@@ -159,7 +159,7 @@ def test_what_cannot_be_converted(published, tmp_path, capsys):
         (
             tmp_path / "nothing",
             "published",
-            "is no folder, no shipped model and no Hub",
+            "is no folder, no model that goes by a name",
         ),
     ]:
         assert convert(source, tmp_path / "out", to) == 2

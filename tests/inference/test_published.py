@@ -200,7 +200,7 @@ def test_wrong_values_are_named(copy, change, words):
         ("{", "not valid JSON"),
         ("[1]", "must hold a JSON object"),
         ("[" * 100_000, "not valid JSON"),
-        ("{}", "sample_rate is missing; encoder_kernel_size is missing"),
+        ("{}", ": encoder_kernel_size is missing; encoder_in_nchannels is missing"),
     ],
 )
 def test_a_broken_config_is_one_sentence(copy, text, words):

@@ -16,7 +16,7 @@ from speechbrain.lobes.models.dual_path import (
 )
 
 from speechbrain_spgm.inference import ModelError, SPGMSeparation, save_published
-from speechbrain_spgm.inference import separation as module
+from speechbrain_spgm.inference import sources as module
 from speechbrain_spgm.inference.published import build
 from speechbrain_spgm.lobes.masknet import SPGMMaskNet
 from speechbrain_spgm.lobes.spgm import SPGMBlock
@@ -296,7 +296,9 @@ def test_shipped_models_are_found_by_name(published, monkeypatch):
     for source in (None, published.name):
         model = SPGMSeparation.from_pretrained(source, device="cpu")
         assert torch.equal(model.separate_batch(mix), expected)
-    with pytest.raises(ModelError, match=rf"no shipped model \({published.name}\)"):
+    with pytest.raises(
+        ModelError, match=rf"goes by a name \({published.name}, spgm-base"
+    ):
         SPGMSeparation.from_pretrained("another")
 
 

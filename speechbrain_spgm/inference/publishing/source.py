@@ -24,6 +24,7 @@ from speechbrain_spgm.inference.published import (
     ModelError,
     check_inside,
     config_of,
+    weights_in,
 )
 from speechbrain_spgm.inference.publishing.privacy import clean_command
 from speechbrain_spgm.inference.separation import SPGMSeparation
@@ -187,7 +188,7 @@ def find_model(folder: Path) -> tuple[Path, Path | None]:
         raise ModelError(f"The folder {folder} does not exist: check its name.")
     if (folder / MODEL_FOLDER).is_dir():
         return folder / MODEL_FOLDER, folder
-    if (folder / WEIGHTS_FILE).is_file() or (folder / "masknet.ckpt").is_file():
+    if weights_in(folder) is not None or (folder / "masknet.ckpt").is_file():
         # A run's model folder, given by itself, still belongs to the run.
         run = folder.resolve().parent
         is_run = folder.name == MODEL_FOLDER and (run / SUMMARY_FILE).is_file()
@@ -207,7 +208,7 @@ def load_model(
     folder: Path,
 ) -> tuple[SPGMSeparation, dict[str, Any], dict[str, Any]]:
     """A model, the fields of its config.json that describe it, and its card."""
-    if (folder / WEIGHTS_FILE).is_file():
+    if weights_in(folder) is not None:
         model = SPGMSeparation.from_pretrained(folder, device="cpu")
         given = model.hparams.config
         name = str(given.get("config_name") or folder.resolve().name)
