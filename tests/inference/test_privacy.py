@@ -143,6 +143,23 @@ def secrets(seed: int) -> dict[str, str]:
         "square": "sq0csp-" + draw(43),
         "facebook": "EAACEdEose0cBA" + draw(40),
         "grafana": "glsa_" + draw(32) + "_" + draw(8, HEX),
+        "docker auth": '"auth": "' + draw(24) + '=="',
+        "npm auth": "_auth=" + draw(30) + "=",
+        "service account": '"private_key_id": "' + draw(40, HEX) + '"',
+        "connection": "Endpoint=sb://x;SharedAccessKey=" + draw(43) + "=",
+        "sentry": "https://" + draw(32, HEX) + "@o1.ingest.sentry.io/2",
+        "firebase": "AAAA" + draw(7) + ":" + draw(140),
+        "dropbox": "sl.B" + draw(130),
+        "terraform": draw(14) + ".atlasv1." + draw(60),
+        "airtable": "pat" + draw(14) + "." + draw(64, HEX),
+        "neptune": "NEPTUNE_API_TOKEN='eyJ" + draw(60) + "'",
+        "mlflow": "MLFLOW_TRACKING_PASSWORD: " + draw(9),
+        "header": "PRIVATE-TOKEN: " + draw(20),
+        "zenodo": "https://zenodo.org/api/files?access_token=" + draw(60),
+        "url parameter": "wss://x.org/socket?key=" + draw(12),
+        "yaml list": "- api_key: '" + draw(12) + "1'",
+        "shell": "set -x WANDB_KEY " + draw(30, HEX) + "1a",
+        "python": 'login(token="hf_' + draw(34) + '")',
         "export": "export HF_TOKEN=hf_" + draw(34),
         "ssh": "ssh-ed25519 AAAA" + draw(60) + " alice@gpu7",
         "base64": draw(64, B62 + "+/") + "==",
@@ -152,6 +169,22 @@ def secrets(seed: int) -> dict[str, str]:
 
 
 PLACES = [
+    "https://x.org/?path=/home/alice",
+    "C%3A%5CUsers%5Calice",
+    "file%3A%2F%2F%2Fhome",
+    "home/alice/data",
+    "/path/to/~alice/x",
+    "/path/to/$USER",
+    "/path/to/home/alice",
+    "alice@10.0.0.5",
+    "alice@gpu7",
+    "192.168.1.7",
+    "${HOME:-/root}",
+    "expanduser('~')",
+    "vscode-remote://ssh-remote+gpu7/home/alice",
+    "//home//alice",
+    "/path/to/%2e%2e/x",
+    "/path/to/../data",
     "</home/alice/x>",
     "alice@gpu7:data",
     "s3://alice-bucket",
@@ -261,6 +294,8 @@ keys: a, b. Passwords are not stored. passing=5
 password-protected archive: no. The token counts: 15, token type ids
 50% of /path/to/LibriSpeech, 100%20 x
 a pass at 10 dB; bypass=0.25; pass: second; compass: north; passes=3
+precision@1, P@k, model@main, pkg@v2, and alice@uni.edu, GCC 10.2.1
+https://example.org/a/b?x=1&y=a/b#/top
 the voices said "home/office" and users/speakers
 Ann Bell <ann@example.org>: the voice
 Home Depot: /dev/null, /path/to

@@ -24,7 +24,7 @@ END = r"[^\s\"'`,;)\]}>|]*"
 # belong in a card.
 URL = re.compile(
     r"(?i)\b(?:https?|hf|doi|git|git\+https|mailto|env|urn)://"
-    r"(?:[^\s/\"'<>`|]+\.)+[a-z]{2,}(?::\d+)?(?![\w.-])[^\s\"'<>`|]*|\benv://"
+    r"(?:[^\s/\"'<>`|]+\.)+[a-z]{2,}(?::\d+)?(?![\w.-])[^\s\"'<>`|?]*|\benv://"
 )
 PRIVATE_HOST = re.compile(
     r"(?i)\b[a-z][a-z0-9+.-]*://(?:[^\s/@]*@)?(?:(?:[\w-]+\.)+(?:local|lan|internal|"
@@ -40,7 +40,11 @@ REMOTE = re.compile(
     r"(?<![\w/.+-])[\w.+-]+@(?!(?:github|gitlab|bitbucket|huggingface|hf)\.\w+:)"
     r"[\w.-]+:(?=[\w/~.$-])" + END
 )
-LOGIN = re.compile(r"\b(?:ssh|scp|sftp|rsync|mosh)\s(?:.*\s)?[\w.-]+@[\w.-]+")
+LOGIN = re.compile(
+    r"\b(?:ssh|scp|sftp|rsync|mosh)\s(?:.*\s)?[\w.-]+@[\w.-]+|"
+    r"(?<![\w/.+-])[a-z][\w.-]*@(?:[a-z]{2,}[a-z-]*\d+\b(?![.\w])|\d+(?:\.\d+){3})|"
+    r"(?<![\w.])(?<!==)(?:10(?:\.\d{1,3}){3}|192\.168(?:\.\d{1,3}){2})(?![\w.])"
+)
 # A path begins where no word, relative path or HTML tag goes on.
 POSIX_PATH = re.compile(
     r"(?:(?<![\w.~/<)-])|(?<=-[A-Za-z])|(?<=<)(?=/+[\w.-]+/))"  # also -I/usr/include
@@ -50,8 +54,11 @@ POSIX_PATH = re.compile(
     + END
 )
 # Homes are looked for everywhere, also behind a relative path.
-HOME = re.compile(r"(?i)/+(?:home|users)\d*/+[\w.~$%@{<-]" + END)
+HOME = re.compile(
+    r"(?:(?i:/+(?:home|users)\d*/+[\w.~$%@{<-])|(?<![\w/.-])home/+\w[\w.-]*/+\w)" + END
+)
 HOME_PATH = re.compile(
+    r"(?<=[\"'])~(?=[\"'])|"
     r"(?<![\w~/.])~(?:[\w.-]*/+[\w.-]|(?:(?<=[=:\"'`(]~)|(?<=\bcd ~))[a-z_]\w+\b)" + END
 )
 VARIABLES = (
@@ -60,7 +67,7 @@ VARIABLES = (
 )
 VARIABLE = re.compile(
     rf"(?i)(?:\$(?:env:)?\{{?(?:env:)?(?:{VARIABLES})\b\}}?|%(?:{VARIABLES})%)(?:[/\\]+{END}|"
-    r"(?=[\s\"'`,;)\]]|$))"
+    r"(?=[\s\"'`,;:)\]]|$))"
 )
 WINDOWS_PATH = re.compile(
     r"(?<![A-Za-z0-9])[A-Za-z]:(?:\\+|/(?!/)|(?=\w+\\))[\w.$~%-][^\s\"'`,;)\]}>|]*"
@@ -179,7 +186,7 @@ def _is_harmless(path: str) -> bool:
     return (
         path in HARMLESS
         or f"{path}/".startswith(f"{PLACEHOLDER}/")
-        and ".." not in PurePosixPath(path).parts
+        and not re.search(r"\.\.|[~$%]", path)
         and not HOME.search(path)
     )
 

@@ -14,18 +14,21 @@ from math import log2
 # Its other detectors take versions, checksums and prose for secrets.
 NOT_USED = {"IPPublicDetector", "KeywordDetector"}
 PREFIXES = r"""
-    hf_ api_org_ gh[pousr]_ github_pat_ gl(?:pat|dt|ft|soat|rt|cbt|imt|ptt|agent|oas)-
-    npm_ pypi- xox[a-z]- xoxe\. xapp- [srp]k_(?:live|test)_ whsec_ AIza ya29\. GOCSPX-
-    sk- gsk_ xai- nvapi- r8_ pplx- tvly- wandb_v\d_ do[opr]_v1_ shp(?:at|ca|pa|ss)_
-    dckr_pat_ hv[sb]\. PMAK- lin_api_ figd_ NRAK- sntry[su]_ gl(?:sa|c)_ dapi
-    AGE-SECRET-KEY- pscale_(?:tkn|pw|oauth)_ secret_ ntn_ SG\. AT(?:AT|CT)T EAA LTAI
-    AKID sbp_ tskey- sq0[a-z]{3}- key- amzn\.mws\. rdme_ rubygems_ CFPAT- shippo_
-    lsv2_ phc_ patk?_ rnd_ fio-u- dt0[a-z]\d\d\.
+    hf_ api_org_ gh[pousr]_ github_pat_
+    gl(?:pat|dt|ft|soat|rt|cbt|imt|ptt|agent|oas)- npm_ pypi- xox[a-z]- xoxe\. xapp-
+    [srp]k_(?:live|test)_ whsec_ AIza ya29\. GOCSPX- sk- gsk_ xai- nvapi- r8_ pplx-
+    tvly- wandb_v\d_ do[opr]_v1_ shp(?:at|ca|pa|ss)_ dckr_pat_ hv[sb]\. PMAK-
+    lin_api_ figd_ NRAK- sntry[su]_ gl(?:sa|c)_ dapi AGE-SECRET-KEY-
+    pscale_(?:tkn|pw|oauth)_ secret_ ntn_ SG\. AT(?:AT|CT)T EAA LTAI AKID sbp_
+    tskey- sq0[a-z]{3}- key- amzn\.mws\. rdme_ rubygems_ CFPAT- shippo_ lsv2_ phc_
+    patk?_ rnd_ fio-u- dt0[a-z]\d\d\. sl\.[A-Z] pcsk_ sk_ KGAT_ nfp_ sb_secret_ tfp_
+    pnu_ aio_ EZ[AT]K xkeysib- AQVN dp\.[a-z]+\. \w{14}\.atlasv1\. pat\w{14}\.
+    access-(?:sandbox|production)- AAAA[\w-]{7}: sess- v1\.0-
 """
 NAME = (  # of a setting that holds a secret
     r"(?:api[_-]?|access[_-]?|auth[_-]?|private[_-]?|account[_-]?|secret[_-]?|"
     r"shared[_-]?|\b|[a-z_-])key(?:[_-]?(?:id|file))?|secret\w*|token(?![iz])\w*|"
-    r"credentials?|pass(?:word|wd|phrase|code)\w*|(?<![a-z])pwd\w*|\bpat\b"
+    r"(?<![a-z])auth|credentials?|pass(?:word|wd|phrase|code)\w*|(?<![a-z])pwd\w*|\bpat\b"
 )
 PASSWORD = r"pass(?:word|wd|phrase|code)?\w*|pwd"
 WEBHOOKS = (
