@@ -21,16 +21,16 @@ from torch import Tensor
 from benchmarks.evidence import mean
 from benchmarks.testlist import open_list, parse
 from speechbrain_spgm.data import Mixture, MixtureList
-from speechbrain_spgm.data.atomic import replacing
 from speechbrain_spgm.data.augment import (
     filter_rows,
     limit_band,
     match_colour,
     reverberate,
 )
+from speechbrain_spgm.files import replacing
 from speechbrain_spgm.inference import SPGMSeparation
+from speechbrain_spgm.metrics.si_sdr import pit_si_sdr_loss
 from speechbrain_spgm.training.experiment import user_errors
-from speechbrain_spgm.training.losses import pit_si_sdr_loss
 
 PLAIN = "both voices equally loud"
 

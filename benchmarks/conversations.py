@@ -11,7 +11,7 @@ import numpy as np
 import soundfile
 
 from speechbrain_spgm.audio import resample
-from speechbrain_spgm.data.errors import UserError
+from speechbrain_spgm.errors import UserError
 
 SPEAKERS = 2
 SECONDS = (2.0, 8.0)  # of a turn

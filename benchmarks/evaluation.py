@@ -25,9 +25,9 @@ import torch  # noqa: E402
 from speechbrain.nnet.losses import get_si_snr_with_pitwrapper  # noqa: E402
 
 from speechbrain_spgm.data import Mixture, MixtureBatch  # noqa: E402
-from speechbrain_spgm.data.errors import MissingPackage, require  # noqa: E402
-from speechbrain_spgm.training.evaluation import score_batch  # noqa: E402
-from speechbrain_spgm.training.losses import pit_si_sdr_loss  # noqa: E402
+from speechbrain_spgm.errors import MissingPackage, require  # noqa: E402
+from speechbrain_spgm.metrics.scores import score_batch  # noqa: E402
+from speechbrain_spgm.metrics.si_sdr import pit_si_sdr_loss  # noqa: E402
 
 RATE, SPKS = 8000, 2
 

@@ -29,10 +29,10 @@ from hyperpyyaml import load_hyperpyyaml
 
 from benchmarks.long import interval
 from benchmarks.strangers import mix_strangers
-from speechbrain_spgm.data.atomic import replacing
 from speechbrain_spgm.data.dynamic import by_speaker
-from speechbrain_spgm.data.errors import UserError
-from speechbrain_spgm.data.voices import find_voices, read_voices
+from speechbrain_spgm.data.recordings import find_voices, read_voices
+from speechbrain_spgm.errors import UserError
+from speechbrain_spgm.files import replacing
 from speechbrain_spgm.training.experiment import user_errors
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -19,7 +19,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from benchmarks.evidence import ROOT, check_voices, librispeech, recipe_command, train
-from speechbrain_spgm.data.atomic import replacing
+from speechbrain_spgm.files import replacing
 from speechbrain_spgm.training.experiment import user_errors
 
 PART = 50  # steps, of one mixture each, between validations

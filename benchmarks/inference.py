@@ -30,11 +30,11 @@ from speechbrain.lobes.models.dual_path import Dual_Path_Model, SBTransformerBlo
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from speechbrain_spgm.inference.published import config_of, load_published
 from speechbrain_spgm.inference.separation import find_published
 from speechbrain_spgm.lobes.quantised import quantise
 from speechbrain_spgm.lobes.separator import separate
 from speechbrain_spgm.lobes.spgm import SPGMBlock
+from speechbrain_spgm.models.published import config_of, load_published
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {

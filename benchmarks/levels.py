@@ -22,10 +22,10 @@ from torch import Tensor
 from benchmarks.testlist import open_list, parse
 from speechbrain_spgm.audio import Recording
 from speechbrain_spgm.data import MixtureBatch
-from speechbrain_spgm.data.atomic import replacing
+from speechbrain_spgm.files import replacing
 from speechbrain_spgm.inference import SPGMSeparation
+from speechbrain_spgm.metrics.si_sdr import pit_si_sdr_loss
 from speechbrain_spgm.training.experiment import user_errors
-from speechbrain_spgm.training.losses import pit_si_sdr_loss
 
 # What is done to a mixture: a gain, then an offset.
 CHANGES = {

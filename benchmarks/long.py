@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.conversations import draw_conversation, find_speakers
-from speechbrain_spgm.data.atomic import replacing
+from speechbrain_spgm.files import replacing
 from speechbrain_spgm.inference import SPGMSeparation
-from speechbrain_spgm.training.losses import si_sdr
+from speechbrain_spgm.metrics.si_sdr import si_sdr
 
 ROOT = Path(__file__).resolve().parents[1]
 MODES = ("exact", "stitched")

@@ -24,15 +24,15 @@ from torch import Tensor, nn
 from benchmarks.evidence import mean
 from benchmarks.testlist import open_list, parse
 from speechbrain_spgm.data import MixtureList
-from speechbrain_spgm.data.atomic import replacing
-from speechbrain_spgm.inference.published import load_published
+from speechbrain_spgm.files import replacing
 from speechbrain_spgm.inference.separation import find_published
 from speechbrain_spgm.lobes.chunking import overlap_add
 from speechbrain_spgm.lobes.norms import norm_affine, row_moments, utterance_moments
 from speechbrain_spgm.lobes.spgm import SPGMBlock
 from speechbrain_spgm.lobes.statistics import Averages
+from speechbrain_spgm.metrics.si_sdr import pit_si_sdr_loss
+from speechbrain_spgm.models.published import load_published
 from speechbrain_spgm.training.experiment import user_errors
-from speechbrain_spgm.training.losses import pit_si_sdr_loss
 
 PASTS = (0.5, 1.0, 2.0, 5.0, 10.0)  # seconds of the past in the global vector
 

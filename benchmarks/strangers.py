@@ -23,12 +23,12 @@ import numpy as np
 from tqdm import trange
 
 from speechbrain_spgm.audio import AudioFile
+from speechbrain_spgm.corpora.generation import load, resample, to_pcm16, write
 from speechbrain_spgm.data.dynamic import by_speaker, gain_to
-from speechbrain_spgm.data.errors import UserError
-from speechbrain_spgm.data.generation import load, resample, to_pcm16, write
 from speechbrain_spgm.data.levels import librimix_levels, loudness
-from speechbrain_spgm.data.manifest import ManifestRow, write_manifest
-from speechbrain_spgm.data.voices import read_voices, trim
+from speechbrain_spgm.data.manifests import ManifestRow, write_manifest
+from speechbrain_spgm.data.recordings import read_voices, trim
+from speechbrain_spgm.errors import UserError
 from speechbrain_spgm.training.experiment import user_errors
 
 

@@ -28,10 +28,10 @@ import torch
 from benchmarks.inference import ROOT, load, machine, memory, spread
 from speechbrain_spgm.data import Mixture, MixtureBatch
 from speechbrain_spgm.data.batching import BucketBatchSampler
-from speechbrain_spgm.data.manifest import read_manifest
+from speechbrain_spgm.data.manifests import read_manifest
 from speechbrain_spgm.lobes.separator import separate
+from speechbrain_spgm.metrics.si_sdr import pit_si_sdr_loss
 from speechbrain_spgm.training.activations import checkpoint_activations
-from speechbrain_spgm.training.losses import pit_si_sdr_loss
 
 RATE, SPKS = 8000, 2
 MEMORY_SHARE = 0.8  # of what is free; a step that needs more counts as not possible

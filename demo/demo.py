@@ -22,9 +22,9 @@ from torchmetrics.functional.audio import (
     scale_invariant_signal_distortion_ratio,
 )
 
-from speechbrain_spgm.data.errors import UserError
+from speechbrain_spgm.errors import UserError
 from speechbrain_spgm.inference import SPGMSeparation
-from speechbrain_spgm.training.pictures import (
+from speechbrain_spgm.metrics.pictures import (
     MIXTURE_COLOR,
     VOICE_COLORS,
     add_level_bar,

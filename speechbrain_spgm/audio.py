@@ -786,7 +786,7 @@ def writing(
     AudioFileError
         If they cannot be written.
     """
-    from speechbrain_spgm.data.atomic import replacing
+    from speechbrain_spgm.files import replacing
 
     form = form or Format()
     container = FORMATS[form.name][0]

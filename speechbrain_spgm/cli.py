@@ -33,7 +33,7 @@ from speechbrain_spgm.errors import shown
 
 if TYPE_CHECKING:
     from speechbrain_spgm.inference import SPGMSeparation
-    from speechbrain_spgm.inference.long.files import Options
+    from speechbrain_spgm.inference.files import Options
 
 STDIN = Path("-")
 # Modules of speechbrain_spgm.commands, each with add_parser(commands).
@@ -91,7 +91,7 @@ def run_command(argv: Sequence[str] | None) -> int:
         say("spgm: interrupted; every file written so far is whole.")
         return exit_code(interrupt)
     except Exception as error:
-        from speechbrain_spgm.data.errors import UserError
+        from speechbrain_spgm.errors import UserError
 
         if not isinstance(error, UserError):
             raise
@@ -262,8 +262,8 @@ def separate(arguments: argparse.Namespace) -> int:
     """``spgm separate``."""
     from tqdm import tqdm
 
-    from speechbrain_spgm.data.errors import UserError, shown
-    from speechbrain_spgm.inference.long.files import Options, check_options
+    from speechbrain_spgm.errors import UserError, shown
+    from speechbrain_spgm.inference.files import Options, check_options
 
     if "" in (*arguments.inputs, arguments.output):
         raise Problem("a path is empty: name a file or a folder, . for this one.")
@@ -326,7 +326,7 @@ def separate_one(
     model: SPGMSeparation, job: Job, options: Options, report: bool
 ) -> int:
     """Separates one file, writes all its voices or none; returns its sample rate."""
-    from speechbrain_spgm.inference.long.files import (
+    from speechbrain_spgm.inference.files import (
         explain,
         from_file,
         separate_to_files,
@@ -352,8 +352,8 @@ def info(arguments: argparse.Namespace) -> int:
     """``spgm info``."""
     model = load_model(arguments.model, arguments.device, arguments.trust_remote_code)
 
-    from speechbrain_spgm.data.errors import UserError, shown
-    from speechbrain_spgm.inference.info import describe
+    from speechbrain_spgm.commands.info import describe
+    from speechbrain_spgm.errors import UserError, shown
 
     try:
         facts = describe(model)
@@ -373,10 +373,10 @@ def load_model(
     precision: str | None = None,
 ) -> SPGMSeparation:
     """Loads a model in either layout; runs code of its source only if trusted."""
-    from speechbrain_spgm.data.errors import UserError
+    from speechbrain_spgm.errors import UserError
     from speechbrain_spgm.inference import SPGMSeparation
-    from speechbrain_spgm.inference.published import WrongLayout
-    from speechbrain_spgm.inference.sources import (
+    from speechbrain_spgm.models.published import WrongLayout
+    from speechbrain_spgm.models.sources import (
         has_speechbrain_layout,
         is_url,
         locate,
@@ -559,7 +559,7 @@ def say(line: str) -> None:
 def quiet_libraries() -> Iterator[None]:
     """Keeps the warnings of libraries from the user; they are back afterwards."""
     # Those of our own part for long recordings come as sentences of this command.
-    names = ("speechbrain", "speechbrain_spgm.inference.long")
+    names = ("speechbrain", "speechbrain_spgm.inference")
     levels = {logging.getLogger(name): logging.getLogger(name).level for name in names}
     try:
         with warnings.catch_warnings():

@@ -1,10 +1,20 @@
 """Fixtures every test may use."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
+import huggingface_hub
+import numpy as np
 import pytest
+import soundfile
 import torch
+
+from speechbrain_spgm.inference import SPGMSeparation, save_published
+from speechbrain_spgm.models.published import build
+from tests.hub_server import TOKEN, serve
+
+RATE = 8000
 
 # A small network, as config.json of the published layout describes it.
 CONFIG = {
@@ -30,6 +40,7 @@ CONFIG = {
     "spgm_block_att_h": None,
     "spgm_block_att_dropout": 0,
 }
+CARD = {"licence": "CC0-1.0", "training_data": "none", "quality": {"SI-SDRi": "0 dB"}}
 
 
 @pytest.fixture(autouse=True)
@@ -65,3 +76,52 @@ def shared() -> Path:
             "that are not in the repository: name their folder in SPGM_RECORDINGS"
         )
     return folder
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in the published layout; not to be changed."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("published") / "random"
+    save_published(folder, *build(CONFIG), CONFIG, CARD)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model(published: Path) -> SPGMSeparation:
+    """The model in that folder."""
+    return SPGMSeparation.from_pretrained(published, device="cpu")
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """The Hub on this machine, in place of the real one; waiting costs no time."""
+    constants = huggingface_hub.constants
+    with serve() as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.address)
+        template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
+        yield hub
+        huggingface_hub.close_session()
+
+
+@pytest.fixture
+def write_tone(tmp_path) -> Callable[..., Path]:
+    """Writes <tmp_path>/<split>/<speaker>/<chapter>/<name>.flac, a sine."""
+
+    def write(
+        speaker: str, hertz: float, seconds: float, split: str = "train", rate=RATE
+    ) -> Path:
+        folder = tmp_path / split / speaker / "1"
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{len(list(folder.iterdir()))}.flac"
+        times = np.arange(round(seconds * rate)) / rate
+        soundfile.write(path, 0.5 * np.sin(2 * np.pi * hertz * times), rate)
+        return path
+
+    return write

@@ -28,7 +28,7 @@ import torch
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 
 from speechbrain_spgm.cli import main, make_parser
-from speechbrain_spgm.inference.sources import SHORT_NAMES
+from speechbrain_spgm.models.sources import SHORT_NAMES
 
 ROOT = Path(__file__).resolve().parents[1]
 READMES = [ROOT / "README.md", *sorted(ROOT.glob("recipes/**/README.md"))]

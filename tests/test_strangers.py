@@ -8,7 +8,7 @@ import soundfile
 
 from benchmarks import strangers
 from speechbrain_spgm.data.levels import loudness
-from speechbrain_spgm.data.manifest import read_manifest
+from speechbrain_spgm.data.manifests import read_manifest
 
 RATE = 16000
 

@@ -21,11 +21,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from speechbrain_spgm.data.atomic import replacing
-from speechbrain_spgm.data.errors import UserError
-from speechbrain_spgm.data.generation import load, resample, to_pcm16, write
-from speechbrain_spgm.data.preparation import run_command
-from speechbrain_spgm.data.voices import read_voices, trim
+from speechbrain_spgm.corpora.command import run_command
+from speechbrain_spgm.corpora.generation import load, resample, to_pcm16, write
+from speechbrain_spgm.data.recordings import read_voices, trim
+from speechbrain_spgm.errors import UserError
+from speechbrain_spgm.files import replacing
 
 
 def convert(voices: Path, folder: Path, rate: int = 8000, shortest: float = 0.3) -> int:

@@ -16,9 +16,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from speechbrain_spgm.data.librimix import MIXTURES, plan_librimix, scan_librimix
-from speechbrain_spgm.data.manifest import ManifestRow
-from speechbrain_spgm.data.preparation import (
+from speechbrain_spgm.corpora.command import (
     add_generate,
     add_manifests,
     find_lists,
@@ -26,6 +24,8 @@ from speechbrain_spgm.data.preparation import (
     manifests_of_folder,
     run_command,
 )
+from speechbrain_spgm.corpora.librimix import MIXTURES, plan_librimix, scan_librimix
+from speechbrain_spgm.data.manifests import ManifestRow
 
 SPLITS = ("train-360", "dev", "test")
 

@@ -16,8 +16,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from speechbrain_spgm.data.manifest import ManifestRow
-from speechbrain_spgm.data.preparation import (
+from speechbrain_spgm.corpora.command import (
     add_generate,
     add_manifests,
     find_lists,
@@ -25,7 +24,8 @@ from speechbrain_spgm.data.preparation import (
     manifests_of_folder,
     run_command,
 )
-from speechbrain_spgm.data.wsj0mix import SPLITS, plan_wsj0mix, scan_wsj0mix
+from speechbrain_spgm.corpora.wsj0mix import SPLITS, plan_wsj0mix, scan_wsj0mix
+from speechbrain_spgm.data.manifests import ManifestRow
 
 
 def prepare_wsj0mix(

@@ -42,9 +42,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Converts; returns the exit code."""
     from speechbrain_spgm.errors import writing
-    from speechbrain_spgm.inference.layouts import YAML_FILE, convert
-    from speechbrain_spgm.inference.remote import open_source
-    from speechbrain_spgm.inference.sources import locate
+    from speechbrain_spgm.models.convert import YAML_FILE, convert
+    from speechbrain_spgm.models.remote import open_source
+    from speechbrain_spgm.models.sources import locate
 
     source = str(locate(arguments.source))
     with writing(arguments.target), open_source(source, YAML_FILE) as find:

@@ -15,9 +15,9 @@ from speechbrain_spgm.commands import Problem
 
 if TYPE_CHECKING:
     from speechbrain_spgm.data import MixtureBatch
-    from speechbrain_spgm.data.mixtures import VariedDataset
+    from speechbrain_spgm.data.listed import VariedDataset
     from speechbrain_spgm.inference import SPGMSeparation
-    from speechbrain_spgm.training.evaluation import Score, Worst
+    from speechbrain_spgm.metrics.scores import Score, Worst
 
 LEVEL_STEPS = (2, 5)  # dB between the loudest and the softest source
 
@@ -118,11 +118,11 @@ def positive(kind: type) -> type:
 def run(arguments: argparse.Namespace) -> int:
     """Evaluates; returns the exit code."""
     from speechbrain_spgm.cli import count, load_model, make_folder, say
-    from speechbrain_spgm.data.atomic import check_writable
-    from speechbrain_spgm.data.errors import writing
-    from speechbrain_spgm.data.voices import tell_lower_rates
-    from speechbrain_spgm.inference.views import check_views
-    from speechbrain_spgm.training.evaluation import (
+    from speechbrain_spgm.data.recordings import tell_lower_rates
+    from speechbrain_spgm.errors import writing
+    from speechbrain_spgm.files import check_writable
+    from speechbrain_spgm.inference.augment import check_views
+    from speechbrain_spgm.metrics.scores import (
         Worst,
         breakdown,
         check_metrics,
@@ -190,8 +190,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def open_dataset(arguments: argparse.Namespace, model: SPGMSeparation) -> VariedDataset:
     """The mixtures of a manifest or of a LibriMix list, all their files checked."""
-    from speechbrain_spgm.data.mixtures import ManifestDataset, MixtureList
-    from speechbrain_spgm.data.voices import read_table
+    from speechbrain_spgm.data.listed import ManifestDataset, MixtureList
+    from speechbrain_spgm.data.recordings import read_table
 
     path, num_spks = arguments.manifest, model.num_spks
     shape = {"num_spks": num_spks, "sample_rate": model.sample_rate}
@@ -223,8 +223,8 @@ def separate_and_score(
 
     from speechbrain_spgm.data import MixtureBatch
     from speechbrain_spgm.data.batching import BucketBatchSampler
-    from speechbrain_spgm.training.evaluation import score_batch
-    from speechbrain_spgm.training.losses import pit_si_sdr_loss
+    from speechbrain_spgm.metrics.scores import score_batch
+    from speechbrain_spgm.metrics.si_sdr import pit_si_sdr_loss
 
     batch_size = arguments.batch_size
     if batch_size is None and arguments.batch_seconds is None:
@@ -277,7 +277,7 @@ def level_groups(batch: MixtureBatch) -> dict[str, str]:
 
 def read_genders(path: Path) -> dict[str, str]:
     """From speaker to gender."""
-    from speechbrain_spgm.data.voices import read_table
+    from speechbrain_spgm.data.recordings import read_table
 
     columns = ("speaker", "gender")
     return {row["speaker"]: row["gender"] for row in read_table(path, columns)}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from speechbrain_spgm.commands import Problem
 
 if TYPE_CHECKING:
-    from speechbrain_spgm.inference.publishing import Assembled, Uploaded
+    from speechbrain_spgm.publishing import Assembled, Uploaded
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -85,7 +85,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Assembles, shows and uploads."""
-    from speechbrain_spgm.inference.publishing import assemble, upload
+    from speechbrain_spgm.publishing import assemble, upload
 
     with ExitStack() as stack:
         target = arguments.output
@@ -118,7 +118,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def show(assembled: Assembled) -> None:
     """The files with their sizes, the card, and what the user should know."""
-    from speechbrain_spgm.data.errors import shown
+    from speechbrain_spgm.errors import shown
 
     terms, files = assembled.terms, assembled.files()
     where = "private" if terms.private else "public"
@@ -137,7 +137,7 @@ def show(assembled: Assembled) -> None:
 
 def report(uploaded: Uploaded) -> None:
     """What the upload did."""
-    from speechbrain_spgm.data.errors import shown
+    from speechbrain_spgm.errors import shown
 
     if uploaded.commit is None:
         print(f"Nothing has changed: {uploaded.address} is up to date.")

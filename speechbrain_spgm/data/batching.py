@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch.utils.data import Sampler
 
-from speechbrain_spgm.data.errors import UserError
+from speechbrain_spgm.errors import UserError
 
 BLOCK = 64  # utterances of similar duration that follow each other; a power of two
 JITTER = 0.1  # durations are blurred by this part, so that neighbours change

@@ -19,7 +19,6 @@ from speechbrain_spgm.audio import (
 )
 from speechbrain_spgm.data.augment import Augmentations
 from speechbrain_spgm.data.batch import Mixture
-from speechbrain_spgm.data.errors import UserError
 from speechbrain_spgm.data.levels import (
     LEVELS,
     LIBRIMIX_DB,
@@ -30,9 +29,10 @@ from speechbrain_spgm.data.levels import (
     mean_amplitude,
     power_db,
 )
+from speechbrain_spgm.data.recordings import Voice
 from speechbrain_spgm.data.seeded import SeededDataset
 from speechbrain_spgm.data.vary import check_speeds
-from speechbrain_spgm.data.voices import Voice
+from speechbrain_spgm.errors import UserError
 
 NOISE_DB = (-38.0, -30.0)  # loudness of LibriMix's noise
 SILENCE_DB = -60.0  # a crop below this level is drawn again,

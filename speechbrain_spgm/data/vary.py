@@ -12,7 +12,7 @@ import torch
 
 from speechbrain_spgm.audio import change_rate, frames_needed
 from speechbrain_spgm.data.augment import Augmentations
-from speechbrain_spgm.data.errors import UserError
+from speechbrain_spgm.errors import UserError
 
 
 class Variation:

@@ -1,12 +1,12 @@
 """From a trained model and a recording to separated voices."""
 
 from speechbrain_spgm.audio import AudioFileError
-from speechbrain_spgm.inference.published import (
+from speechbrain_spgm.inference.separation import SPGMSeparation
+from speechbrain_spgm.models.published import (
     ModelError,
     load_published,
     save_published,
 )
-from speechbrain_spgm.inference.separation import SPGMSeparation
 
 __all__ = [
     "AudioFileError",

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from speechbrain_spgm.audio import AudioFileError
-from speechbrain_spgm.data.errors import UserError
+from speechbrain_spgm.errors import UserError
 
 # The root mean square that recordings are brought to, over the frames in which there is
 # sound: the mean of LibriMix's mixtures, which models are trained on.

@@ -21,11 +21,11 @@ import torch.nn.functional as F
 from speechbrain.lobes.models.dual_path import Dual_Computation_Block
 from torch import Tensor, nn
 
-from speechbrain_spgm.data.atomic import replacing
-from speechbrain_spgm.inference.published import CARD, ModelError
+from speechbrain_spgm.files import replacing
 from speechbrain_spgm.inference.separation import SPGMSeparation
 from speechbrain_spgm.lobes import intra
 from speechbrain_spgm.lobes.masknet import SPGMMaskNet
+from speechbrain_spgm.models.published import CARD, ModelError
 
 OPSET = 18
 INPUT, OUTPUT = "mix", "est"

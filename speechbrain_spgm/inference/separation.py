@@ -22,7 +22,16 @@ from speechbrain.utils.run_opts import RunOptions
 from torch import Tensor, nn
 
 from speechbrain_spgm.audio import Recording, Source, name_of, resample
-from speechbrain_spgm.data.errors import UserError
+from speechbrain_spgm.errors import UserError
+from speechbrain_spgm.inference.augment import check_views, separate_views, views_of
+from speechbrain_spgm.inference.files import (
+    WINDOW,
+    Options,
+    from_file,
+    from_samples,
+    separate_to_files,
+    separate_to_tensor,
+)
 from speechbrain_spgm.inference.level import (
     bring_to_level,
     check_levels,
@@ -31,37 +40,6 @@ from speechbrain_spgm.inference.level import (
     find_centre,
     restore_level,
 )
-from speechbrain_spgm.inference.long.files import (
-    WINDOW,
-    Options,
-    from_file,
-    from_samples,
-    separate_to_files,
-    separate_to_tensor,
-)
-from speechbrain_spgm.inference.published import (
-    CARD,
-    ModelError,
-    load_published,
-    weights_in,
-)
-from speechbrain_spgm.inference.remote import (
-    fetch_published,
-    keep,
-    local_audio,
-    open_source,
-    source_name,
-)
-from speechbrain_spgm.inference.safe_yaml import load_safely
-from speechbrain_spgm.inference.sources import (
-    REPORTED,
-    YAML_FILE,
-    has_speechbrain_layout,
-    is_url,
-    locate,
-)
-from speechbrain_spgm.inference.views import check_views, separate_views, views_of
-from speechbrain_spgm.inference.weights import card_config, load_weights
 from speechbrain_spgm.lobes import intra
 from speechbrain_spgm.lobes.engine import Watch
 from speechbrain_spgm.lobes.masknet import SPGMMaskNet
@@ -69,6 +47,28 @@ from speechbrain_spgm.lobes.quantised import quantise
 from speechbrain_spgm.lobes.separator import count_voices, separate
 from speechbrain_spgm.lobes.spgm import SPGMBlock
 from speechbrain_spgm.lobes.statistics import Statistics
+from speechbrain_spgm.models.published import (
+    CARD,
+    ModelError,
+    load_published,
+    weights_in,
+)
+from speechbrain_spgm.models.remote import (
+    fetch_published,
+    keep,
+    local_audio,
+    open_source,
+    source_name,
+)
+from speechbrain_spgm.models.safe_yaml import load_safely
+from speechbrain_spgm.models.sources import (
+    REPORTED,
+    YAML_FILE,
+    has_speechbrain_layout,
+    is_url,
+    locate,
+)
+from speechbrain_spgm.models.speechbrain import card_config, load_weights
 
 logger = logging.getLogger(__name__)
 

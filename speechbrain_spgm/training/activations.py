@@ -11,7 +11,7 @@ from speechbrain.lobes.models.dual_path import Dual_Path_Model
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from speechbrain_spgm.data.errors import UserError
+from speechbrain_spgm.errors import UserError
 from speechbrain_spgm.lobes.masknet import SPGMMaskNet
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from speechbrain_spgm.data.errors import UserError
+from speechbrain_spgm.errors import UserError
 from speechbrain_spgm.training.checkpoints import WholeCheckpointer, load_average
 
 

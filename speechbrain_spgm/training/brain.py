@@ -26,13 +26,7 @@ from speechbrain_spgm.data import MixtureBatch, UserError
 from speechbrain_spgm.data.batching import BucketBatchSampler
 from speechbrain_spgm.data.seeded import SeededDataset
 from speechbrain_spgm.lobes.separator import separate
-from speechbrain_spgm.training.activations import checkpoint_activations
-from speechbrain_spgm.training.averaging import (
-    copy_weights,
-    load_best_average,
-    moving_average,
-)
-from speechbrain_spgm.training.evaluation import (
+from speechbrain_spgm.metrics.scores import (
     Score,
     Worst,
     average,
@@ -41,8 +35,14 @@ from speechbrain_spgm.training.evaluation import (
     score_batch,
     write_results,
 )
+from speechbrain_spgm.metrics.si_sdr import is_kept, pit_si_sdr_loss, training_loss
+from speechbrain_spgm.training.activations import checkpoint_activations
+from speechbrain_spgm.training.averaging import (
+    copy_weights,
+    load_best_average,
+    moving_average,
+)
 from speechbrain_spgm.training.interrupt import StopRequest, leave_signals_to_parent
-from speechbrain_spgm.training.losses import is_kept, pit_si_sdr_loss, training_loss
 from speechbrain_spgm.training.progress import Progress
 from speechbrain_spgm.training.randomness import seed_step
 from speechbrain_spgm.training.ranks import gather, rank, sum_over_ranks, world_size

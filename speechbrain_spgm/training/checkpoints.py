@@ -22,7 +22,7 @@ from speechbrain.utils.distributed import main_process_only
 from speechbrain.utils.logger import get_logger
 from torch import nn
 
-from speechbrain_spgm.data.errors import writing
+from speechbrain_spgm.errors import writing
 
 logger = get_logger(__name__)
 

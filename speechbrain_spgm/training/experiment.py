@@ -26,19 +26,19 @@ from speechbrain.utils.distributed import (
 
 from speechbrain_spgm.console import WRONG_INPUT, Stream, exit_code, surroundings
 from speechbrain_spgm.data import DynamicMixing, ManifestDataset, MixtureList
-from speechbrain_spgm.data.atomic import check_writable
-from speechbrain_spgm.data.errors import UserError, refusal, writing
-from speechbrain_spgm.data.manifest import ManifestRow, write_manifest
-from speechbrain_spgm.data.voices import (
+from speechbrain_spgm.data.manifests import ManifestRow, write_manifest
+from speechbrain_spgm.data.recordings import (
     find_noise,
     find_voices,
     read_voices,
     tell_lower_rates,
 )
+from speechbrain_spgm.errors import UserError, refusal, writing
+from speechbrain_spgm.files import check_writable
+from speechbrain_spgm.metrics.scores import check_metrics
 from speechbrain_spgm.training.brain import SeparationBrain
 from speechbrain_spgm.training.checkpoints import WholeCheckpointer
 from speechbrain_spgm.training.command import record_command
-from speechbrain_spgm.training.evaluation import check_metrics
 from speechbrain_spgm.training.initialise import initialise, load_weights
 from speechbrain_spgm.training.settings import (
     YAML_FILE,

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from speechbrain_spgm.data.errors import UserError
+from speechbrain_spgm.errors import UserError
 
 FILTERBANKS = ("random", "fourier")
 # SpeechBrain's names: feed-forward layers, a transformer layer, its branches' last part

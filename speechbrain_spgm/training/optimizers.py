@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from speechbrain_spgm.data.errors import UserError
+from speechbrain_spgm.errors import UserError
 
 OPTIMIZERS = ("adam", "muon")
 

@@ -15,7 +15,7 @@ from speechbrain.nnet.schedulers import (
 )
 from torch.optim import Optimizer
 
-from speechbrain_spgm.data.errors import UserError
+from speechbrain_spgm.errors import UserError
 
 Scheduler = LinearScheduler | NewBobScheduler | ReduceLROnPlateau | StepScheduler
 

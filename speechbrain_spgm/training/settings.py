@@ -24,8 +24,8 @@ from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError
 from speechbrain.utils.run_opts import RunOptions
 
-from speechbrain_spgm.data.errors import UserError
-from speechbrain_spgm.data.librimix import MIXTURES
+from speechbrain_spgm.corpora.librimix import MIXTURES
+from speechbrain_spgm.errors import UserError
 
 YAML_FILE = "hyperparams.yaml"  # what a run was told, in its folder
 
@@ -437,7 +437,7 @@ def check_values(values: Mapping[str, Any]) -> None:
     >>> check_values({"batch_size": "two"})
     Traceback (most recent call last):
     ...
-    speechbrain_spgm.data.errors.UserError: batch_size is "two", but must be a whole number from 1 or null.
+    speechbrain_spgm.errors.UserError: batch_size is "two", but must be a whole number from 1 or null.
     """  # noqa: E501
     for key, rule in RULES.items():
         if key in values and not rule.holds(values[key]):

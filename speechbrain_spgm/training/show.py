@@ -13,9 +13,9 @@ from speechbrain.utils.logger import get_logger
 from torch.utils.data import Dataset
 
 from speechbrain_spgm.data import MixtureBatch
-from speechbrain_spgm.data.errors import MissingPackage
-from speechbrain_spgm.training.losses import pit_si_sdr_loss, reorder
-from speechbrain_spgm.training.pictures import Example, draw_curves, write_examples
+from speechbrain_spgm.errors import MissingPackage
+from speechbrain_spgm.metrics.pictures import Example, draw_curves, write_examples
+from speechbrain_spgm.metrics.si_sdr import pit_si_sdr_loss, reorder
 
 logger = get_logger(__name__)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from speechbrain_spgm.audio import AudioFileError, Recording
 from speechbrain_spgm.cli import main
-from speechbrain_spgm.data.errors import UserError
+from speechbrain_spgm.errors import UserError
 from speechbrain_spgm.inference import SPGMSeparation
 from speechbrain_spgm.inference.level import LEVEL, bring_to_level
 from tests.inference.test_separation import LENGTHS, assert_same, padded_batch

@@ -16,14 +16,14 @@ import torch
 from tqdm import tqdm
 
 from speechbrain_spgm.audio import resample
-from speechbrain_spgm.data.errors import UserError
-from speechbrain_spgm.inference import SPGMSeparation
+from speechbrain_spgm.errors import UserError
+from speechbrain_spgm.inference import SPGMSeparation, files, memory
 from speechbrain_spgm.inference.level import bring_to_level
-from speechbrain_spgm.inference.long import files, memory, stitching
+from speechbrain_spgm.inference.long import stitching
 from speechbrain_spgm.inference.long.assignment import assign, distances, timbre
-from speechbrain_spgm.inference.long.memory import estimate_bytes, parse_bytes
 from speechbrain_spgm.inference.long.spool import resampled, resampled_length
 from speechbrain_spgm.inference.long.windows import lay_out
+from speechbrain_spgm.inference.memory import estimate_bytes, parse_bytes
 
 RATE = 8000
 
@@ -164,7 +164,9 @@ def test_windows_are_separated_as_in_the_recording(
     """They share its averages; with their own, each would come out otherwise."""
     monkeypatch.setattr(stitching, "fit_mixture", lambda est, samples: est)
     # The voices of a random network have no order that views could agree on.
-    monkeypatch.setattr("speechbrain_spgm.inference.views.in_order_of", lambda _, x: x)
+    monkeypatch.setattr(
+        "speechbrain_spgm.inference.augment.in_order_of", lambda _, x: x
+    )
     path = tmp_path / "a.wav"
     mix = talk(20, 2).sum(1) * torch.linspace(0.05, 1, 20 * RATE)
     soundfile.write(path, mix.numpy(), RATE, subtype="FLOAT")
@@ -207,7 +209,7 @@ def test_memory_decides_and_is_logged(model, tmp_path, caplog) -> None:
     soundfile.write(path, talk(4, 2).sum(1).numpy(), RATE)
     outputs = [tmp_path / "0.wav", tmp_path / "1.wav"]
     need = estimate_bytes(model, 4 * RATE, RATE)
-    with caplog.at_level(logging.INFO, "speechbrain_spgm.inference.long"):
+    with caplog.at_level(logging.INFO, "speechbrain_spgm.inference"):
         for limit, mode in [(need, "exact"), (need - 1, "stitched")]:
             facts = model.separate_to_files(path, outputs, max_memory=limit, window=2)
             assert (facts["mode"], facts["limit_bytes"]) == (mode, limit)
@@ -217,7 +219,7 @@ def test_memory_decides_and_is_logged(model, tmp_path, caplog) -> None:
         assert facts["mode"] == "exact" and facts["seams"] == []
     with pytest.raises(UserError, match="exact mode would take .* but may take 512 M"):
         long = tmp_path / "long.wav"
-        soundfile.write(long, np.zeros(1_000_000), 100)
+        soundfile.write(long, np.zeros(4_000_000, np.int16), 1000)
         model.separate_file(long, mode="exact", max_memory="512M")
 
 
@@ -281,7 +283,7 @@ def test_the_estimate_is_near_the_measured_peak() -> None:
 
 LIMITED = """
 import resource
-from speechbrain_spgm.inference.long.memory import free_bytes
+from speechbrain_spgm.inference.memory import free_bytes
 kind = getattr(resource, "{}")
 with open("/proc/self/status") as status:
     used = next(int(s.split()[1]) * 1024 for s in status if s.startswith("{}:"))

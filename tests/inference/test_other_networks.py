@@ -9,10 +9,10 @@ from torch import nn
 
 from speechbrain_spgm.cli import main
 from speechbrain_spgm.inference import SPGMSeparation
-from speechbrain_spgm.inference.safe_yaml import load_safely
 from speechbrain_spgm.lobes.separator import count_voices
+from speechbrain_spgm.models.safe_yaml import load_safely
 
-YAMLS = Path(__file__).parent / "yamls"
+YAMLS = Path(__file__).resolve().parents[1] / "yamls"
 
 
 @pytest.fixture(params=[2, 3])

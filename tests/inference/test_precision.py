@@ -9,9 +9,9 @@ from speechbrain.lobes.models.dual_path import Dual_Path_Model, SBTransformerBlo
 
 from speechbrain_spgm import cli
 from speechbrain_spgm.inference import SPGMSeparation
-from speechbrain_spgm.inference.published import ModelError
 from speechbrain_spgm.lobes import separator
-from speechbrain_spgm.training.losses import si_sdr
+from speechbrain_spgm.metrics.si_sdr import si_sdr
+from speechbrain_spgm.models.published import ModelError
 
 LENGTHS = [8000, 3000]
 

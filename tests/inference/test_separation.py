@@ -16,10 +16,10 @@ from speechbrain.lobes.models.dual_path import (
 )
 
 from speechbrain_spgm.inference import ModelError, SPGMSeparation, save_published
-from speechbrain_spgm.inference import sources as module
-from speechbrain_spgm.inference.published import build
 from speechbrain_spgm.lobes.masknet import SPGMMaskNet
 from speechbrain_spgm.lobes.spgm import SPGMBlock
+from speechbrain_spgm.models import sources as module
+from speechbrain_spgm.models.published import build
 
 LENGTHS = [800, 3, 511, 16]
 CPU = {"device": "cpu"}

@@ -11,7 +11,7 @@ from torchmetrics.functional.audio import (
 
 from speechbrain_spgm.data import MixtureList
 from speechbrain_spgm.inference import SPGMSeparation
-from speechbrain_spgm.inference.sources import DEFAULT_MODEL, SHIPPED_MODELS
+from speechbrain_spgm.models.sources import DEFAULT_MODEL, SHIPPED_MODELS
 
 
 def test_card_states_what_a_user_must_know() -> None:

@@ -11,7 +11,7 @@ from speechbrain_spgm.lobes import engine, quantised
 from speechbrain_spgm.lobes.masknet import SPGMMaskNet
 from speechbrain_spgm.lobes.quantised import Int8Linear, quantise
 from speechbrain_spgm.lobes.spgm import SPGMBlock
-from speechbrain_spgm.training.losses import si_sdr
+from speechbrain_spgm.metrics.si_sdr import si_sdr
 
 N = 64
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import soundfile
 
+from speechbrain_spgm.corpora.command import run_command
 from speechbrain_spgm.data import read_voices
-from speechbrain_spgm.data.preparation import run_command
 
 SCRIPT = Path(__file__).resolve().parents[2] / "recipes/LibriMix/convert_voices.py"
 

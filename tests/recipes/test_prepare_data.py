@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from speechbrain_spgm.data.manifest import read_manifest
-from speechbrain_spgm.data.preparation import run_command
+from speechbrain_spgm.corpora.command import run_command
+from speechbrain_spgm.data.manifests import read_manifest
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 

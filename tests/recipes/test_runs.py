@@ -21,7 +21,7 @@ from speechbrain.inference.separation import SepformerSeparation
 
 from speechbrain_spgm.data import UserError
 from speechbrain_spgm.inference import SPGMSeparation
-from speechbrain_spgm.training import pictures
+from speechbrain_spgm.metrics import pictures
 from speechbrain_spgm.training.experiment import hold
 from speechbrain_spgm.training.settings import read_settings
 

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from speechbrain.lobes.models.dual_path import Decoder, Encoder, SBTransformerBlock
 from torch import nn
 
-from speechbrain_spgm.data.errors import UserError
+from speechbrain_spgm.errors import UserError
 from speechbrain_spgm.training.initialise import initialise, load_weights
 
 

@@ -8,7 +8,7 @@ from hyperpyyaml import load_hyperpyyaml
 from speechbrain import parse_arguments
 from torch import nn
 
-from speechbrain_spgm.data.errors import UserError
+from speechbrain_spgm.errors import UserError
 from speechbrain_spgm.training.optimizers import MuonAdam, make_optimizer
 
 needs_muon = pytest.mark.skipif(

@@ -19,8 +19,8 @@ from speechbrain.utils.train_logger import FileTrainLogger
 from speechbrain_spgm.audio import open_audio
 from speechbrain_spgm.data import Mixture
 from speechbrain_spgm.data.dynamic import DynamicMixing
+from speechbrain_spgm.data.recordings import Voice
 from speechbrain_spgm.data.seeded import SeededDataset
-from speechbrain_spgm.data.voices import Voice
 from speechbrain_spgm.lobes.masknet import SPGMMaskNet
 from speechbrain_spgm.lobes.spgm import SPGMBlock
 from speechbrain_spgm.training.brain import SeparationBrain

@@ -10,9 +10,8 @@ import sys
 
 import speechbrain as sb
 
-from speechbrain_spgm.data.wsj0mix import scan_wsj0mix
-from speechbrain_spgm.inference.run import save_model
-from speechbrain_spgm.training.evaluation import summarise
+from speechbrain_spgm.corpora.wsj0mix import scan_wsj0mix
+from speechbrain_spgm.metrics.scores import summarise
 from speechbrain_spgm.training.experiment import (
     build,
     claim_folder,
@@ -21,6 +20,7 @@ from speechbrain_spgm.training.experiment import (
     train_and_test,
     user_errors,
 )
+from speechbrain_spgm.training.saving import save_model
 from speechbrain_spgm.training.settings import read_settings
 
 

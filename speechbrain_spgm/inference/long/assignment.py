@@ -25,7 +25,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from speechbrain_spgm.data.errors import UserError
+from speechbrain_spgm.errors import UserError
 
 MOST_SPEAKERS = 6  # whose 720 permutations can all be tried
 FLOOR = 1e-3  # difference, relative to the mixture, that may be chance

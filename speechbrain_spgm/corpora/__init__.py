@@ -1,0 +1,1 @@
+"""Making mixtures from corpora of speech and noise."""

@@ -1,0 +1,355 @@
+"""LibriMix: made from LibriSpeech and the official lists, or found on disk.
+
+Cosentino et al., "LibriMix" (arXiv 2005.11262). A source is gain times recording,
+resampled, then cut to the shortest or padded to the longest; a mixture is their sum.
+Nothing is rescaled: the gains in the lists keep mixtures from clipping.
+
+=============  =======================================================================
+Mixture        Sum of
+=============  =======================================================================
+``mix_clean``  all sources
+``mix_both``   all sources and the noise
+``mix_single`` the first source and the noise
+=============  =======================================================================
+
+Layout: ``Libri2Mix/wav8k/min/<split>/{mix_clean,mix_both,...,s1,s2,noise}/<id>.wav``.
+
+Axes: T samples.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from speechbrain_spgm.audio import AudioFile, open_all, open_audio, read_frames
+from speechbrain_spgm.corpora.generation import (
+    Plan,
+    fit,
+    load,
+    mixed_length,
+    resample,
+    resampled_length,
+)
+from speechbrain_spgm.corpora.scanning import find_set, scan, source_names
+from speechbrain_spgm.data.manifests import ManifestRow
+from speechbrain_spgm.data.recordings import read_table
+from speechbrain_spgm.errors import UserError
+
+MIXTURES = ("mix_clean", "mix_both", "mix_single")
+NOISY = ("mix_both", "mix_single")
+FADE = 0.5  # seconds of cross-fade where a short noise begins again
+
+
+@dataclass(frozen=True)
+class LibriMixPlan(Plan):
+    """One mixture of LibriMix: files and gains of the sources, then of the noise."""
+
+    files: tuple[AudioFile, ...] = ()
+    gains: tuple[float, ...] = ()
+
+    def render(self) -> dict[str, np.ndarray]:
+        """Sources and noise, [T] each: gain times recording."""
+        parts = {}
+        spoken = [
+            file
+            for part, file in zip(self.made_from, self.files, strict=True)
+            if part != "noise"
+        ]
+        for part, file, gain in zip(
+            self.made_from, self.files, self.gains, strict=True
+        ):
+            if part == "noise":
+                lengths = [
+                    resampled_length(s.frames, s.rate, file.rate) for s in spoken
+                ]
+                samples = load_noise(file, max(lengths))
+            else:
+                samples = load(file)
+            samples = resample(gain * samples, file.rate, self.sample_rate)
+            parts[part] = fit(samples, self.samples)
+        return parts
+
+
+def load_noise(file: AudioFile, frames: int) -> np.ndarray:
+    """The first channel of a noise [T], begun again until it has so many frames."""
+    samples = read_frames(file, frames=min(frames, file.frames)).astype(np.float64)
+    return extend(samples, frames, file.rate)
+
+
+def extend(noise: np.ndarray, frames: int, rate: int) -> np.ndarray:
+    """A noise [T], begun again with a cross-fade until it has so many frames.
+
+    Below a second there is no room for the cross-fade, and it is repeated as it is.
+
+    Example
+    -------
+    >>> extend(np.ones(6), 11, rate=4)
+    array([1., 1., 1., 1., 1., 1., 1., 1., 1., 1., 1.])
+    >>> extend(np.array([1.0, 2.0]), 3, rate=4)
+    array([1., 2., 1.])
+    """
+    fade = round(FADE * rate) + 1
+    if len(noise) < 2 * fade:
+        return np.resize(noise, frames)
+    rise = 0.5 - 0.5 * np.cos(np.pi * np.arange(fade) / (fade - 1))
+    # whole  ------------------|\\\\
+    # noise                    |////|----------------
+    #                           fade
+    whole = noise
+    while len(whole) < frames:
+        seam = whole[-fade:] * (1 - rise) + noise[:fade] * rise
+        whole = np.concatenate([whole[:-fade], seam, noise[fade:]])
+    return whole[:frames]
+
+
+def plan_librimix(
+    librispeech: str | Path,
+    list_path: str | Path,
+    output: str | Path,
+    sample_rate: int = 8000,
+    mode: str = "min",
+    mixtures: Sequence[str] = ("mix_clean",),
+    noise_folder: str | Path | None = None,
+    num_spks: int | None = None,
+) -> list[LibriMixPlan]:
+    """Says how to make the mixtures of one list; ``generate`` makes them.
+
+    Arguments
+    ---------
+    librispeech : str or Path
+        The folder that holds LibriSpeech's splits.
+    list_path : str or Path
+        A metadata list such as ``libri2mix_train-clean-100.csv``, with the columns
+        mixture_ID, source_1_path, source_1_gain, ..., and noise_path, noise_gain for
+        mixtures with noise.
+    output : str or Path
+        ``Libri2Mix`` (or ``Libri3Mix``, ...) is made in it.
+    sample_rate : int
+        Rate of the files in Hz.
+    mode : str
+        min or max.
+    mixtures : sequence of str
+        Which of mix_clean, mix_both and mix_single.
+    noise_folder : str or Path, optional
+        WHAM!'s ``wham_noise``, needed for mix_both and mix_single.
+    num_spks : int, optional
+        How many sources the list must have.
+
+    Returns
+    -------
+    list of LibriMixPlan
+        In the order of the list.
+
+    Raises
+    ------
+    UserError
+        If the list is missing or wrong, a recording is missing or unreadable, or there
+        is no noise for a mixture that needs it.
+    """
+    list_path, noisy = Path(list_path), any(name in NOISY for name in mixtures)
+    check_folders(Path(librispeech), noise_folder, mixtures)
+    rows = read_list(list_path, noisy, num_spks)
+    parts = source_names(count_sources(rows[0]))
+    folder = librimix_folder(output, len(parts), sample_rate, mode)
+    folder /= split_name(list_path)
+
+    prefixes = [f"source_{i}" for i in range(1, len(parts) + 1)]
+    names = sorted({row[f"{prefix}_path"] for row in rows for prefix in prefixes})
+    opened = open_all(Path(librispeech) / name for name in names)
+    files = dict(zip(names, opened, strict=True))
+    noises: dict[str, AudioFile] = {}
+    if noisy:
+        names = sorted({row["noise_path"] for row in rows})
+        opened = [open_noise(Path(noise_folder) / name) for name in names]
+        noises = dict(zip(names, opened, strict=True))
+        parts, prefixes = (*parts, "noise"), [*prefixes, "noise"]
+
+    sums = {
+        "mix_clean": tuple(part for part in parts if part != "noise"),
+        "mix_both": parts,
+        "mix_single": ("s1", "noise"),
+    }
+    plans = []
+    for row in rows:
+        paths = [row[f"{prefix}_path"] for prefix in prefixes]
+        gains = [row[f"{prefix}_gain"] for prefix in prefixes]
+        used = tuple(
+            (noises if part == "noise" else files)[path]
+            for part, path in zip(parts, paths, strict=True)
+        )
+        lengths = [
+            resampled_length(file.frames, file.rate, sample_rate)
+            for part, file in zip(parts, used, strict=True)
+            if part != "noise"  # which is repeated or cut
+        ]
+        plans.append(
+            LibriMixPlan(
+                id=row["mixture_ID"],
+                folder=folder,
+                sample_rate=sample_rate,
+                samples=mixed_length(lengths, mode),
+                made_from={
+                    part: f"{gain} x {path} ({file.frames} at {file.rate} Hz)"
+                    for part, gain, path, file in zip(
+                        parts, gains, paths, used, strict=True
+                    )
+                },
+                mixtures={name: sums[name] for name in MIXTURES if name in mixtures},
+                files=used,
+                gains=tuple(float(gain) for gain in gains),
+            )
+        )
+    return plans
+
+
+def check_folders(
+    librispeech: Path, noise_folder: str | Path | None, mixtures: Sequence[str]
+) -> None:
+    """Makes sure that the folders are there and the mixtures have names we know."""
+    for name in mixtures:
+        if name not in MIXTURES:
+            raise UserError(
+                f"The mixture type is {name}, but must be one of {', '.join(MIXTURES)}."
+            )
+        if name in NOISY and noise_folder is None:
+            raise UserError(
+                f"The mixture type {name} needs noise: give WHAM!'s folder wham_noise "
+                "as noise_folder, or make mix_clean only."
+            )
+    if not librispeech.is_dir():
+        raise UserError(
+            f"The LibriSpeech folder {librispeech} does not exist: give the folder "
+            "that holds train-clean-100 and so on."
+        )
+    if noise_folder is not None and not Path(noise_folder).is_dir():
+        raise UserError(
+            f"The noise folder {noise_folder} does not exist: give WHAM!'s wham_noise."
+        )
+
+
+def read_list(path: Path, noisy: bool, num_spks: int | None) -> list[dict[str, str]]:
+    """The rows of a metadata list, with paths and finite gains for every source."""
+    rows = read_table(path, ("mixture_ID", "source_1_path", "source_1_gain"))
+    found = count_sources(rows[0])
+    if num_spks not in (None, found):
+        raise UserError(
+            f"The list {path} has {found} sources per mixture, but num_spks is "
+            f"{num_spks}: change one of them."
+        )
+    prefixes = [f"source_{i}" for i in range(1, found + 1)] + ["noise"] * noisy
+    columns = [f"{prefix}_{what}" for prefix in prefixes for what in ("path", "gain")]
+    read_table(path, columns)
+    seen = set()
+    for line, row in enumerate(rows, start=2):
+        for prefix in prefixes:
+            if not row[f"{prefix}_path"].strip() or not is_gain(row[f"{prefix}_gain"]):
+                raise UserError(
+                    f"Line {line} of the list {path} has no path or no number as gain "
+                    f"for {prefix}: it is {row[f'{prefix}_gain']!r} of mixture "
+                    f"{row['mixture_ID']}."
+                )
+        if row["mixture_ID"] in seen:
+            raise UserError(
+                f"Line {line} of the list {path} repeats the mixture_ID "
+                f"{row['mixture_ID']}."
+            )
+        seen.add(row["mixture_ID"])
+    return rows
+
+
+def count_sources(row: dict[str, str]) -> int:
+    """How many sources the columns of a list describe."""
+    return sum(bool(re.fullmatch(r"source_\d+_path", column)) for column in row)
+
+
+def is_gain(text: str) -> bool:
+    """Whether a text is a finite number."""
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def open_noise(path: Path) -> AudioFile:
+    """A noise file, mono or of more channels."""
+    if not path.is_file():
+        raise UserError(
+            f"The noise {path} does not exist: give WHAM!'s wham_noise as noise_folder "
+            "(LibriMix's augment_train_noise.py makes its files *sp08.wav and "
+            "*sp12.wav)."
+        )
+    return open_audio(path, mono=False)
+
+
+def split_name(list_path: Path) -> str:
+    """What LibriMix calls the split of a list.
+
+    Example
+    -------
+    >>> split_name(Path("libri2mix_train-clean-100.csv"))
+    'train-100'
+    >>> split_name(Path("libri3mix_dev-clean.csv"))
+    'dev'
+    """
+    return re.sub(r"^libri\d+mix_", "", list_path.stem).replace("-clean", "")
+
+
+def librimix_folder(
+    output: str | Path, num_spks: int, sample_rate: int, mode: str
+) -> Path:
+    """Where LibriMix of this kind has its splits, below the output folder.
+
+    Example
+    -------
+    >>> librimix_folder("data", 3, 16000, "max").as_posix()
+    'data/Libri3Mix/wav16k/max'
+    """
+    folder = Path(output, f"Libri{num_spks}Mix")
+    return folder / f"wav{sample_rate // 1000}k" / mode
+
+
+def scan_librimix(
+    data_folder: str | Path,
+    split: str,
+    num_spks: int = 2,
+    sample_rate: int = 8000,
+    mode: str = "min",
+    mixture: str = "mix_clean",
+) -> list[ManifestRow]:
+    """The mixtures of a split of an existing LibriMix folder, all of them checked.
+
+    Arguments
+    ---------
+    data_folder : str or Path
+        The folder that holds ``Libri2Mix`` and so on, or one further down.
+    split : str
+        train-360, train-100, dev, test, ...
+    num_spks, sample_rate, mode, mixture
+        What kind of mixtures. Those of mix_single have one source.
+
+    Returns
+    -------
+    list of ManifestRow
+        Sorted by id.
+
+    Raises
+    ------
+    UserError
+        If a folder or file is missing, truncated, at another rate or of another length
+        than its mixture, or the number of speakers is another.
+    """
+    mixed_length([1], mode)
+    if mixture not in MIXTURES:
+        raise UserError(
+            f"The mixture type is {mixture}, but must be one of {', '.join(MIXTURES)}."
+        )
+    tail = librimix_folder("", num_spks, sample_rate, mode).parts
+    folder = find_set(Path(data_folder), tail, split, mixture)
+    sources = source_names(1 if mixture == "mix_single" else num_spks)
+    return scan(folder, mixture, sources, sample_rate)

@@ -1,0 +1,151 @@
+"""Several views of one mixture: their mean is nearer to the voices than each of them.
+
+A network that is asked again, about the same mixture delayed by a part of a chunk or
+with inverted polarity, makes other errors. Delays are undone, the voices are put in the
+order of the first view, and some of the errors cancel in the mean::
+
+    view 0    |mixture                      |
+    view 1    | delay |-mixture                      |
+
+Axes: B utterances, T samples, spks sources, V views.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from speechbrain_spgm.errors import UserError
+from speechbrain_spgm.models.published import CARD
+
+MOST_VIEWS = 8  # each costs as much time as the first
+
+
+def check_views(views: object, where: str = "views") -> int:
+    """A number of views, if it is one.
+
+    Arguments
+    ---------
+    views : object
+        Should be a whole number from 1 to ``MOST_VIEWS``.
+    where : str
+        What holds it, for the message.
+
+    Returns
+    -------
+    views : int
+
+    Raises
+    ------
+    UserError
+        If it is anything else.
+    """
+    if type(views) is not int or not 1 <= views <= MOST_VIEWS:
+        raise UserError(
+            f"{where} is {views!r}, but must be a whole number from 1 to {MOST_VIEWS}."
+        )
+    return views
+
+
+def views_of(config: object) -> int:
+    """How many views a model's card asks for where whole recordings are separated.
+
+    Arguments
+    ---------
+    config : object
+        What config.json holds; nothing in it need be as it should.
+
+    Returns
+    -------
+    views : int
+        1 if the card says nothing.
+
+    Example
+    -------
+    >>> views_of({"speechbrain_spgm": {"views": 2}}), views_of({})
+    (2, 1)
+    """
+    card = config.get(CARD) if isinstance(config, Mapping) else None
+    stated = card.get("views", 1) if isinstance(card, Mapping) else 1
+    return check_views(stated, "views in config.json")
+
+
+def separate_views(
+    separate: Callable[[Tensor, Tensor, int], Tensor],
+    mix: Tensor,
+    lengths: Tensor,
+    views: int,
+    period: int,
+) -> Tensor:
+    """The mean over several views, each utterance as it would be alone.
+
+    Arguments
+    ---------
+    separate : callable
+        From ``[B, T]``, the valid samples ``[B]`` and the number of the view, from 0,
+        to ``[B, T, spks]``, zero beyond them.
+    mix : torch.Tensor
+        ``[B, T]``.
+    lengths : torch.Tensor
+        Valid samples of every mixture, ``[B]``.
+    views : int
+        V, at least 1; the first is the mixture as it is.
+    period : int
+        Samples after which a delay changes nothing: from one chunk to the next.
+
+    Returns
+    -------
+    est : torch.Tensor
+        ``[B, T, spks]``.
+
+    Example
+    -------
+    >>> def biased(mix, lengths, view):  # what keeps its sign cancels
+    ...     return torch.stack([mix + 1, 2 * mix + 1], dim=-1)
+    >>> separate_views(biased, torch.ones(1, 3), torch.tensor([3]), 2, period=4)[0, 0]
+    tensor([1., 2.])
+    """
+    total = separate(mix, lengths, 0)
+    first = total
+    for view in range(1, views):
+        delay, sign = view * period // views, -1 if view % 2 else 1
+        delayed = sign * F.pad(mix, (delay, 0))
+        est = sign * separate(delayed, lengths + delay, view)[:, delay:]
+        total = total + in_order_of(first, est)
+        del est  # the next view needs the memory
+    return total / views if views > 1 else total
+
+
+def in_order_of(first: Tensor, est: Tensor) -> Tensor:
+    """Puts the voices of each utterance in the order in which they agree best.
+
+    Arguments
+    ---------
+    first, est : torch.Tensor
+        ``[B, T, spks]``.
+
+    Returns
+    -------
+    est : torch.Tensor
+        ``[B, T, spks]``.
+
+    Example
+    -------
+    >>> first = torch.tensor([[[1.0, 0.0], [0.0, 2.0]]])
+    >>> in_order_of(first, first.flip(-1)).equal(first)
+    True
+    """
+    products = (
+        (first.mT @ est).detach().double().cpu()
+    )  # [B, spks of first, spks of est]
+    orders = [
+        linear_sum_assignment(product.nan_to_num(), maximize=True)[1]
+        for product in products
+    ]
+    return torch.stack(
+        [voices[:, order] for voices, order in zip(est, orders, strict=True)]
+    )

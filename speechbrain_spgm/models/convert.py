@@ -1,0 +1,456 @@
+"""Models in SpeechBrain's layout, and the way from one layout to the other.
+
+The published layout is config.json and model.safetensors (read is pytorch_model.bin
+too). SpeechBrain's is
+hyperparams.yaml and a .ckpt for the encoder, the mask network and the decoder; beside
+them config.json keeps the card and what the yaml cannot say. Both hold the same tensors
+under the same names, so that a conversion changes no bit of them, unless it is asked to
+round them to float16.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import torch
+from safetensors.torch import save_file
+from speechbrain.lobes.models.dual_path import Decoder, Dual_Path_Model, Encoder
+from torch import Tensor, nn
+
+from speechbrain_spgm import __version__
+from speechbrain_spgm.files import replacing
+from speechbrain_spgm.lobes.separator import separate
+from speechbrain_spgm.models.published import (
+    CONFIG_FILE,
+    FIELDS,
+    WEIGHTS_FILE,
+    WEIGHTS_FILES,
+    ModelError,
+    WrongLayout,
+    config_of,
+    find_weights,
+    load_published,
+    read_published,
+)
+from speechbrain_spgm.models.safe_yaml import load_safely
+from speechbrain_spgm.models.speechbrain import (
+    PARTS,
+    card_config,
+    load_weights,
+    read_ckpt,
+)
+
+YAML_FILE = "hyperparams.yaml"
+README_FILE = "README.md"
+INTERFACE = "speechbrain_interface"  # how the Hub knows SpeechBrain's models
+MARK = ".converted.json"  # in folders that convert wrote, which it may replace
+LAYOUTS = ("published", "speechbrain")
+
+# Only numbers, flags and fixed words are put in, for a yaml's texts can run code.
+YAML = """\
+# SPGM separator, written by speechbrain_spgm {version}. Loads by SepformerSeparation of
+# SpeechBrain (with speechbrain_spgm installed) and by SPGMSeparation.
+sample_rate: {sample_rate}
+num_spks: {masknet_numspks}
+
+Encoder: !new:speechbrain.lobes.models.dual_path.Encoder
+    kernel_size: {encoder_kernel_size}
+    out_channels: {encoder_out_nchannels}
+
+intra: !new:speechbrain.lobes.models.dual_path.SBTransformerBlock
+    num_layers: {intra_numlayers}
+    d_model: {encoder_out_nchannels}
+    nhead: {intra_nhead}
+    d_ffn: {intra_dffn}
+    dropout: {intra_dropout}
+    use_positional_encoding: {intra_use_positional}
+    norm_before: {intra_norm_before}
+
+inter: !new:speechbrain_spgm.lobes.spgm.SPGMBlock
+    n_embd: {encoder_out_nchannels}
+    pool: {spgm_block_pool}
+    att_h: {spgm_block_att_h}
+    att_dropout: {spgm_block_att_dropout}
+    chunk_size: {masknet_chunksize}
+
+MaskNet: !new:speechbrain_spgm.lobes.masknet.SPGMMaskNet
+    in_channels: {encoder_out_nchannels}
+    out_channels: {encoder_out_nchannels}
+    intra_model: !ref <intra>
+    inter_model: !ref <inter>
+    num_layers: {masknet_numlayers}
+    norm: {masknet_norm}
+    K: {masknet_chunksize}
+    num_spks: {masknet_numspks}
+    skip_around_intra: {masknet_extraskipconnection}
+    linear_layer_after_inter_intra: {masknet_useextralinearlayer}
+
+Decoder: !new:speechbrain.lobes.models.dual_path.Decoder
+    in_channels: {encoder_out_nchannels}
+    out_channels: 1
+    kernel_size: {encoder_kernel_size}
+    stride: {stride}
+    bias: false
+
+modules:
+    encoder: !ref <Encoder>
+    masknet: !ref <MaskNet>
+    decoder: !ref <Decoder>
+
+pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
+    loadables:
+        encoder: !ref <Encoder>
+        masknet: !ref <MaskNet>
+        decoder: !ref <Decoder>
+"""
+
+
+def speechbrain_yaml(config: Mapping[str, Any]) -> str:
+    """The hyperparams.yaml of a model.
+
+    Arguments
+    ---------
+    config : mapping
+        Valid fields of config.json, see ``check_config``.
+
+    Returns
+    -------
+    text : str
+        HyperPyYAML.
+    """
+    fields = {name: json.dumps(config[name]) for name in FIELDS}
+    stride = config["encoder_kernel_size"] // 2
+    return YAML.format(version=__version__, stride=stride, **fields)
+
+
+def write_speechbrain(
+    folder: str | Path, state: Mapping[str, Tensor], config: Mapping[str, Any]
+) -> None:
+    """Writes SpeechBrain's layout.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Existing folder; files of the same names are replaced.
+    state : mapping of str to torch.Tensor
+        The weights under their published names: ``encoder.conv1d.weight`` and so on.
+    config : mapping
+        Valid fields of config.json, with the card if there is one.
+    """
+    folder = Path(folder)
+    for part in PARTS:
+        torch.save(
+            {
+                name.removeprefix(f"{part}."): value.clone()
+                for name, value in state.items()
+                if name.startswith(f"{part}.")
+            },
+            folder / f"{part}.ckpt",
+        )
+    (folder / YAML_FILE).write_text(speechbrain_yaml(config), encoding="utf-8")
+    _write_json(folder / CONFIG_FILE, {**config, INTERFACE: "SepformerSeparation"})
+
+
+def write_published(
+    folder: str | Path, state: Mapping[str, Tensor], config: Mapping[str, Any]
+) -> None:
+    """Writes the published layout; the arguments are those of write_speechbrain."""
+    folder = Path(folder)
+    state = {name: value.clone().contiguous() for name, value in state.items()}
+    with replacing(folder / WEIGHTS_FILE) as temporary:
+        save_file(state, temporary, metadata={"format": "pt"})
+    kept = {name: value for name, value in config.items() if name != INTERFACE}
+    _write_json(folder / CONFIG_FILE, kept)
+
+
+def _write_json(path: Path, fields: Mapping[str, Any]) -> None:
+    text = json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
+    path.write_text(text, encoding="utf-8")
+
+
+def convert(
+    find: Callable[[str], Path],
+    source: str,
+    target: str | Path,
+    to: str,
+    half: bool = False,
+) -> None:
+    """Writes a model in the other layout, with the same tensors and the same card.
+
+    The folder appears whole or not at all. What is written is loaded again and must
+    give the same voices as the source.
+
+    Arguments
+    ---------
+    find : Callable
+        From the name of a file of the source to its local path, see ``open_source``.
+    source : str
+        The source's name.
+    target : str or Path
+        The folder to write: new, empty, or what an earlier call wrote.
+    to : str
+        ``"published"`` or ``"speechbrain"``.
+    half : bool
+        Rounds the weights to float16: half the size. Then the source may be in the
+        layout already. They are computed with in float32 as ever.
+
+    Raises
+    ------
+    ModelError
+        If the source is no model, the layout cannot express it, a weight is too large
+        for float16, or the target folder holds anything else.
+    """
+    target = Path(target)
+    check_target(target)
+    state, config, parts = read_model(find, source, to, again=half)
+    if half:
+        state = {
+            name: round_to_half(f"{name} of {source}", value)
+            for name, value in state.items()
+        }
+        for part in PARTS:  # what is written is compared with the rounded source
+            parts[part].half()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}-{uuid4().hex}")
+    temporary.mkdir()
+    try:
+        write = write_published if to == "published" else write_speechbrain
+        write(temporary, state, config)
+        _copy_card(find, temporary)
+        _write_json(temporary / MARK, {"layout": to})
+        check_same(temporary, to, state, parts, config)
+        if target.exists():
+            shutil.rmtree(target)
+        temporary.replace(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_target(target: Path) -> None:
+    """Refuses a folder that holds anything but an earlier conversion.
+
+    Arguments
+    ---------
+    target : Path
+        The folder to write.
+
+    Raises
+    ------
+    ModelError
+        If it may not be replaced.
+    """
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise ModelError(f"{target} is no folder: give another one.")
+    if not target.exists():
+        return
+    names = {path.name for path in target.iterdir()}
+    own = {CONFIG_FILE, WEIGHTS_FILE, YAML_FILE, README_FILE, MARK}
+    own |= {f"{part}.ckpt" for part in PARTS}
+    if names and not (MARK in names and names <= own):
+        raise ModelError(
+            f"The folder {target} is not empty and no earlier conversion: "
+            "give another one."
+        )
+
+
+def round_to_half(name: str, value: Tensor) -> Tensor:
+    """A weight in float16.
+
+    Arguments
+    ---------
+    name : str
+        What to call it if it is too large.
+    value : torch.Tensor
+        Of any shape.
+
+    Returns
+    -------
+    torch.Tensor
+        With a relative error of at most 2^-11 (below 2^-14: an absolute of 2^-25).
+
+    Raises
+    ------
+    ModelError
+        If a value is beyond 65504.
+
+    Example
+    -------
+    >>> round_to_half("w", torch.tensor([0.1, 1.0])).tolist()
+    [0.0999755859375, 1.0]
+    """
+    rounded = value.half()
+    if not rounded.isfinite().all():
+        raise ModelError(
+            f"{name} holds {value.abs().max().item():g}, too large for half precision: "
+            "convert without --half."
+        )
+    return rounded
+
+
+def read_model(
+    find: Callable[[str], Path], source: str, to: str, again: bool = False
+) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, nn.Module]]:
+    """Reads a model for a conversion.
+
+    Arguments
+    ---------
+    find, source, to
+        See :func:`convert`.
+    again : bool
+        Whether the source may be in that layout already.
+
+    Returns
+    -------
+    state : dict of str to torch.Tensor
+        The tensors as they are in the files, under their published names.
+    config : dict
+        All fields of config.json.
+    parts : dict of str to torch.nn.Module
+        Encoder, mask network and decoder, with their weights.
+
+    Raises
+    ------
+    ModelError
+        If there is no such model or the layout cannot express it.
+    """
+    weights = find_weights(find)
+    if weights is not None:
+        done = to == "published" and weights.name == WEIGHTS_FILE and not again
+        if done and not _has(find, YAML_FILE):
+            raise ModelError(f"{source} is in the published layout already.")
+        model, state, config = read_published(find(CONFIG_FILE).parent)
+        kept = {name: value.float() for name, value in state.items()}
+        model.load_state_dict(kept, assign=True)
+        return state, config, {part: model[part] for part in PARTS}
+
+    if not _has(find, YAML_FILE):
+        raise ModelError(
+            f"{source} has no {', no '.join(WEIGHTS_FILES)} and no {YAML_FILE}: "
+            "it is no model."
+        )
+    if to == "speechbrain" and not again:
+        raise ModelError(f"{source} is in SpeechBrain's layout already.")
+    hparams = load_safely(find, YAML_FILE)
+    load_weights(hparams, source, find)
+    parts = {part: hparams["modules"].get(part) for part in PARTS}
+    state = {
+        f"{part}.{name}": value
+        for part in PARTS
+        for name, value in _ckpt(find, part, parts[part]).items()
+    }
+    return state, _config(hparams, parts, card_config(find), source), parts
+
+
+def _ckpt(
+    find: Callable[[str], Path], part: str, module: nn.Module
+) -> dict[str, Tensor]:
+    return read_ckpt(find(f"{part}.ckpt"), module.state_dict())
+
+
+def _has(find: Callable[[str], Path], name: str) -> bool:
+    try:
+        find(name)
+    except WrongLayout:
+        return False
+    return True
+
+
+def _config(
+    hparams: Mapping[str, Any],
+    parts: Mapping[str, nn.Module],
+    known: Mapping[str, Any],
+    source: str,
+) -> dict[str, Any]:
+    """The config of a SpeechBrain folder: from its modules, with what is known."""
+    kinds = {"encoder": Encoder, "masknet": Dual_Path_Model, "decoder": Decoder}
+    for part, kind in kinds.items():
+        if not isinstance(parts[part], kind):
+            raise ModelError(
+                f"The {part} of {source} is a {type(parts[part]).__name__}, but the "
+                f"published layout holds only SpeechBrain's {kind.__name__}."
+            )
+    if "sample_rate" not in hparams:
+        raise ModelError(f"The yaml of {source} names no sample_rate: add it.")
+    known = known or hparams.get("config") or {}
+    name = str(known.get("config_name", Path(source).name))
+    config = config_of(**parts, sample_rate=hparams["sample_rate"], name=name)
+    # The fields of config.json come back as they were, types and order included,
+    # unless the yaml says otherwise.
+    kept = {
+        field: value
+        for field, value in known.items()
+        if field not in FIELDS or value == config[field] or _unused(field, config)
+    }
+    return {**config, **kept} if set(FIELDS) - set(kept) else dict(kept)
+
+
+def _unused(field: str, config: Mapping[str, Any]) -> bool:
+    """The rate of a dropout that only a hidden layer would have."""
+    return field == "spgm_block_att_dropout" and config["spgm_block_att_h"] is None
+
+
+def _copy_card(find: Callable[[str], Path], folder: Path) -> None:
+    try:
+        card = find(README_FILE)
+    except WrongLayout:
+        return
+    shutil.copyfile(card, folder / README_FILE)
+
+
+def check_same(
+    folder: Path,
+    layout: str,
+    state: Mapping[str, Tensor],
+    parts: Mapping[str, nn.Module],
+    config: Mapping[str, Any],
+) -> None:
+    """Loads what was written and compares it with its source.
+
+    Arguments
+    ---------
+    folder : Path
+        What was written.
+    layout : str
+        How.
+    state, parts, config
+        What :func:`read_model` gave.
+
+    Raises
+    ------
+    ModelError
+        If a tensor or the voices of a short noise differ.
+    """
+    if layout == "published":
+        *modules, _ = load_published(folder)
+        _, found, _ = read_published(folder)
+    else:
+        hparams = load_safely(folder.joinpath, YAML_FILE)
+        load_weights(hparams, str(folder), folder.joinpath)
+        modules = [hparams["modules"][part] for part in PARTS]
+        found = {
+            f"{part}.{name}": value
+            for part, module in zip(PARTS, modules, strict=True)
+            for name, value in _ckpt(folder.joinpath, part, module).items()
+        }
+    same = found.keys() == state.keys() and all(
+        value.dtype == state[name].dtype and torch.equal(value, state[name])
+        for name, value in found.items()
+    )
+    if not same:
+        raise ModelError("The written weights differ from the source's: try again.")
+    samples = 3 * config["encoder_kernel_size"] * config["masknet_chunksize"]
+    generator = torch.Generator().manual_seed(0)
+    mix = torch.randn(1, min(samples, 16_000), generator=generator)
+    with torch.no_grad():
+        theirs = separate(*(parts[part].float().eval() for part in PARTS), mix)
+        ours = separate(*(module.eval() for module in modules), mix)
+    if not torch.allclose(ours, theirs, rtol=0, atol=1e-4 * theirs.abs().max().item()):
+        raise ModelError(
+            f"The {layout} layout cannot express something in this model: converted, "
+            "it would give other voices."
+        )

@@ -1,0 +1,658 @@
+"""Models in the published layout: config.json and a file of weights, no code.
+
+The weights are model.safetensors or, where there is none, pytorch_model.bin, as the
+authors published theirs. Of a folder only these two files are read. The sizes in
+config.json must be sane and the names and shapes of the weights must be those of the
+network that it describes, before any memory is taken.
+
+Axes: N filters, K frames of a chunk, spks sources.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import save_file
+from speechbrain.lobes.models.dual_path import Decoder, Encoder, SBTransformerBlock
+from torch import Tensor, nn
+
+from speechbrain_spgm.files import replacing
+from speechbrain_spgm.lobes.intra import is_standard
+from speechbrain_spgm.lobes.masknet import SPGMMaskNet
+from speechbrain_spgm.lobes.pooling import AttentionFeedForwardPooling
+from speechbrain_spgm.lobes.spgm import SPGMBlock
+from speechbrain_spgm.models.tensors import ModelError, open_file, read_tensors
+
+logger = logging.getLogger(__name__)
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"  # what is written
+WEIGHTS_FILES = (WEIGHTS_FILE, "pytorch_model.bin")  # what is read, the first there is
+SAMPLE_RATE = 8000  # of a config without: the first published one has none
+CARD = "speechbrain_spgm"  # key of our own card (licence, data, quality) in config.json
+LONGEST_POSITION = 2500  # where SpeechBrain's positional encoding ends
+TENSORS_PER_LAYER = 12  # of one layer of the intra transformer
+LARGEST_CONFIG = 2**20  # bytes
+MOST_LAYERS = 2**10  # that are built before the weights are there
+MOST_PARAMETERS = 10**9  # 4 GB; spgm-base has 26 million
+
+
+class WrongLayout(ModelError):
+    """A source that lacks the files of the layout it was loaded as."""
+
+
+class Rule(NamedTuple):
+    """What a field of config.json may hold, in words and as a test."""
+
+    words: str
+    holds: Callable[[Any], bool]
+
+
+def whole(lowest: int, highest: int) -> Rule:
+    """A whole number within bounds."""
+    return Rule(
+        f"a whole number from {lowest} to {highest}",
+        lambda value: type(value) is int and lowest <= value <= highest,
+    )
+
+
+def one_of(*choices: object) -> Rule:
+    """One of a few values, of the same type."""
+    return Rule(
+        " or ".join(json.dumps(choice) for choice in choices),
+        lambda value: any(type(value) is type(c) and value == c for c in choices),
+    )
+
+
+def either(first: Rule, second: Rule) -> Rule:
+    """What one of two rules allows."""
+    return Rule(
+        f"{first.words} or {second.words}",
+        lambda value: first.holds(value) or second.holds(value),
+    )
+
+
+RATE = Rule(
+    "a number from 0 to below 1",
+    lambda value: type(value) in (int, float) and 0 <= value < 1,
+)
+FLAG = one_of(True, False)
+
+FIELDS = {
+    "sample_rate": whole(1, 1_000_000),
+    "encoder_kernel_size": whole(2, 2**16),
+    "encoder_in_nchannels": one_of(1),
+    "encoder_out_nchannels": whole(1, 2**16),
+    "masknet_chunksize": whole(2, 2**20),
+    "masknet_numlayers": whole(1, 1024),
+    "masknet_norm": one_of("ln", "gln"),
+    "masknet_useextralinearlayer": FLAG,
+    "masknet_extraskipconnection": FLAG,
+    "masknet_numspks": whole(1, 100),
+    "intra_numlayers": whole(1, 1024),
+    "intra_nhead": whole(1, 2**10),
+    "intra_dffn": whole(1, 2**20),
+    "intra_dropout": RATE,
+    "intra_use_positional": FLAG,
+    "intra_norm_before": FLAG,
+    "spgm_block_pool": one_of("att", "avg", "max", "lem", "none"),
+    "spgm_block_att_h": either(one_of(None), whole(1, 2**20)),
+    "spgm_block_att_dropout": RATE,
+}
+
+
+class PublishedModel(NamedTuple):
+    """The parts of a loaded model, in evaluation mode, and its checked config."""
+
+    encoder: Encoder
+    masknet: SPGMMaskNet
+    decoder: Decoder
+    config: dict[str, Any]
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """Reads and checks config.json.
+
+    Arguments
+    ---------
+    path : str or Path
+        The file.
+
+    Returns
+    -------
+    config : dict
+        All its fields. Those that describe the network are valid; others, as libraries
+        leave them there, are not looked at. Without a sample_rate it is 8000 Hz.
+
+    Raises
+    ------
+    ModelError
+        If it is missing or no JSON object, or a field is missing, of the wrong type,
+        out of range or in conflict with another; all such fields are named.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelError(
+            f"The folder {path.parent} has no {path.name}: "
+            "it is not a model in the published layout."
+        )
+    check_inside(path.parent, path)
+    config = read_fields(path)
+    lacks_rate = "sample_rate" not in config
+    if lacks_rate:
+        config["sample_rate"] = SAMPLE_RATE
+    check_config(config, path)
+    if lacks_rate:
+        logger.warning("%s names no sample_rate: %d Hz is taken.", path, SAMPLE_RATE)
+    return config
+
+
+def read_fields(path: Path) -> dict[str, Any]:
+    """The fields of a config.json, whatever they are.
+
+    Arguments
+    ---------
+    path : Path
+        Existing file.
+
+    Returns
+    -------
+    fields : dict
+        Not checked.
+
+    Raises
+    ------
+    ModelError
+        If it is no JSON object, or one with a field twice.
+    """
+    with open_file(path) as file:
+        text = file.read(LARGEST_CONFIG + 1)
+    if len(text) > LARGEST_CONFIG:
+        raise ModelError(f"{path} has more than {LARGEST_CONFIG} bytes.")
+    try:
+        config = json.loads(
+            text.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_constant
+        )
+    except UnicodeDecodeError:
+        raise ModelError(f"{path} is not UTF-8 text: download it again.") from None
+    except _Twice as error:
+        raise ModelError(f"{path} holds the field {error} twice.") from None
+    except (ValueError, RecursionError):
+        raise ModelError(f"{path} is not valid JSON: download it again.") from None
+    if not isinstance(config, dict):
+        raise ModelError(f"{path} must hold a JSON object of fields, but does not.")
+    return config
+
+
+class _Twice(ValueError):
+    """A field that a JSON object holds twice."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose fields are all different."""
+    fields: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in fields:
+            raise _Twice(_show(name))
+        fields[name] = value
+    return fields
+
+
+def _no_constant(name: str) -> None:
+    """NaN and Infinity are no JSON."""
+    raise ValueError(name)
+
+
+def check_inside(folder: Path, path: Path) -> None:
+    """Refuses a link that leads out of a model's folder.
+
+    Arguments
+    ---------
+    folder : Path
+        Where the model's files should lie. In the Hub's cache they are links to files
+        in the folder ``blobs`` of their repository.
+    path : Path
+        A file of the model.
+
+    Raises
+    ------
+    ModelError
+        If it lies elsewhere.
+    """
+    real, folder = path.resolve(), folder.resolve()
+    homes = [folder]
+    if folder.parent.name == "snapshots":
+        homes.append(folder.parents[1] / "blobs")
+    if not any(real.is_relative_to(home) for home in homes):
+        raise ModelError(
+            f"{path} is a link out of its folder, to {real}: if you trust it, "
+            "put the file itself there."
+        )
+
+
+def check_config(config: Mapping[str, Any], path: str | Path = CONFIG_FILE) -> None:
+    """Refuses a config that describes no SPGM separator.
+
+    Arguments
+    ---------
+    config : mapping
+        The fields of config.json.
+    path : str or Path
+        For the message.
+
+    Raises
+    ------
+    ModelError
+        Naming every wrong field, its value and what it must be.
+    """
+    problems = list(_problems(config))
+    if problems:
+        raise ModelError(f"{path} describes no SPGM separator: {'; '.join(problems)}.")
+
+
+def _problems(config: Mapping[str, Any]) -> Iterator[str]:
+    if config.get("model_type", "spgm") != "spgm":
+        yield f'model_type is {_show(config["model_type"])}, but must be "spgm"'
+    wrong = False
+    for name, rule in FIELDS.items():
+        if name not in config:
+            wrong = True
+            yield f"{name} is missing"
+        elif not rule.holds(config[name]):
+            wrong = True
+            yield f"{name} is {_show(config[name])}, but must be {rule.words}"
+    if not wrong:
+        yield from _conflicts(config)
+
+
+def _conflicts(config: Mapping[str, Any]) -> Iterator[str]:
+    N, K = config["encoder_out_nchannels"], config["masknet_chunksize"]
+    if N % config["intra_nhead"]:
+        yield f"intra_nhead is {config['intra_nhead']}, but must divide the {N} filters"
+    if config["intra_use_positional"] and N % 2:
+        yield f"encoder_out_nchannels is {N}, but must be even for positional encoding"
+    if config["intra_use_positional"] and K > LONGEST_POSITION:
+        yield (
+            f"masknet_chunksize is {K}, but positional encoding "
+            f"ends at {LONGEST_POSITION} frames"
+        )
+
+
+def _show(value: object) -> str:
+    text = json.dumps(value, default=repr)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def build(config: Mapping[str, Any]) -> tuple[Encoder, SPGMMaskNet, Decoder]:
+    """Builds the network that a checked config describes, with fresh parameters.
+
+    Arguments
+    ---------
+    config : mapping
+        What ``read_config`` returned.
+
+    Returns
+    -------
+    encoder, masknet, decoder : torch.nn.Module
+        In training mode.
+    """
+    N, kernel = config["encoder_out_nchannels"], config["encoder_kernel_size"]
+    encoder = Encoder(kernel_size=kernel, out_channels=N)
+    intra = SBTransformerBlock(
+        num_layers=config["intra_numlayers"],
+        d_model=N,
+        nhead=config["intra_nhead"],
+        d_ffn=config["intra_dffn"],
+        dropout=config["intra_dropout"],
+        use_positional_encoding=config["intra_use_positional"],
+        norm_before=config["intra_norm_before"],
+    )
+    spgm = SPGMBlock(
+        N,
+        config["spgm_block_pool"],
+        att_h=config["spgm_block_att_h"],
+        att_dropout=config["spgm_block_att_dropout"],
+    )
+    masknet = SPGMMaskNet(
+        N,
+        N,
+        intra,
+        spgm,
+        num_layers=config["masknet_numlayers"],
+        norm=config["masknet_norm"],
+        K=config["masknet_chunksize"],
+        num_spks=config["masknet_numspks"],
+        skip_around_intra=config["masknet_extraskipconnection"],
+        linear_layer_after_inter_intra=config["masknet_useextralinearlayer"],
+    )
+    decoder = Decoder(N, 1, kernel_size=kernel, stride=kernel // 2, bias=False)
+    return encoder, masknet, decoder
+
+
+def config_of(
+    encoder: Encoder,
+    masknet: nn.Module,
+    decoder: Decoder,
+    sample_rate: int,
+    name: str,
+) -> dict[str, Any]:
+    """The config that describes built parts: the inverse of :func:`build`.
+
+    Arguments
+    ---------
+    encoder, masknet, decoder : torch.nn.Module
+        The parts; ``masknet`` may be an SPGMMaskNet or a Dual_Path_Model.
+    sample_rate : int
+        In Hz.
+    name : str
+        The model's name, ``config_name``.
+
+    Returns
+    -------
+    config : dict
+        The fields of config.json.
+
+    Raises
+    ------
+    ModelError
+        If the published layout cannot express these parts.
+    """
+    block = masknet.dual_mdl[0]
+    intra, spgm = block.intra_mdl, block.inter_mdl
+    if not is_standard(intra) or not isinstance(spgm, SPGMBlock):
+        raise ModelError(
+            "The published layout holds blocks of SBTransformerBlock and SPGMBlock, "
+            f"not of {type(intra).__name__} and {type(spgm).__name__}."
+        )
+    layer, pooling = intra.mdl.layers[0], spgm.pool.model
+    activation = layer.pos_ffn.ffn[1]
+    if not isinstance(activation, nn.ReLU):
+        raise ModelError(
+            "The published layout holds transformers with ReLU, not with "
+            f"{type(activation).__name__}."
+        )
+    if decoder.stride != encoder.conv1d.stride:
+        raise ModelError(
+            "The published layout holds decoders with the encoder's stride "
+            f"{encoder.conv1d.stride[0]}, not with {decoder.stride[0]}."
+        )
+    hidden = isinstance(pooling, AttentionFeedForwardPooling)
+    config = {
+        "model_type": "spgm",
+        "sample_rate": sample_rate,
+        "config_name": name,
+        "encoder_kernel_size": encoder.conv1d.kernel_size[0],
+        "encoder_in_nchannels": encoder.in_channels,
+        "encoder_out_nchannels": encoder.conv1d.out_channels,
+        "masknet_chunksize": masknet.K,
+        "masknet_numlayers": masknet.num_layers,
+        "masknet_norm": block.norm,
+        "masknet_useextralinearlayer": block.linear_layer_after_inter_intra,
+        "masknet_extraskipconnection": block.skip_around_intra,
+        "masknet_numspks": masknet.num_spks,
+        "intra_numlayers": len(intra.mdl.layers),
+        "intra_nhead": layer.self_att.att.num_heads,
+        "intra_dffn": layer.pos_ffn.ffn[0].out_features,
+        "intra_dropout": layer.dropout1.p,
+        "intra_use_positional": intra.use_positional_encoding,
+        "intra_norm_before": layer.normalize_before,
+        "spgm_block_pool": spgm.pool.name,
+        "spgm_block_att_h": pooling.linear1.out_features if hidden else None,
+        "spgm_block_att_dropout": pooling.dropout.p if hidden else 0,
+    }
+    check_config(config)
+    return config
+
+
+def weights_in(folder: str | Path) -> Path | None:
+    """The file of weights in a folder in the published layout, if there is one.
+
+    Example
+    -------
+    >>> folder = getfixture("tmp_path")
+    >>> (folder / "pytorch_model.bin").touch()
+    >>> weights_in(folder).name
+    'pytorch_model.bin'
+    >>> (folder / "model.safetensors").touch()
+    >>> weights_in(folder).name
+    'model.safetensors'
+    """
+    paths = (Path(folder) / name for name in WEIGHTS_FILES)
+    return next((path for path in paths if path.is_file()), None)
+
+
+def largest_weights(path: Path) -> int:
+    """How many bytes the weights of a config.json may have, with room for a header."""
+    config = {"sample_rate": SAMPLE_RATE, **read_fields(path)}
+    check_config(config, path)
+    if config["masknet_numlayers"] * config["intra_numlayers"] > MOST_LAYERS:
+        return 8 * MOST_PARAMETERS
+    network = _blueprint(config, TENSORS_PER_LAYER * MOST_LAYERS, path)
+    return 2**20 + 8 * sum(value.numel() for value in network.state_dict().values())
+
+
+def find_weights(find: Callable[[str], Path]) -> Path | None:
+    """The same of a source whose files ``find`` gives; no other file is asked for."""
+    for name in WEIGHTS_FILES:
+        try:
+            return find(name)
+        except WrongLayout:
+            continue
+    return None
+
+
+def load_published(folder: str | Path) -> PublishedModel:
+    """Loads a model without running anything from its folder.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Holds config.json and model.safetensors or, where that is missing,
+        pytorch_model.bin; nothing else in it is opened.
+
+    Returns
+    -------
+    model : PublishedModel
+        Encoder, mask network and decoder on the CPU in float32 and evaluation mode, and
+        the config.
+
+    Raises
+    ------
+    ModelError
+        If a file is missing or damaged, the config is wrong, or the weights are not
+        exactly those of the network that the config describes.
+    """
+    model, state, config = read_published(folder)
+    model.load_state_dict({k: v.float() for k, v in state.items()}, assign=True)
+    model.eval()
+    return PublishedModel(model["encoder"], model["masknet"], model["decoder"], config)
+
+
+def read_published(
+    folder: str | Path,
+) -> tuple[nn.ModuleDict, dict[str, Tensor], dict[str, Any]]:
+    """What :func:`load_published` loads: network, weights, config.
+
+    Arguments
+    ---------
+    folder : str or Path
+        As there.
+
+    Returns
+    -------
+    model : nn.ModuleDict
+        On the meta device.
+    state : dict of str to torch.Tensor
+        As they are in the file.
+    config : dict
+        The fields of config.json.
+    """
+    folder = Path(folder)
+    config = read_config(folder / CONFIG_FILE)
+    weights = weights_in(folder)
+    if weights is None:
+        raise ModelError(
+            f"The folder {folder} has no {' and no '.join(WEIGHTS_FILES)}: "
+            "it is not a model in the published layout."
+        )
+    check_inside(folder, weights)
+    networks = []
+
+    def check(shapes: Mapping[str, list[int]]) -> None:
+        networks.append(_blueprint(config, len(shapes), weights))
+        _check_shapes(shapes, networks[0].state_dict(), weights)
+
+    state = read_tensors(weights, check)
+    _check_values(state, weights)
+    return networks[0], state, config
+
+
+def save_published(
+    folder: str | Path,
+    encoder: nn.Module,
+    masknet: nn.Module,
+    decoder: nn.Module,
+    config: Mapping[str, Any],
+    card: Mapping[str, Any] | None = None,
+) -> None:
+    """Saves a model in the published layout, each file whole or not at all.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Made if need be; its config.json and model.safetensors are replaced.
+    encoder, masknet, decoder : torch.nn.Module
+        The parts; ``masknet`` may be an SPGMMaskNet or a Dual_Path_Model.
+    config : mapping
+        The fields of config.json.
+    card : mapping, optional
+        What ``spgm info`` shows: ``licence``, ``training_data``, ``quality`` (a text or
+        a mapping) and anything else that JSON can hold.
+
+    Raises
+    ------
+    ModelError
+        If the config does not describe these parts or a weight is not finite.
+
+    Example
+    -------
+    >>> from speechbrain_spgm.inference.separation import find_published
+    >>> *parts, config = load_published(find_published())
+    >>> folder = getfixture("tmp_path") / "model"
+    >>> save_published(folder, *parts, config, card={"licence": "CC0"})
+    >>> load_published(folder).config["speechbrain_spgm"]
+    {'licence': 'CC0'}
+    """
+    folder = Path(folder)
+    weights = folder / WEIGHTS_FILE
+    check_config(config)
+    parts = {"encoder": encoder, "masknet": masknet, "decoder": decoder}
+    state = {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in nn.ModuleDict(parts).state_dict().items()
+    }
+    shapes = {name: list(value.shape) for name, value in state.items()}
+    model = _blueprint(config, len(shapes), weights)
+    _check_shapes(shapes, model.state_dict(), weights)
+    _check_values(state, weights)
+    if card is not None:
+        config = {**config, CARD: card}
+    try:
+        text = json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"The card of {folder} is no JSON: {error}.") from None
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(weights) as temporary:
+        save_file(state, temporary, metadata={"format": "pt"})
+    with replacing(folder / CONFIG_FILE) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def _blueprint(config: Mapping[str, Any], tensors: int, path: Path) -> nn.ModuleDict:
+    """The network without memory for its parameters."""
+    layers = config["masknet_numlayers"] * config["intra_numlayers"]
+    if layers * TENSORS_PER_LAYER > tensors:
+        raise ModelError(
+            f"{path} holds {tensors} tensors, too few for the {layers} transformer "
+            f"layers of {CONFIG_FILE}: the two files do not belong together."
+        )
+    with torch.device("meta"):
+        encoder, masknet, decoder = build(config)
+    model = nn.ModuleDict({"encoder": encoder, "masknet": masknet, "decoder": decoder})
+    parameters = sum(p.numel() for p in model.parameters())
+    if parameters > MOST_PARAMETERS:
+        raise ModelError(
+            f"{path} would have {parameters:,} parameters by {CONFIG_FILE}, but this "
+            f"package builds at most {MOST_PARAMETERS:,}."
+        )
+    return model
+
+
+def _check_shapes(
+    found: Mapping[str, list[int]], wanted: Mapping[str, Tensor], path: Path
+) -> None:
+    """The names and shapes in a file must be those of the network."""
+    problem = misfit(found, wanted)
+    if problem:
+        raise ModelError(
+            f"{path} does not fit the network of {CONFIG_FILE}: {problem}; "
+            "the two files do not belong together."
+        )
+
+
+def misfit(found: Mapping[str, list[int]], wanted: Mapping[str, Tensor]) -> str | None:
+    """What is wrong with the names and shapes of a file's tensors, if anything.
+
+    Arguments
+    ---------
+    found : mapping of str to list of int
+        Shapes of the tensors in the file.
+    wanted : mapping of str to torch.Tensor
+        The network's state.
+
+    Returns
+    -------
+    problem : str or None
+        The first missing and unknown names and the first wrong shape.
+
+    Example
+    -------
+    >>> misfit({"a": [2], "b": [1]}, {"a": torch.zeros(3), "c": torch.zeros(1)})
+    'it lacks c and has the unknown b and has a of shape [2], not [3]'
+    """
+    problems = [
+        *_count_names("lacks", wanted.keys() - found.keys()),
+        *_count_names("has the unknown", found.keys() - wanted.keys()),
+    ]
+    for name in sorted(wanted.keys() & found.keys()):
+        shape = list(wanted[name].shape)
+        if list(found[name]) != shape:
+            problems.append(f"has {name} of shape {list(found[name])}, not {shape}")
+            break
+    return f"it {' and '.join(problems)}" if problems else None
+
+
+def _count_names(verb: str, names: set[str]) -> Iterator[str]:
+    if names:
+        others = f" and {len(names) - 1} others" if len(names) > 1 else ""
+        yield f"{verb} {min(names)}{others}"
+
+
+def _check_values(state: Mapping[str, Tensor], path: Path) -> None:
+    """Weights must be finite floating-point numbers."""
+    for name, value in state.items():
+        if not value.is_floating_point():
+            raise ModelError(
+                f"{path} holds {name} as {value.dtype}, but weights are floating-point."
+            )
+        if not value.float().isfinite().all():
+            raise ModelError(
+                f"{path} holds NaN or infinity in {name}: the training went wrong, "
+                "take an earlier checkpoint."
+            )

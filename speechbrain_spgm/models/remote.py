@@ -1,0 +1,541 @@
+"""Models and recordings that lie elsewhere: the Hugging Face Hub and the web."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import copy_context
+from functools import cache, partial
+from inspect import signature
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from tempfile import TemporaryDirectory
+from threading import Thread
+from typing import Any
+
+from huggingface_hub import (
+    _CACHED_NO_EXIST,
+    constants,
+    get_hf_file_metadata,
+    get_session,
+    hf_hub_download,
+    hf_hub_url,
+    try_to_load_from_cache,
+)
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from speechbrain.utils.data_utils import split_path
+from speechbrain.utils.fetching import (
+    FetchFrom,
+    FetchSource,
+    LocalStrategy,
+    fetch,
+    guess_source,
+    link_with_strategy,
+)
+from tqdm.auto import tqdm
+
+from speechbrain_spgm.audio import AudioFileError, Source
+from speechbrain_spgm.models.published import (
+    CONFIG_FILE,
+    LARGEST_CONFIG,
+    MOST_PARAMETERS,
+    WEIGHTS_FILES,
+    ModelError,
+    WrongLayout,
+    check_inside,
+    find_weights,
+    largest_weights,
+    weights_in,
+)
+from speechbrain_spgm.models.sources import is_repo_id, is_url
+
+OUT_OF_REACH = "is not in the cache and the Hub cannot be reached: go online once"
+COMMIT = re.compile(r"[0-9a-f]{40}")
+HEADER = re.compile(r'(W/)?"?\w[\w.-]{0,199}"?')
+ANSWER_SECONDS = 4.0  # for the Hub's first words
+SLOWEST_START, SLOWEST_RATE = 20.0, 20_000  # of a download: seconds, bytes per second
+
+
+def fetch_published(
+    repo: str,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+) -> Path:
+    """Downloads config.json and the weights of a repository, nothing else.
+
+    The weights are model.safetensors; only where there is none, pytorch_model.bin.
+
+    Arguments
+    ---------
+    repo : str
+        ``USER/NAME``.
+    revision : str, optional
+        Branch, tag or commit; the main branch by default.
+    token : str or bool, optional
+        For private repositories; by default that of ``hf auth login``.
+    cache_dir : str or Path, optional
+        By default the Hub's own cache.
+
+    Returns
+    -------
+    folder : Path
+        Holds the two files, of one commit.
+
+    Raises
+    ------
+    ModelError
+        If they cannot be had.
+    """
+    lack = (
+        f"has no {CONFIG_FILE} and {' or '.join(WEIGHTS_FILES)}: if it has a "
+        "hyperparams.yaml, load it by from_hparams"
+    )
+    find = HubFiles(repo, revision, token, cache_dir, lack)
+    folder = find(CONFIG_FILE).parent
+    if weights_in(folder) is None:
+        largest = largest_weights(folder / CONFIG_FILE)
+        if find_weights(partial(find, largest=largest)) is None:
+            raise find.lacking()
+    return folder
+
+
+class HubFiles:
+    """Gives the files of a Hub repository, all of one commit, as local paths.
+
+    Files are taken from the Hub's cache if they are there, so that a model that was
+    loaded once loads without a network too.
+
+    Arguments
+    ---------
+    repo, revision, token, cache_dir
+        See :func:`fetch_published`.
+    lack : str
+        What to say if a file is not there: "has no ...".
+    local_only : bool
+        Takes files from the cache only.
+    """
+
+    def __init__(
+        self,
+        repo: str,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        lack: str = "lacks a file",
+        local_only: bool = False,
+    ) -> None:
+        self.repo, self.lack = repo, lack
+        self.revision = revision
+        self.place = {"token": token, "cache_dir": cache_dir}
+        self.local_only = local_only
+
+    def __call__(self, name: str, largest: int | None = None) -> Path:
+        """Downloads a file unless it is cached.
+
+        Arguments
+        ---------
+        name : str
+            The file, relative to the repository.
+        largest : int, optional
+            Bytes that it may have; by default see :func:`largest_of`.
+
+        Returns
+        -------
+        path : Path
+            In the cache.
+
+        Raises
+        ------
+        ModelError
+            In place of any error of the Hub's client; WrongLayout if there is no such
+            file in the repository.
+        """
+        if COMMIT.fullmatch(self.revision or ""):  # does not change
+            known = self._cached(name)
+            if isinstance(known, str):
+                return Path(known)
+        try:
+            file = self._download(name, largest or largest_of(name))
+        except Exception as error:  # also of whatever HTTP library the client uses
+            if isinstance(error, LocalEntryNotFoundError):
+                error = error.__cause__ or ConnectionError()
+            elif isinstance(error, EntryNotFoundError):
+                raise self.lacking() from None
+            # What was loaded once loads without the Hub.
+            known = self._cached(name)
+            if known is _CACHED_NO_EXIST:
+                raise self.lacking() from None
+            if isinstance(error, TooLarge | UNUSABLE) or not isinstance(known, str):
+                raise ModelError(
+                    f"The Hub repository {self.repo} {_reason(error)}."
+                ) from None
+            self.local_only, file = True, known
+        # Cached as snapshots/COMMIT/name: take the other files of that commit.
+        self.revision = Path(file).parents[name.count("/")].name
+        return Path(file)
+
+    def _download(self, name: str, largest: int) -> str:
+        """Asks the Hub, and downloads; a wait or a size without end ends here."""
+        if self.local_only or is_offline():
+            raise OfflineModeIsEnabled
+        place = {"token": self.place["token"]}
+        url = hf_hub_url(self.repo, name, revision=self.revision)
+        # hf_hub_download alone would try for half a minute.
+        seconds = answer_seconds()
+        ask = partial(get_hf_file_metadata, url, timeout=seconds, **place)
+        arguments = {"revision": self.revision, **self.place}
+        if "tqdm_class" in signature(hf_hub_download).parameters:
+            arguments["tqdm_class"] = bounded(largest)
+        with quiet_client():
+            size = 0
+            with suppress(EntryNotFoundError):  # the download notes it in the cache
+                try:
+                    size = within(seconds, ask).size
+                except (HfHubHTTPError, HFValidationError, StrangeAnswer):
+                    raise
+                except Exception:  # no answer at all
+                    raise ConnectionError from None
+            if size is None or size > largest:
+                raise TooLarge(largest)
+            seconds = SLOWEST_START + size / SLOWEST_RATE
+            return within(
+                seconds, partial(hf_hub_download, self.repo, name, **arguments)
+            )
+
+    def _cached(self, name: str) -> Any:
+        """A path, _CACHED_NO_EXIST or None."""
+        try:
+            return try_to_load_from_cache(
+                self.repo, name, self.place["cache_dir"], self.revision
+            )
+        except (HFValidationError, OSError):
+            return None
+
+    def lacking(self) -> WrongLayout:
+        """That a file is not there."""
+        return WrongLayout(f"The Hub repository {self.repo} {self.lack}.")
+
+
+def _reason(error: Exception) -> str:
+    """Why the Hub did not give a file."""
+    if isinstance(error, GatedRepoError):
+        return "is gated: accept its terms on its page and pass a token"
+    if isinstance(error, RepositoryNotFoundError):
+        return "does not exist or is private: check its name or pass a token"
+    if isinstance(error, RevisionNotFoundError):
+        return "has no such revision: check its branches and tags"
+    if isinstance(error, HFValidationError):
+        return "is no valid name: give USER/NAME"
+    if isinstance(error, TooLarge):
+        return f"holds a file of more than the {error} bytes that it may have"
+    if isinstance(error, TooSlow):
+        return "is sent too slowly: try again later"
+    if isinstance(error, StrangeAnswer):
+        return f"is at a server that is no Hub ({error}): check HF_ENDPOINT"
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in (401, 403):
+        return f"refuses you (HTTP {status}): pass a token that may read it"
+    if isinstance(status, int) and status >= 400:
+        return f"cannot be had from the Hub now (HTTP {status}): try again later"
+    if isinstance(error, OfflineModeIsEnabled | ConnectionError):
+        return OUT_OF_REACH
+    return f"could not be downloaded ({_first_line(error)}): try again"
+
+
+class TooLarge(Exception):
+    """A file of the Hub has more bytes than it may have."""
+
+
+class TooSlow(Exception):
+    """A download takes longer than the slowest that is waited for."""
+
+
+class StrangeAnswer(Exception):
+    """The headers of an answer would lead out of the client's cache."""
+
+
+# What a file in the cache is no remedy for.
+UNUSABLE = HFValidationError | RevisionNotFoundError | StrangeAnswer
+
+
+def largest_of(name: str) -> int:
+    """How many bytes a file may have: texts 1 MB, weights 8 per parameter."""
+    weights = name.endswith((".ckpt", ".bin", ".safetensors"))
+    return 8 * MOST_PARAMETERS if weights else LARGEST_CONFIG
+
+
+def is_offline() -> bool:
+    """Whether the user has told the Hub's client to stay offline."""
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def answer_seconds() -> float:
+    """How long to wait for an answer of the Hub, unless the user has said so."""
+    given = os.environ.get("HF_HUB_ETAG_TIMEOUT", "")
+    return float(given) if given.isdigit() else ANSWER_SECONDS
+
+
+def within(seconds: float, call: Callable[[], Any]) -> Any:
+    """What a call gives; raises if it takes too long, and leaves it alone then.
+
+    Example
+    -------
+    >>> within(1, lambda: 3)
+    3
+    """
+    answers: SimpleQueue = SimpleQueue()
+
+    def work() -> None:
+        try:
+            answers.put((call(), None))
+        except BaseException as error:
+            answers.put((None, error))
+
+    context = copy_context()
+    Thread(target=context.run, args=(work,), daemon=True).start()
+    try:
+        result, error = answers.get(timeout=seconds)
+    except Empty:
+        raise (TooSlow if seconds > SLOWEST_START else TimeoutError)() from None
+    if error is not None:
+        raise error
+    return result
+
+
+def bounded(largest: int) -> type[tqdm]:
+    """A progress bar that ends a download of more bytes."""
+
+    class Bar(tqdm):
+        def update(self, n: float | None = 1) -> bool | None:
+            if self.n + (n or 0) > largest:
+                raise TooLarge(largest)
+            return super().update(n)
+
+    return Bar
+
+
+@contextmanager
+def quiet_client() -> Iterator[None]:
+    """Without the client's retry lines, and with its answers checked.
+
+    The client makes file names of the ETag and the commit that a server sends.
+    """
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    if "HF_HUB_VERBOSITY" not in os.environ:
+        logger.setLevel(logging.ERROR)
+    client = get_session()
+    hooks = client.event_hooks
+    if check_headers not in hooks["response"]:
+        client.event_hooks = {
+            **hooks,
+            "response": [*hooks["response"], check_headers],
+        }
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def check_headers(response: Any) -> None:
+    """Refuses an answer whose headers are no names of files.
+
+    Arguments
+    ---------
+    response : httpx.Response
+        Of any request of the Hub's client.
+    """
+    for header in ("X-Repo-Commit", "X-Linked-Etag", "ETag"):
+        value = response.headers.get(header)
+        if value is not None and not HEADER.fullmatch(value):
+            raise StrangeAnswer(f"{header} {value[:60]!r}")
+
+
+class FolderFiles:
+    """Gives the files of a folder, unless they lie outside it.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Existing folder.
+
+    Example
+    -------
+    >>> folder = getfixture("tmp_path")
+    >>> (folder / "link").symlink_to("/etc/hosts")
+    >>> FolderFiles(folder)("link")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    speechbrain_spgm.models.tensors.ModelError: ...is a link out of its folder...
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def __call__(self, name: str) -> Path:
+        """The file's path; raises WrongLayout if it is not there."""
+        path = self.folder / name
+        if not path.is_file():
+            raise WrongLayout(f"The folder {self.folder} has no {name}.")
+        check_inside(self.folder, path)
+        return path
+
+
+class WebFiles:
+    """Downloads files from below a web address into a folder.
+
+    Arguments
+    ---------
+    address : str
+        Where the files lie.
+    folder : str or Path
+        Where they are stored.
+    """
+
+    def __init__(self, address: str, folder: str | Path) -> None:
+        self.address, self.folder = address, Path(folder)
+
+    def __call__(self, name: str) -> Path:
+        """The downloaded file."""
+        try:
+            return Path(fetch(name, self.address, self.folder))
+        except Exception:  # of whatever HTTP library is at work
+            raise WrongLayout(
+                f"{self.address}/{name} could not be downloaded: check the address "
+                "and your network."
+            ) from None
+
+
+@contextmanager
+def open_source(
+    source: str | Path | FetchSource,
+    first: str,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_only: bool = False,
+) -> Iterator[Callable[[str], Path]]:
+    """Gives access to the files of a model, wherever it is.
+
+    Arguments
+    ---------
+    source : str or Path or FetchSource
+        A folder, a web address or a Hub repository, in this order.
+    first : str
+        The file without which it is no model of this kind.
+    revision, token, cache_dir, local_only
+        See :class:`HubFiles`.
+
+    Yields
+    ------
+    find : Callable
+        From a file's name to its local path, which is there until the block ends. It
+        raises ModelError.
+    """
+    kind, place = guess_source(
+        source if isinstance(source, FetchSource) else str(source)
+    )
+    with TemporaryDirectory() as temporary:
+        if kind == FetchFrom.LOCAL:
+            yield FolderFiles(place)
+        elif kind == FetchFrom.URI:
+            yield cache(WebFiles(place, temporary))
+        else:
+            lack = (
+                f"has no {first} or lacks a file that it names: if it has a "
+                f"{CONFIG_FILE} and {WEIGHTS_FILES[0]}, load it by from_pretrained"
+            )
+            hub = HubFiles(place, revision, token, cache_dir, lack, local_only)
+            yield cache(hub)
+
+
+def source_name(source: str | Path | FetchSource) -> str:
+    """A source as its yaml may name it."""
+    return str(source.path if isinstance(source, FetchSource) else source)
+
+
+def keep(
+    files: Iterable[Path], savedir: str | Path, local_strategy: LocalStrategy
+) -> None:
+    """Links or copies files into a folder, as SpeechBrain's ``savedir`` wants it.
+
+    Arguments
+    ---------
+    files : iterable of Path
+        Local files; a name that is there already is replaced.
+    savedir : str or Path
+        Made if need be.
+    local_strategy : LocalStrategy
+        Whether to link or to copy.
+    """
+    folder = Path(savedir)
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        link_with_strategy(file, folder / file.name, local_strategy)
+
+
+@contextmanager
+def local_audio(
+    path: Source | FetchSource, savedir: str | Path | None = None
+) -> Iterator[Source]:
+    """An audio file on this disk, downloaded first if need be.
+
+    Arguments
+    ---------
+    path : str or Path or bytes or file object or FetchSource
+        A local file, a web address, or USER/NAME/FILE for a file on the Hub. A local
+        file is used where it is, without links or copies; so are bytes and objects.
+    savedir : str or Path, optional
+        Where a download is kept; by default a web file is deleted after use and a file
+        of the Hub stays in the Hub's own cache.
+
+    Yields
+    ------
+    local : Path or bytes or file object
+        There until the block ends.
+
+    Raises
+    ------
+    AudioFileError
+        If it cannot be downloaded.
+    """
+    if not _is_remote(path):
+        yield Path(path) if isinstance(path, str) else path
+        return
+    source, name = split_path(path)
+    with TemporaryDirectory() as temporary:
+        try:
+            local = fetch(
+                name, source, savedir or temporary, local_strategy=LocalStrategy.COPY
+            )
+        except Exception:  # of whatever HTTP library is at work
+            raise AudioFileError(
+                f"{path} is no local file and could not be downloaded: check its name "
+                "and your network."
+            ) from None
+        yield Path(local)
+
+
+def _is_remote(path: Source | FetchSource) -> bool:
+    if isinstance(path, FetchSource) or is_url(path):
+        return True
+    if not isinstance(path, str) or os.path.exists(path):
+        return False
+    repo, _, name = path.rpartition("/")
+    return is_repo_id(repo) and bool(name) and not Path(repo).parent.exists()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,408 @@
+"""Reads a HyperPyYAML file of unknown origin and builds only what a separator needs.
+
+HyperPyYAML imports and calls whatever a yaml names. Here every tag must be on a list:
+
+- built: network modules of SpeechBrain, torch.nn and this package, the Pretrainer that
+  lists the weights, and the AudioNormalizer;
+- left out (their value is None): seed calls, optimisers, schedulers, losses, loggers
+  and other parts of a training;
+- anything else is refused by name before anything is built.
+
+The files are read once. What is built is the very text that was checked.
+"""
+
+from __future__ import annotations
+
+import codecs
+import importlib
+import inspect
+import locale
+import posixpath
+import pydoc
+import re
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from hyperpyyaml import resolve_references
+from ruamel.yaml import YAML, SafeLoader
+from ruamel.yaml.error import YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from speechbrain.utils.run_opts import RunOptions
+from torch import nn
+
+from speechbrain_spgm.models.published import ModelError
+
+LARGEST_TEXT = 2**20  # bytes of one yaml
+MOST_NODES = 100_000  # of a yaml whose aliases are written out
+MOST_FILES = 20  # a yaml and its includes
+
+# Modules whose torch.nn.Module classes may be built: they compute and do nothing else.
+NETWORK_MODULES = (
+    "speechbrain.lobes.models.conv_tasnet",
+    "speechbrain.lobes.models.dual_path",
+    "speechbrain.lobes.models.resepformer",
+    "speechbrain.lobes.models.transformer.Conformer",
+    "speechbrain.lobes.models.transformer.Transformer",
+    "speechbrain.nnet.CNN",
+    "speechbrain.nnet.RNN",
+    "speechbrain.nnet.activations",
+    "speechbrain.nnet.attention",
+    "speechbrain.nnet.containers",
+    "speechbrain.nnet.dropout",
+    "speechbrain.nnet.linear",
+    "speechbrain.nnet.normalization",
+    "speechbrain.nnet.pooling",
+    "speechbrain_spgm.lobes.masknet",
+    "speechbrain_spgm.lobes.pooling",
+    "speechbrain_spgm.lobes.spgm",
+    "torch.nn",
+)
+OTHER_CLASSES = {
+    "speechbrain.dataio.preprocess.AudioNormalizer",
+    "speechbrain.lobes.models.dual_path.IdentityBlock",
+    "speechbrain.utils.parameter_transfer.Pretrainer",
+}
+FUNCTIONS = {  # activations that a yaml may pass on by !name:
+    f"torch.nn.functional.{name}"
+    for name in ("elu", "gelu", "leaky_relu", "mish", "relu", "sigmoid", "silu", "tanh")
+}
+SEED_CALLS = {
+    "numpy.random.seed",
+    "random.seed",
+    "speechbrain.utils.seed_everything",
+    "torch.cuda.manual_seed",
+    "torch.cuda.manual_seed_all",
+    "torch.manual_seed",
+}
+TRAINING_PARTS = re.compile(  # not built, whatever their arguments are
+    r"(speechbrain\.(augment|nnet\.(losses|schedulers)|processing\.speech_augmentation"
+    r"|lobes\.augment|utils\.(checkpoints|epoch_loop|train_logger))"
+    r"|speechbrain_spgm\.(data|training)|torch\.optim)\.[\w.]+"
+)
+
+PLAIN_TAGS = {
+    f"tag:yaml.org,2002:{name}"
+    for name in ("bool", "float", "int", "map", "merge", "null", "seq", "str")
+} | {"tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:omap"}
+REFERENCE_TAGS = {"!ref", "!copy", "!PLACEHOLDER"}
+CALL = re.compile(r"!(new|name|apply):([\w.]+)")
+INCLUDE = "!include:"
+ATTRIBUTE = re.compile(r"<[^>]*\.[^>]*>")  # <object.attribute>
+DEEP = re.compile(r"([\[{]\s*){100}")  # would keep the yaml's parser busy
+TUPLE = re.compile(r"^\(.*\)$")  # what HyperPyYAML takes for a tuple
+
+# Compilers, devices and processes are the user's to choose, by run_opts or overrides.
+RUN_OPTIONS = set(RunOptions().as_dict())
+
+REMEDY = (
+    "if you trust the source, pass trust_remote_code=True "
+    "(on the command line --trust-remote-code)"
+)
+
+
+def load_safely(
+    find: Callable[[str], Path],
+    name: str = "hyperparams.yaml",
+    overrides: Mapping[str, Any] | str | None = None,
+    overrides_must_match: bool = True,
+) -> dict[str, Any]:
+    """Builds what a yaml of unknown origin names, if all of it is harmless.
+
+    Arguments
+    ---------
+    find : Callable
+        From the name of a file of the source to its local path.
+    name : str
+        The yaml's name.
+    overrides : dict or str, optional
+        The user's own values, as in ``load_hyperpyyaml``; what they name is trusted.
+    overrides_must_match : bool
+        Whether each must replace a value.
+
+    Returns
+    -------
+    hparams : dict
+        As from ``load_hyperpyyaml``, but seed calls and parts of a training are None,
+        and SpeechBrain's run options (``device``, ``compile``, ...) are not there
+        unless they are the user's.
+
+    Raises
+    ------
+    ModelError
+        Naming what is refused, or why the yaml cannot be read or built.
+
+    Example
+    -------
+    >>> folder = getfixture("tmp_path")
+    >>> _ = (folder / "a.yaml").write_text("width: 3\\nlayer: !new:torch.nn.ReLU\\n")
+    >>> load_safely(folder.joinpath, "a.yaml")
+    {'width': 3, 'layer': ReLU()}
+    >>> _ = (folder / "a.yaml").write_text("x: !apply:os.getcwd\\n")
+    >>> try:
+    ...     load_safely(folder.joinpath, "a.yaml")
+    ... except ModelError as error:
+    ...     print(str(error).split(";")[0])
+    a.yaml, line 1, key x: !apply:os.getcwd is not allowed
+    """
+    try:
+        if isinstance(overrides, str):
+            own = YAML().compose(overrides)
+            overrides = YAML().load(overrides)
+            trusted = {node.tag for _, node in _walk(own)} if own else set()
+        else:
+            trusted = set()
+        replaced = {
+            key
+            for key, value in (overrides or {}).items()
+            if not isinstance(value, Mapping)
+        }
+        if _include_path("", name) != name:
+            raise ModelError(f"{name} must be the name of a file in the source.")
+        texts = _read_all(find, name, replaced)
+        text = _resolve(texts, name, overrides, overrides_must_match)
+        hparams = _build(text, name, trusted)
+        chosen = RUN_OPTIONS - set(overrides or {})
+        return {key: value for key, value in hparams.items() if key not in chosen}
+    except ModelError:
+        raise
+    except RecursionError:
+        raise ModelError(f"{name} is nested too deeply.") from None
+    except YAMLError as error:
+        raise ModelError(f"{name} is no valid yaml ({_one_line(error)}).") from None
+    except Exception as error:  # constructors may raise anything
+        raise ModelError(
+            f"{name} cannot be built ({type(error).__name__}: {_one_line(error)})."
+        ) from None
+
+
+def _read_all(
+    find: Callable[[str], Path], name: str, replaced: set[str]
+) -> dict[str, str]:
+    """The texts of a yaml and its includes, with every tag checked."""
+    texts: dict[str, str] = {}
+    waiting = [name]
+    while waiting:
+        file = waiting.pop()
+        if file in texts:
+            continue
+        if len(texts) == MOST_FILES:
+            raise ModelError(f"{name} includes more than {MOST_FILES} files.")
+        texts[file] = _read(find(file), file, file != name)
+        root = YAML().compose(texts[file])
+        if not isinstance(root, MappingNode):
+            raise ModelError(f"{file} must hold keys and values, but does not.")
+        if file == name:
+            root.value = [
+                pair for pair in root.value if not _is_replaced(pair[0], replaced)
+            ]
+        waiting += _check(root, file, set())
+    return texts
+
+
+def _is_replaced(key: Node, replaced: set[str]) -> bool:
+    """Whether the user overrides this very key; one with a tag is another key."""
+    return key.tag == "tag:yaml.org,2002:str" and key.value in replaced
+
+
+def is_utf8() -> bool:
+    """Whether text files are opened as UTF-8 here."""
+    return codecs.lookup(locale.getpreferredencoding(False)).name == "utf-8"
+
+
+def _read(path: Path, name: str, included: bool) -> str:
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(LARGEST_TEXT + 1)
+        text = raw.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
+    except OSError as error:
+        raise ModelError(f"{name} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise ModelError(f"{name} is not UTF-8 text: download it again.") from None
+    if len(raw) > LARGEST_TEXT:
+        raise ModelError(f"{name} has more than {LARGEST_TEXT} bytes.")
+    # HyperPyYAML opens included files in the encoding of the user's locale.
+    if included and not (text.isascii() or is_utf8()):
+        raise ModelError(f"{name} is not ASCII: set a UTF-8 locale to include it.")
+    if DEEP.search(text):
+        raise ModelError(f"{name} is nested too deeply.")
+    if any(line.startswith("%") for line in text.splitlines()):
+        raise ModelError(f"{name} has a yaml directive (a line that begins with %).")
+    return text
+
+
+def _resolve(
+    texts: Mapping[str, str],
+    name: str,
+    overrides: Mapping[str, Any] | None,
+    overrides_must_match: bool,
+) -> str:
+    """The yaml without references and includes, from copies of the checked texts."""
+    with TemporaryDirectory() as folder:
+        for file, text in texts.items():
+            copy = Path(folder, file)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_text(text, encoding="utf-8")
+        with open(Path(folder, name), encoding="utf-8") as stream:
+            resolved = resolve_references(stream, overrides, overrides_must_match)
+    return resolved.getvalue()
+
+
+def _build(text: str, name: str, trusted: set[str]) -> dict[str, Any]:
+    """Checks the resolved yaml and builds its very nodes."""
+    builder = _Builder(text)
+    root = builder.get_single_node()
+    _check(root, name, trusted, resolved=True)
+    hparams = builder.construct_document(root)
+    return {k: v for k, v in hparams.items() if not str(k).startswith("__")}
+
+
+def _check(
+    root: Node, file: str, trusted: set[str], resolved: bool = False
+) -> list[str]:
+    """Refuses what is on no list; returns the files that are included."""
+    problems, includes = [], []
+    for key, node in _walk(root):
+        place = f"key {key}"
+        if not resolved:
+            place = f"line {node.start_mark.line + 1}, {place}"
+        tag = node.tag
+        if tag.startswith(INCLUDE) and not resolved:
+            included = _include_path(file, tag.removeprefix(INCLUDE))
+            if included:
+                includes.append(included)
+                continue
+            problems.append(f"{place}: {tag} leads out of the folder")
+        elif tag not in trusted:
+            reason = _refusal(node, resolved)
+            if reason:
+                problems.append(f"{place}: {reason}")
+    if problems:
+        shown, others = problems[:3], len(problems) - 3
+        more = f"; and {others} more" if others > 0 else ""
+        raise ModelError(f"{file}, {'; '.join(shown)}{more}; {REMEDY}.")
+    return includes
+
+
+def _walk(root: Node) -> Iterator[tuple[str, Node]]:
+    """All nodes with the path of keys that leads there; refuses alias bombs."""
+    waiting: list[tuple[str, Node, frozenset[int]]] = [("", root, frozenset())]
+    for _ in range(MOST_NODES):
+        if not waiting:
+            return
+        key, node, above = waiting.pop()
+        yield key or "(top)", node
+        if isinstance(node, ScalarNode):
+            continue
+        if id(node) in above:
+            raise ModelError(f"The yaml's key {key} contains itself.")
+        inside = above | {id(node)}
+        children = []
+        for i, child in enumerate(node.value):
+            if isinstance(node, MappingNode):
+                label = f"{key}.{child[0].value}" if key else str(child[0].value)
+                children += [(label, part, inside) for part in child]
+            else:
+                children.append((f"{key}[{i}]", child, inside))
+        waiting += reversed(children)
+    raise ModelError(f"The yaml has more than {MOST_NODES} values: no model needs it.")
+
+
+def _include_path(file: str, target: str) -> str | None:
+    """Where an include leads, relative to the source; None if out of it."""
+    path = posixpath.normpath(posixpath.join(posixpath.dirname(file), target))
+    outside = target.startswith(("/", "~")) or path.split("/")[0] in ("..", ".")
+    return None if outside or re.search(r"[\\:\x00]", target) else path
+
+
+def _refusal(node: Node, resolved: bool) -> str | None:
+    """Why a node may not be there, or None."""
+    tag = node.tag
+    if tag in PLAIN_TAGS or tag == "!tuple":
+        return None
+    if tag in REFERENCE_TAGS and not resolved:
+        if isinstance(node, ScalarNode) and ATTRIBUTE.search(node.value):
+            return f"the reference {node.value} to an attribute is not allowed"
+        return None
+    call = CALL.fullmatch(tag)
+    if call and _purpose(*call.groups()) is not None:
+        return None
+    return f"{tag.replace('tag:yaml.org,2002:', '!!')} is not allowed"
+
+
+def _purpose(kind: str, name: str) -> str | Callable[..., Any] | None:
+    """What a tag stands for: something to build, ``"left out"``, or None: refused."""
+    if kind == "apply":
+        return "left out" if name in SEED_CALLS else None
+    if TRAINING_PARTS.fullmatch(name):
+        return "left out"
+    module, _, attribute = name.rpartition(".")
+    if kind == "name" and name in FUNCTIONS:
+        return getattr(importlib.import_module(module), attribute)
+    if name not in OTHER_CLASSES and module not in NETWORK_MODULES:
+        return None
+    found = getattr(importlib.import_module(module), attribute, None)
+    if not inspect.isclass(found):
+        return None
+    if name in OTHER_CLASSES:
+        return found
+    home = found.__module__
+    at_home = home in NETWORK_MODULES or home.startswith("torch.nn.modules.")
+    return found if issubclass(found, nn.Module) and at_home else None
+
+
+class _Builder(SafeLoader):
+    """A loader that knows plain values, tuples, and the calls that were checked."""
+
+    def construct_object(self, node: Node, deep: bool = True) -> Any:
+        """Builds a node with all that it holds, so that no argument is half-built."""
+        return super().construct_object(node, deep=True)
+
+    def text(self, node: Node) -> Any:
+        """A string; HyperPyYAML reads a plain (1, 2) as a tuple."""
+        value = self.construct_scalar(node)
+        tuple_like = node.style is None and TUPLE.match(value)
+        return _tuple(value) if tuple_like else value
+
+    def tuple(self, node: Node) -> tuple:
+        """What is tagged as a tuple."""
+        return _tuple(self.construct_scalar(node))
+
+    def call(self, kind: str, name: str, node: Node) -> Any:
+        """Builds, passes on or leaves out what a checked tag names."""
+        purpose = _purpose(kind, name) or pydoc.locate(name)  # named by the user
+        if purpose is None:
+            raise ModelError(f"There is no {name}: check the overrides.")
+        if purpose == "left out":
+            return None
+        args: list[Any] = []
+        kwargs: dict[str, Any] = {}
+        if isinstance(node, MappingNode):
+            kwargs = self.construct_mapping(node, deep=True)
+        elif isinstance(node, SequenceNode):
+            args = self.construct_sequence(node, deep=True)
+        if kind == "name":
+            return partial(purpose, *args, **kwargs) if args or kwargs else purpose
+        return purpose(*args, **kwargs)
+
+
+_Builder.add_constructor("tag:yaml.org,2002:str", _Builder.text)
+_Builder.add_constructor("!tuple", _Builder.tuple)
+for _kind in ("new", "name", "apply"):
+    _Builder.add_multi_constructor(
+        f"!{_kind}:",
+        lambda self, name, node, kind=_kind: self.call(kind, name, node),
+    )
+
+
+def _tuple(text: str) -> tuple:
+    """The plain values of ``(1, 2)``; tags inside are an error."""
+    return tuple(SafeLoader(f"[{text[1:-1]}]").get_single_data())
+
+
+def _one_line(error: Exception) -> str:
+    """An error's message on one line, not too long."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 200 else text[:197] + "..."

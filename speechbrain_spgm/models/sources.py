@@ -1,0 +1,119 @@
+"""Where a model is: a folder, a shipped or a short name, the Hub or the web."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from speechbrain_spgm.models.published import ModelError, weights_in
+
+SHIPPED_MODELS = Path(__file__).resolve().parents[1] / "pretrained"
+DEFAULT_MODEL = "spgm-small-8k"
+YAML_FILE = "hyperparams.yaml"
+MODEL_FOLDER = "model"  # of a run's output folder
+REPO_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+HUB_PAGE = re.compile(rf"https?://(?:huggingface\.co|hf\.co)/({REPO_ID.pattern})/?")
+
+# The authors' models: a short name, the repository, and the SI-SDRi of its card.
+SHORT_NAMES = {
+    "spgm-base": ("yipjiaqi/spgm-base", "22.7 dB"),
+    "spgm-opt": ("yipjiaqi/spgm-opt", "23.0 dB"),
+}
+REPORTED: dict[str, dict[str, Any]] = {  # their own cards, for ``spgm info``
+    repo: {
+        "licence": f"see the card of {repo} on the Hub",
+        "training_data": "WSJ0-2Mix with dynamic mixing, as its authors report",
+        "quality": f"{si_sdri} SI-SDRi on WSJ0-2Mix, as its authors report",
+    }
+    for repo, si_sdri in SHORT_NAMES.values()
+}
+
+
+def locate(source: object = None) -> Path | str:
+    """Where a model is.
+
+    Arguments
+    ---------
+    source : str or Path, optional
+        In this order: a model folder, or a run's output folder with ``model`` in it;
+        the name of a shipped model; a short name of the authors' models; any other
+        folder; a web address; a Hub repository ``USER/NAME``. By default the shipped
+        ``DEFAULT_MODEL``.
+
+    Returns
+    -------
+    place : Path or str
+        An existing folder as a Path; a web address or ``USER/NAME`` as a str.
+
+    Raises
+    ------
+    ModelError
+        If it is none of these.
+
+    Example
+    -------
+    >>> locate("spgm-opt"), locate(Path("spgm-small-8k")).name
+    ('yipjiaqi/spgm-opt', 'spgm-small-8k')
+    """
+    if source is None:
+        return SHIPPED_MODELS / DEFAULT_MODEL
+    text = str(source)
+    folder = Path(text)
+    if text and is_model(folder):
+        return folder
+    if text and is_model(folder / MODEL_FOLDER):
+        return folder / MODEL_FOLDER
+    if text in shipped_models():
+        return SHIPPED_MODELS / text
+    if text in SHORT_NAMES:
+        return SHORT_NAMES[text][0]
+    if text and folder.is_dir():
+        return folder
+    page = HUB_PAGE.fullmatch(text)
+    if page:
+        return page[1]
+    if is_url(source) or is_repo_id(source):  # a Path is a folder
+        return text
+    if folder.is_file():
+        raise ModelError(f"{text} is a file, no model: give the folder that it is in.")
+    names = ", ".join([*shipped_models(), *SHORT_NAMES])
+    raise ModelError(
+        f"{text or 'An empty name'} is no folder, no model that goes by a name ({names}"
+        "), no web address and no Hub repository USER/NAME: check its name."
+    )
+
+
+def is_model(folder: Path) -> bool:
+    """Whether a folder holds a model itself, in either layout."""
+    has_ckpt = any(folder.glob("*.ckpt"))
+    return weights_in(folder) is not None or (
+        has_ckpt and (folder / YAML_FILE).is_file()
+    )
+
+
+def has_speechbrain_layout(folder: str | Path) -> bool:
+    """Whether a folder can only be loaded by from_hparams."""
+    folder = Path(folder)
+    return (folder / YAML_FILE).is_file() and weights_in(folder) is None
+
+
+def shipped_models() -> list[str]:
+    """The names of the models that are part of this package."""
+    return sorted(config.parent.name for config in SHIPPED_MODELS.glob("*/config.json"))
+
+
+def is_url(source: object) -> bool:
+    """Whether a source is a web address."""
+    return isinstance(source, str) and source.startswith(("http://", "https://"))
+
+
+def is_repo_id(source: object) -> bool:
+    """Whether a source may name a repository on the Hub.
+
+    Example
+    -------
+    >>> [is_repo_id(name) for name in ("user/model", "/user/model", "./model", "a/b/c")]
+    [True, False, False, False]
+    """
+    return isinstance(source, str) and bool(REPO_ID.fullmatch(source))

@@ -1,0 +1,208 @@
+"""The weights of a SpeechBrain folder: one .ckpt per entry of its pretrainer.
+
+A .ckpt is a pickle. It is read with ``weights_only``, which builds tensors and plain
+containers and calls nothing, and it must hold exactly what its module needs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from speechbrain.utils.checkpoints import hook_on_loading_state_dict_checkpoint
+from speechbrain.utils.parameter_transfer import Pretrainer
+from torch import Tensor, nn
+
+from speechbrain_spgm.models.published import (
+    CONFIG_FILE,
+    ModelError,
+    misfit,
+    read_fields,
+)
+from speechbrain_spgm.models.tensors import read_tensors
+
+PARTS = ("encoder", "masknet", "decoder")
+
+
+def loadables(hparams: Mapping[str, Any], source: str) -> dict[str, nn.Module]:
+    """The modules that a built yaml wants weights for, each with the name of its file.
+
+    Arguments
+    ---------
+    hparams : mapping
+        The built yaml.
+    source : str
+        The folder or repository that the yaml comes from.
+
+    Returns
+    -------
+    modules : dict of str to torch.nn.Module
+        By the name of its .ckpt.
+
+    Raises
+    ------
+    ModelError
+        If there is no pretrainer, or it asks for more than files of the source.
+    """
+    pretrainer = hparams.get("pretrainer")
+    if not isinstance(pretrainer, Pretrainer):
+        raise ModelError(
+            f"The yaml of {source} has no pretrainer: it names no weights to load."
+        )
+    if pretrainer.custom_hooks:
+        raise ModelError(
+            f"The pretrainer of {source} has custom_hooks, which run code: if you "
+            "trust the source, pass trust_remote_code=True."
+        )
+    for name, path in pretrainer.paths.items():
+        folder, _, file = str(path).rpartition("/")
+        if file != f"{name}.ckpt" or folder.rstrip("/") != source.rstrip("/"):
+            raise ModelError(
+                f"The pretrainer of {source} takes the weights of {name} from {path}, "
+                "which lies elsewhere: if you trust it, pass trust_remote_code=True."
+            )
+    for name, condition in pretrainer.conditions.items():
+        if not isinstance(condition, bool | int | str | type(None)):
+            raise ModelError(f"The pretrainer's condition for {name} must be a value.")
+    modules = {
+        name: module
+        for name, module in pretrainer.loadables.items()
+        if pretrainer.is_loadable(name)
+    }
+    for name, module in modules.items():
+        if not re.fullmatch(r"\w[\w-]*", str(name)):
+            raise ModelError(f"The pretrainer's {name!r} is no name of a file.")
+        if not isinstance(module, nn.Module):
+            raise ModelError(f"The pretrainer's {name} must be a module, but is not.")
+    return modules
+
+
+def load_weights(
+    hparams: Mapping[str, Any], source: str, find: Callable[[str], Path]
+) -> list[Path]:
+    """Loads the weights of all modules of a built yaml.
+
+    Arguments
+    ---------
+    hparams : mapping
+        The built yaml, with ``modules`` and ``pretrainer``.
+    source : str
+        Where it comes from.
+    find : Callable
+        From the name of a file of the source to its local path.
+
+    Returns
+    -------
+    files : list of Path
+        The files that were read.
+
+    Raises
+    ------
+    ModelError
+        If a file is missing, damaged or holds anything but tensors, if a name is
+        missing in it or unknown, or if some module gets no weights at all.
+    """
+    files = []
+    for name, module in loadables(hparams, source).items():
+        path = find(f"{name}.ckpt")
+        fit(module, path)
+        files.append(path)
+    modules = hparams.get("modules")
+    if not isinstance(modules, Mapping):
+        raise ModelError(f"The yaml of {source} has no modules: it is no separator.")
+    loaded = _parameters(loadables(hparams, source).values())
+    for name, module in modules.items():
+        if isinstance(module, nn.Module) and not _parameters([module]) <= loaded:
+            raise ModelError(
+                f"The pretrainer of {source} loads no weights for {name}: "
+                "name it there under loadables."
+            )
+    return files
+
+
+def card_config(find: Callable[[str], Path]) -> dict[str, Any]:
+    """What config.json beside a yaml says, for ``spgm info``; empty if there is none.
+
+    Arguments
+    ---------
+    find : Callable
+        From the name of a file of the source to its local path.
+
+    Returns
+    -------
+    config : dict
+        Not checked: nothing is built from it.
+    """
+    try:
+        return read_fields(find(CONFIG_FILE))
+    except ModelError:
+        return {}
+
+
+def _parameters(modules: Iterable[nn.Module]) -> set[int]:
+    return {id(p) for module in modules for p in module.parameters()}
+
+
+def read_ckpt(path: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a .ckpt, on the CPU, without running anything from it.
+
+    Arguments
+    ---------
+    path : Path
+        The file.
+    wanted : mapping of str to torch.Tensor
+        The state of the module that it is for.
+
+    Returns
+    -------
+    state : dict of str to torch.Tensor
+        By the names of today's SpeechBrain.
+
+    Raises
+    ------
+    ModelError
+        If it is damaged, or holds anything but tensors of these names and shapes.
+    """
+
+    def check(shapes: Mapping[str, list[int]]) -> None:
+        problem = misfit(shapes, wanted)
+        if problem:
+            raise ModelError(f"{path} does not fit its yaml: {problem}.")
+
+    return read_tensors(path, check, hook_on_loading_state_dict_checkpoint)
+
+
+def fit(module: nn.Module, path: Path) -> None:
+    """Puts weights into a module that needs exactly these.
+
+    Arguments
+    ---------
+    module : torch.nn.Module
+        Built, on the CPU.
+    path : Path
+        The file of weights.
+
+    Raises
+    ------
+    ModelError
+        If a name is missing or unknown, a shape is wrong or a value is not finite.
+
+    Example
+    -------
+    >>> import torch
+    >>> path = getfixture("tmp_path") / "a.ckpt"
+    >>> torch.save({"weight": torch.zeros(1, 1)}, path)
+    >>> fit(nn.Linear(1, 1), path)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    speechbrain_spgm.models.tensors.ModelError: ... does not fit its yaml: ... bias.
+    """
+    state = read_ckpt(path, module.state_dict())
+    for name, value in state.items():
+        if value.is_floating_point() and not value.float().isfinite().all():
+            raise ModelError(
+                f"{path} holds NaN or infinity in {name}: the training went wrong, "
+                "take an earlier checkpoint."
+            )
+    module.load_state_dict(state)

@@ -1,0 +1,165 @@
+"""Files of named tensors, read without running anything from them.
+
+That is safetensors, and what ``torch.save`` writes, in its zip and in its old format: a
+pickle, read with ``weights_only``, which builds tensors and plain containers and calls
+nothing. Names and shapes are known, and compared with the network, before any memory is
+taken for the numbers.
+"""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.serialization import skip_data
+
+from speechbrain_spgm.errors import UserError
+
+LFS_POINTER = b"version https://git-lfs."
+ZIP_FILE = b"PK\x03\x04"
+LARGEST_PICKLE = 2**24  # bytes: what is no number in a zip file of weights
+LARGEST_NUMBER = 8  # bytes
+Shapes = Mapping[str, list[int]]
+
+
+class ModelError(UserError):
+    """A model that cannot be loaded or saved; the message is one sentence."""
+
+
+def read_tensors(
+    path: Path,
+    check: Callable[[Shapes], None],
+    rename: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict,
+) -> dict[str, Tensor]:
+    """The tensors of a file.
+
+    Arguments
+    ---------
+    path : Path
+        The file; one whose name ends in .safetensors is read as such.
+    check : Callable
+        Gets the shapes by name before any number is read, and raises if they are wrong.
+    rename : Callable
+        Gives the tensors of a pickle other names.
+
+    Returns
+    -------
+    state : dict of str to torch.Tensor
+        On the CPU; they do not depend on the file any more.
+
+    Raises
+    ------
+    ModelError
+        If it is damaged, holds anything but named tensors, or more than it should.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "a.bin"
+    >>> torch.save({"a": torch.ones(2)}, path)
+    >>> read_tensors(path, print)
+    {'a': [2]}
+    {'a': tensor([1., 1.])}
+    """
+    with open_file(path) as file:
+        start = file.read(len(LFS_POINTER))
+    if start == LFS_POINTER:
+        raise ModelError(
+            f"{path} is a pointer of git-lfs, not the weights: get them by git lfs "
+            "pull, or download the file itself."
+        )
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path, check)
+    is_zip = start.startswith(ZIP_FILE)
+    records = _records(path) if is_zip else {}
+    outline = rename(_load(path, is_zip, meta=True))
+    check({name: list(value.shape) for name, value in outline.items()})
+    numbers = sum(value.numel() for value in outline.values())
+    found = sum(item.file_size for item in records.values())
+    if not is_zip:
+        storages = [value.untyped_storage() for value in outline.values()]
+        found = sum({x.data_ptr(): x.nbytes() for x in storages}.values())
+    if found > LARGEST_NUMBER * numbers + LARGEST_PICKLE:
+        raise ModelError(
+            f"{path} would unpack to {found:,} bytes, more than its {numbers:,} "
+            "numbers need: it is not loaded."
+        )
+    state = rename(_load(path, is_zip))
+    return {name: value.detach().clone() for name, value in state.items()}
+
+
+def open_file(path: Path) -> Any:
+    """A file opened for reading bytes, or a sentence."""
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}.") from None
+
+
+def _read_safetensors(path: Path, check: Callable[[Shapes], None]) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            check({name: file.get_slice(name).get_shape() for name in file.keys()})
+            return {name: file.get_tensor(name).clone() for name in file.keys()}
+    except (SafetensorError, OSError):
+        raise ModelError(
+            f"{path} is truncated or no safetensors file: download it again."
+        ) from None
+
+
+def _records(path: Path) -> dict[str, zipfile.ZipInfo]:
+    """What a zip file says that it holds; its pickle must be of a sane size."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            records = {item.filename: item for item in file.infolist()}
+    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
+        raise _truncated(path) from None
+    if any(x.compress_type != zipfile.ZIP_STORED for x in records.values()):
+        raise ModelError(
+            f"{path} is compressed inside, as torch.save never does it: it is not "
+            "loaded."
+        )
+    others = sum(x.file_size for name, x in records.items() if "/data/" not in name)
+    if others > LARGEST_PICKLE:
+        raise ModelError(
+            f"{path} holds {others:,} bytes besides its numbers: it is not loaded."
+        )
+    return records
+
+
+def _truncated(path: Path) -> ModelError:
+    return ModelError(f"{path} is truncated or no file of weights: download it again.")
+
+
+def _load(path: Path, is_zip: bool, meta: bool = False) -> dict[str, Tensor]:
+    """Named tensors of a pickle; with ``meta`` they have no numbers."""
+    # The old format knows no meta tensors; what is skipped is reserved but not touched.
+    context = skip_data() if meta and not is_zip else nullcontext()
+    place = "meta" if meta and is_zip else "cpu"
+    try:
+        with warnings.catch_warnings(), context:
+            warnings.simplefilter("ignore")  # about odd pickles
+            state = torch.load(path, place, weights_only=True, mmap=is_zip)
+    except pickle.UnpicklingError:
+        raise ModelError(
+            f"{path} holds more than tensors, or is damaged: it is not loaded, "
+            "because that could run code."
+        ) from None
+    except Exception:  # a damaged pickle may raise anything
+        raise _truncated(path) from None
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str)
+        and isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and not value.is_quantized
+        for name, value in state.items()
+    ):
+        raise ModelError(f"{path} must hold named tensors, but holds something else.")
+    return dict(state)

@@ -1,0 +1,394 @@
+"""What a run's output folder or a model folder says about its model.
+
+Only the files named here are read; of a run that is its model, what the test measured,
+the command, the versions, the curves and a separated example.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from speechbrain.lobes.models.dual_path import Dual_Path_Model
+
+from speechbrain_spgm.inference.augment import check_views, views_of
+from speechbrain_spgm.inference.separation import SPGMSeparation
+from speechbrain_spgm.lobes.spgm import SPGMBlock
+from speechbrain_spgm.models.convert import YAML_FILE
+from speechbrain_spgm.models.published import (
+    CARD,
+    CONFIG_FILE,
+    FIELDS,
+    WEIGHTS_FILE,
+    ModelError,
+    check_inside,
+    config_of,
+    weights_in,
+)
+from speechbrain_spgm.publishing.privacy import clean_command
+
+MODEL_FOLDER = "model"  # of a run
+SUMMARY_FILE = "test_summary.json"
+COMMAND_FILE = "command.txt"  # how the run was started
+PICTURES = ("training_curves.png", "curves.png", "curve.png")
+PUBLISHED_EXAMPLE = "examples/mixture.flac"
+# Recordings that may be passed on; an example of other data must be asked for.
+FREE_DATA = re.compile(r"libri", re.IGNORECASE)
+VAGUE = ("", "test", "tt")  # names of a test set that do not say of which corpus
+UNITS = {"SI-SDR": "dB", "SDR": "dB", "PESQ": "", "STOI": ""}
+METRICS = {  # in a summary: name and unit; the improvements first
+    f"{name.lower().replace('-', '_')}{key}": (name + words, unit)
+    for key, words in (("i", "i"), ("", ""), ("_mix", " of the mixtures"))
+    for name, unit in UNITS.items()
+}
+
+
+class Measured(NamedTuple):
+    """A metric on n mixtures: the mean is known to plus or minus ``ci95``.
+
+    Of a single mixture there is no such interval.
+    """
+
+    name: str
+    unit: str
+    n: int
+    mean: float
+    ci95: float | None = None
+
+    @property
+    def interval(self) -> str:
+        """The interval for a text, with a space before it."""
+        return "" if self.ci95 is None else f" ± {self.ci95:.2f}"
+
+
+class Results(NamedTuple):
+    """What a test measured: on how many mixtures of what, SI-SDRi first.
+
+    ``views`` is how many of each mixture were taken, if the test says.
+    """
+
+    n: int
+    test_set: str
+    measured: tuple[Measured, ...]
+    summary: Mapping[str, Any]
+    views: int | None = None
+
+
+class Source(NamedTuple):
+    """A model and what is known about it."""
+
+    home: Path
+    model: SPGMSeparation
+    config: Mapping[str, Any]
+    card: Mapping[str, Any]
+    results: Results
+    command: str | None
+    versions: Mapping[str, str]
+    picture: Path | None
+    example: Path | None
+    notes: str
+
+
+def read_source(
+    folder: str | Path,
+    summary: str | Path | None = None,
+    example: str | Path | None = None,
+) -> Source:
+    """Reads a run's output folder or a model folder.
+
+    Arguments
+    ---------
+    folder : str or Path
+        A run of a recipe, or a model in the published or in SpeechBrain's layout.
+    summary : str or Path, optional
+        What the test measured, a summary JSON of an evaluation; by default
+        test_summary.json in the folder.
+    example : str or Path, optional
+        A recording to show the model on. By default one of the run's own examples, if
+        its data are known to be free.
+
+    Returns
+    -------
+    source : Source
+
+    Raises
+    ------
+    ModelError
+        If there is no model, it cannot be loaded, or nothing was measured.
+    """
+    folder = Path(folder)
+    home, run = find_model(folder)
+    places = [place for place in (run, home) if place is not None]
+    check_links(places)
+    model, config, card = load_model(home)
+    results = read_results(home, run, summary)
+    views = views_of({CARD: card})
+    if results.views not in (None, views):
+        raise ModelError(
+            f"The results were measured with views {results.views}, but the model's "
+            f"card asks for {views}: test it by spgm evaluate --views {views}."
+        )
+    free = FREE_DATA.search(results.test_set) is not None
+    if example is None and run is not None and free:
+        example = next(iter(sorted((run / "examples").glob("*_mix.wav"))), None)
+    if example is None and (home / PUBLISHED_EXAMPLE).is_file():
+        example = home / PUBLISHED_EXAMPLE  # of a model that was published before
+    if example is not None and not Path(example).is_file():
+        raise ModelError(f"The example {example} does not exist: check its name.")
+    return Source(
+        home=home,
+        model=model,
+        config=config,
+        card=card,
+        results=results,
+        command=_command(places, card),
+        versions=_versions(run),
+        picture=_first(places, PICTURES),
+        example=Path(example) if example is not None else None,
+        notes=_notes(home),
+    )
+
+
+def check_links(places: list[Path]) -> None:
+    """Refuses links out of the folder among all files that may be read or copied.
+
+    Arguments
+    ---------
+    places : list of Path
+        The run's folder, which holds the model's, or the model's alone.
+
+    Raises
+    ------
+    ModelError
+        Naming the link and where it leads.
+    """
+    for place in places:
+        for path in (place, *place.iterdir(), *place.glob("examples/*")):
+            check_inside(places[0], path)
+
+
+def find_model(folder: Path) -> tuple[Path, Path | None]:
+    """The model's folder, and the run's if there is one.
+
+    Arguments
+    ---------
+    folder : Path
+        Either.
+
+    Raises
+    ------
+    ModelError
+        If there is no model in it.
+    """
+    if not folder.is_dir():
+        raise ModelError(f"The folder {folder} does not exist: check its name.")
+    if (folder / MODEL_FOLDER).is_dir():
+        return folder / MODEL_FOLDER, folder
+    if weights_in(folder) is not None or (folder / "masknet.ckpt").is_file():
+        # A run's model folder, given by itself, still belongs to the run.
+        run = folder.resolve().parent
+        is_run = folder.name == MODEL_FOLDER and (run / SUMMARY_FILE).is_file()
+        return folder, run if is_run else None
+    if (folder / YAML_FILE).is_file():
+        raise ModelError(
+            f"The run {folder} has no folder {MODEL_FOLDER}: test it by train.py "
+            "--test_only, which writes it."
+        )
+    raise ModelError(
+        f"The folder {folder} holds no model: give a run's output folder, or one with "
+        f"{CONFIG_FILE} and {WEIGHTS_FILE}."
+    )
+
+
+def load_model(
+    folder: Path,
+) -> tuple[SPGMSeparation, dict[str, Any], dict[str, Any]]:
+    """A model, the fields of its config.json that describe it, and its card."""
+    if weights_in(folder) is not None:
+        model = SPGMSeparation.from_pretrained(folder, device="cpu")
+        given = model.hparams.config
+        name = str(given.get("config_name") or folder.resolve().name)
+        config = {"model_type": "spgm", "config_name": name}
+        config |= {field: given[field] for field in FIELDS}
+    else:
+        model = SPGMSeparation.from_hparams(folder, run_opts={"device": "cpu"})
+        given = getattr(model.hparams, "config", {})
+        name = str(given.get("config_name") or folder.resolve().name)
+        masknet = model.mods.masknet
+        blocks = [part for part in masknet.modules() if isinstance(part, SPGMBlock)]
+        if not blocks or not isinstance(masknet, Dual_Path_Model):
+            raise ModelError(
+                f"The model in {folder} is no SPGM separator: only these can be "
+                "published in both layouts."
+            )
+        config = config_of(**model.mods, sample_rate=model.sample_rate, name=name)
+    card = given.get(CARD)
+    return model, config, dict(card) if isinstance(card, Mapping) else {}
+
+
+def read_results(home: Path, run: Path | None, given: str | Path | None) -> Results:
+    """What the test measured.
+
+    Arguments
+    ---------
+    home, run : Path
+        The model's folder and the run's; test_summary.json is looked for there.
+    given : str or Path, optional
+        A summary in place of that.
+
+    Returns
+    -------
+    results : Results
+
+    Raises
+    ------
+    ModelError
+        If there are no results or they cannot be right.
+    """
+    places = [home] if run is None else [home, run]
+    path = Path(given) if given is not None else _first(places, [SUMMARY_FILE])
+    if path is None:
+        raise ModelError(
+            f"No measured results: there is no {SUMMARY_FILE} in {places[-1]}. Test "
+            "the model by spgm evaluate (or train.py --test_only), and give its "
+            "summary by --results."
+        )
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}.") from None
+    except (ValueError, RecursionError):
+        raise ModelError(
+            f"No measured results: {path} is no JSON. Test the model again."
+        ) from None
+    return _results(summary, path, _test_set(run))
+
+
+def _results(summary: Any, path: Path, test_set: str) -> Results:
+    entries = summary if isinstance(summary, Mapping) else {}
+    n = entries.get("n")
+    kept = {
+        key: {name: value[name] for name in ("mean", "ci95", "n") if name in value}
+        for key, value in entries.items()
+        if isinstance(value, Mapping) and _is_measured(value)
+    }
+    if type(n) is not int or n < 1 or "si_sdri" not in kept:
+        raise ModelError(
+            f"No measured results: {path} must hold n, the number of test mixtures, "
+            "and the mean and ci95 of si_sdri. Test the model again."
+        )
+    named = {key: METRICS[key] for key in METRICS if key in kept}
+    named |= {key: (key, "") for key in kept if key not in named}
+    measured = tuple(Measured(*named[key], **{"n": n, **kept[key]}) for key in named)
+    given = _file_name(str(entries.get("test_set") or ""))
+    if given not in VAGUE or not test_set:
+        test_set = given or "test set"
+    about: dict[str, Any] = {"test_set": test_set, "n": n}
+    if "views" in entries:
+        about["views"] = check_views(entries["views"], f"views in {path}")
+    return Results(n, test_set, measured, {**about, **kept}, about.get("views"))
+
+
+def _is_measured(value: Mapping[str, Any]) -> bool:
+    numbers = [value.get("mean"), value.get("n", 1)]
+    if "ci95" not in value:
+        return False
+    numbers += [] if value["ci95"] is None else [value["ci95"]]
+    return all(type(x) in (int, float) and math.isfinite(x) for x in numbers)
+
+
+def _test_set(run: Path | None) -> str:
+    """What a run was tested on: its test list, else its data folder, by their names.
+
+    Empty if there is no run.
+    """
+    found = {}
+    for line in _lines(run, YAML_FILE):
+        match = re.match(r"(test_list|test_manifest|data_folder):\s*([^#]*)", line)
+        value = match[2].strip().strip("'\"") if match else ""
+        if value not in ("", "null", "~", "!PLACEHOLDER"):
+            found[match[1]] = _file_name(value)
+    for name in ("test_manifest", "test_list"):
+        if name in found:
+            return found[name]
+    return f"{found['data_folder']} test" if "data_folder" in found else ""
+
+
+def _file_name(path: str) -> str:
+    return re.split(r"[/\\]", path.rstrip("/\\"))[-1].removesuffix(".csv")
+
+
+def _command(places: list[Path], card: Mapping[str, Any]) -> str | None:
+    """How the model was trained, without local paths."""
+    path = _first(places, [COMMAND_FILE])
+    lines = []
+    if path is not None:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    elif isinstance(card.get("command"), str):
+        lines = card["command"].splitlines()
+    commands = [clean_command(line) for line in lines if line.strip()]
+    # A run that was interrupted and started again repeats its command.
+    commands = list(dict.fromkeys(commands))
+    training = [command for command in commands if "--test_only" not in command]
+    return "\n".join(training or commands) or None
+
+
+def _versions(run: Path | None) -> dict[str, str]:
+    """The versions that SpeechBrain noted when the run began."""
+    found = {}
+    for line in _lines(run, "env.log"):
+        match = re.fullmatch(r"(torch|speechbrain|speechbrain[-_]spgm)==(\S+)", line)
+        if match:
+            found[match[1].replace("-", "_")] = match[2]
+        elif re.match(r"\d+\.\d+\.\d+ .*\[", line):
+            found["Python"] = line.split()[0]
+    # The list is that of the pip on the path, which may be another Python's.
+    return found if "torch" in found else {}
+
+
+def _lines(folder: Path | None, name: str) -> Iterator[str]:
+    if folder is not None and (folder / name).is_file():
+        text = (folder / name).read_text(encoding="utf-8", errors="replace")
+        yield from text.splitlines()
+
+
+def _first(places: list[Path], names: tuple[str, ...] | list[str]) -> Path | None:
+    paths = (place / name for place in places for name in names)
+    return next((path for path in paths if path.is_file()), None)
+
+
+NOTES_BEGIN = "<!-- notes of the author -->"
+NOTES_END = "<!-- end of the notes -->"
+
+
+def _notes(folder: Path) -> str:
+    """The author's own words in a README.md: all of one that no program wrote."""
+    text = "\n".join(_lines(folder, "README.md"))
+    if NOTES_BEGIN in text:
+        return text.split(NOTES_BEGIN, 1)[1].split(NOTES_END, 1)[0].strip()
+    body = re.sub(r"\A\s*---\n.*?\n---[ \t]*(\n|\Z)", "", text, flags=re.DOTALL)
+    return lower_headings(body).strip()
+
+
+def lower_headings(markdown: str) -> str:
+    """Headings one level lower, so that a card can stand inside another.
+
+    Example
+    -------
+    >>> print(lower_headings("# A\\n```\\n# comment\\n```\\n## B"))
+    ## A
+    ```
+    # comment
+    ```
+    ### B
+    """
+    lines, in_code = [], False
+    for line in markdown.splitlines():
+        in_code ^= line.lstrip().startswith("```")
+        heading = not in_code and re.match(r"#{1,5} ", line)
+        lines.append(f"#{line}" if heading else line)
+    return "\n".join(lines)

@@ -1,0 +1,357 @@
+"""The command ``spgm``: what it writes, what it says, and its exit codes."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from speechbrain_spgm import __version__, cli
+from speechbrain_spgm.inference import SPGMSeparation, save_published
+from speechbrain_spgm.models import sources as module
+from speechbrain_spgm.models.published import build
+from tests.conftest import CONFIG
+
+THREE = {
+    **CONFIG,
+    "encoder_out_nchannels": 8,
+    "masknet_chunksize": 50,
+    "masknet_numspks": 3,
+    "intra_use_positional": False,
+    "spgm_block_pool": "avg",
+}
+CARD = {
+    "licence": "CC0-1.0",
+    "training_data": ["nothing", "at all"],
+    "quality": {"test-clean": {"SI-SDRi": "0.1 dB"}},
+    "seed": 7,
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    """A folder with a model of three speakers and random weights."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("model") / "random"
+    save_published(folder, *build(THREE), THREE, CARD)
+    return str(folder)
+
+
+@pytest.fixture
+def run(capfd, model):
+    """Runs the command; gives its exit code and the lines of stdout and stderr."""
+
+    def run(*arguments: object) -> tuple[int, list[str], list[str]]:
+        code = cli.main([str(argument) for argument in arguments])
+        captured = capfd.readouterr()
+        assert "Traceback" not in captured.err
+        return code, captured.out.splitlines(), captured.err.splitlines()
+
+    return run
+
+
+def record(path: Path, rate: int = 8000, seconds: float = 0.1, **kind) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    frames = np.random.default_rng(0).uniform(-0.5, 0.5, int(rate * seconds))
+    soundfile.write(path, frames, rate, **kind)
+    return path
+
+
+def names(folder: Path) -> list[str]:
+    """All files, hidden ones too."""
+    return sorted(
+        str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()
+    )
+
+
+def voices(*stems: str) -> list[str]:
+    return sorted(f"{stem}_spk{i}.wav" for stem in stems for i in (1, 2, 3))
+
+
+def test_voices_are_those_of_separate_file(run, model, tmp_path):
+    source = record(tmp_path / "mix.flac", 44100)
+    for options, normalize in [((), None), (("--normalize", "peak"), "peak")]:
+        out = tmp_path / "a" / "new" / "folder"
+        code, stdout, stderr = run(
+            "separate", source, "--output", out, "--model", model, *options
+        )
+        assert code == 0
+        assert stdout == [f"Separated 1 file into {out}; 0 failed."]
+        assert stderr == [
+            "spgm: 1 file had a higher rate than the model: "
+            "content above 4000 Hz is lost."
+        ]
+        assert names(out) == voices("mix")
+        separator = SPGMSeparation.from_pretrained(model)
+        expected = separator.separate_file(source, normalize=normalize)[0]
+        for i, name in enumerate(voices("mix")):
+            samples, rate = soundfile.read(out / name, dtype="float32")
+            assert rate == 44100
+            assert np.abs(samples - expected[:, i].numpy()).max() <= 1e-6
+
+
+def test_a_folder_of_good_and_bad_files(run, model, tmp_path):
+    folder = tmp_path / "in"
+    record(folder / "good.wav", 16000)
+    record(folder / "deep" / "er" / "good.OGG", 44100)
+    record(folder / ".hidden" / "good.wav")
+    (folder / "empty.wav").touch()
+    (folder / "text.mp3").write_bytes(b"no sound\n" * 50)
+    (folder / "junk.mp3").write_bytes(np.random.default_rng(0).bytes(5000))
+    (folder / "notes.txt").write_text("no audio, passed over")
+    soundfile.write(folder / "nan.wav", np.full(9, np.nan), 8000, subtype="FLOAT")
+    missing = tmp_path / "missing.wav"
+    out = tmp_path / "out"
+    code, stdout, stderr = run(
+        "separate", folder, missing, "--output", out, "--model", model
+    )
+    assert code == 2
+    assert stdout == [f"Separated 2 files into {out}; 5 failed."]
+    assert names(out) == voices("good", "deep/er/good")
+    bad = ("empty.wav", "junk.mp3", "nan.wav", "text.mp3")
+    for line, name in zip(stderr[2:6], bad, strict=True):
+        assert line.startswith(f"spgm: {folder / name} ")
+    assert f"{folder}: passed over 1 file (1 .txt); name a file itself" in stderr[0]
+    assert stderr[1] == f"spgm: {missing} does not exist: check its name."
+    assert len(stderr) == 7  # and the rate
+
+
+def test_a_cut_off_file_is_mentioned_once(run, model, tmp_path):
+    """By us alone, although the MP3 decoder would comment on it too."""
+    source = record(tmp_path / "a.mp3", seconds=5)
+    whole = source.read_bytes()
+    source.write_bytes(whole[: len(whole) // 2])
+    code, _, (line,) = run("separate", source, "--output", tmp_path, "--model", model)
+    assert code == 0 and line.startswith(f"spgm: {source} is cut off: it holds ")
+
+
+def test_names_that_differ_in_the_ending_only(run, model, tmp_path):
+    folder = tmp_path / "in"
+    for name in ("a.wav", "a.flac", "b.wav"):
+        record(folder / name)
+    out = tmp_path / "out"
+    # A file that is given twice is separated once.
+    given = (folder, folder / "a.wav", folder / ".." / "in")
+    code, stdout, _ = run("separate", *given, "--output", out, "--model", model)
+    assert code == 0 and stdout == [f"Separated 3 files into {out}; 0 failed."]
+    assert names(out) == voices("a.flac", "a.wav", "b")
+
+
+def test_two_inputs_for_one_output_are_refused(run, model, tmp_path):
+    first, second = record(tmp_path / "x" / "a.wav"), record(tmp_path / "y" / "a.wav")
+    out = tmp_path / "out"
+    code, stdout, stderr = run(
+        "separate", first, second, "--output", out, "--model", model
+    )
+    assert (code, stdout) == (2, []) and not out.exists()
+    (line,) = stderr
+    assert line.startswith(f"spgm: {first} and {second} would both be separated into")
+    assert run("separate", tmp_path, "--output", out, "--model", model)[0] == 0
+    assert names(out) == voices("x/a", "y/a")
+
+
+def test_output_beside_or_below_the_input(run, model, tmp_path):
+    record(tmp_path / "a.wav")
+    for _ in range(2):  # the second run does not separate the voices of the first
+        out = tmp_path / "voices"
+        code, stdout, _ = run("separate", tmp_path, "--output", out, "--model", model)
+        assert code == 0 and "Separated 1 file " in stdout[0]
+
+    assert (
+        run("separate", tmp_path / "a.wav", "--output", tmp_path, "--model", model)[0]
+        == 0
+    )
+    before = (tmp_path / "a_spk1.wav").read_bytes()
+    code, _, (line,) = run("separate", tmp_path, "--output", tmp_path, "--model", model)
+    assert code == 2 and "which is an input itself" in line
+    assert (tmp_path / "a_spk1.wav").read_bytes() == before
+
+
+def test_nothing_to_separate(run, model, tmp_path):
+    code, stdout, stderr = run("separate", tmp_path, "--output", tmp_path / "out")
+    assert (code, stdout) == (2, [])
+    assert stderr[0] == f"spgm: the folder {tmp_path} holds no audio files: check it."
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_folder_that_cannot_be_made(run, model, tmp_path):
+    source = record(tmp_path / "a.wav")
+    code, _, (line,) = run(
+        "separate", source, "--output", source / "out", "--model", model
+    )
+    assert code == 2
+    assert line.startswith(f"spgm: the output folder {source / 'out'} cannot be made (")
+
+
+@pytest.mark.parametrize(
+    "command", [["info"], ["separate", "a.wav", "--output", "out"]]
+)
+def test_a_wrong_model_is_one_sentence(run, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(record(tmp_path / "a.wav").parent)
+    option = ["--model"] if command[0] == "separate" else []
+    (tmp_path / "empty").mkdir()
+    for source, words in [
+        ("no/such/model", "is no folder"),
+        ("empty", "has no config"),
+    ]:
+        code, stdout, (line,) = run(*command, *option, source)
+        assert (code, stdout) == (2, []) and words in line
+    code, _, (line,) = run(*command, *option, "empty", "--device", "bogus")
+    assert code == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unexpected_failure_stops_one_file_only(run, model, tmp_path, monkeypatch):
+    for name in ("a.wav", "b.wav"):
+        record(tmp_path / "in" / name)
+    separate = SPGMSeparation.separate_recording
+
+    def fail_once(self, recording, *options, **named):
+        if recording.name.endswith("a.wav"):
+            raise RuntimeError("not enough memory\nand more lines")
+        return separate(self, recording, *options, **named)
+
+    monkeypatch.setattr(SPGMSeparation, "separate_recording", fail_once)
+    out = tmp_path / "out"
+    code, _, (line,) = run(
+        "separate", tmp_path / "in", "--output", out, "--model", model
+    )
+    assert code == 2 and names(out) == voices("b")
+    assert line.endswith("a.wav failed (RuntimeError: not enough memory).")
+
+
+def test_interrupted(run, model, tmp_path, monkeypatch):
+    for name in ("a.wav", "b.wav", "c.wav"):
+        record(tmp_path / "in" / name)
+    write = soundfile.SoundFile.write
+    written = []
+
+    def interrupt(file, samples):
+        write(file, samples)
+        written.append(file)
+        if len(written) == 5:  # the second voice of the second file
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(soundfile.SoundFile, "write", interrupt)
+    out = tmp_path / "out"
+    code, stdout, (line,) = run(
+        "separate", tmp_path / "in", "--output", out, "--model", model
+    )
+    assert (code, stdout) == (130, []) and line.startswith("spgm: interrupted")
+    assert names(out) == voices("a")
+
+
+def test_info(run, model):
+    code, stdout, stderr = run("info", model)
+    assert (code, stderr) == (0, [])
+    facts = dict(line.split("  ", 1) for line in stdout)
+    facts = {label.strip(): value.strip() for label, value in facts.items()}
+    total = sum(p.numel() for part in build(THREE) for p in part.parameters())
+    spgm = 2 * 2 * (8 * 8 + 8)  # two blocks, s_lin and g_lin of 8 filters each
+    assert facts == {
+        "name": "random",
+        "parameters": f"{total:,}",
+        "of them SPGM": f"{spgm:,} ({spgm / total:.1%})",
+        "sample rate": "8000 Hz",
+        "speakers": "3",
+        "receptive chunk": "50 ms (50 frames)",
+        "licence": "CC0-1.0",
+        "training data": "nothing, at all",
+        "measured quality: test-clean: SI-SDRi": "0.1 dB",
+        "seed": "7",
+    }
+
+
+def test_info_of_a_model_without_a_card(run, model, tmp_path):
+    for file in Path(model).iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["speechbrain_spgm"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    lines = run("info", tmp_path)[1]
+    assert [line for line in lines if line.endswith("not stated")] == lines[-3:]
+
+
+def test_the_shipped_model_is_the_default(run, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "SHIPPED_MODELS", Path(model).parent)
+    monkeypatch.setattr(module, "DEFAULT_MODEL", "random")
+    assert run("info")[:2] == run("info", "random")[:2] == run("info", model)[:2]
+    source = record(tmp_path / "a.wav")
+    assert run("separate", source, "--output", tmp_path / "out")[0] == 0
+
+
+def test_code_is_only_run_if_it_is_trusted(run, model, tmp_path):
+    marker = tmp_path / "ran"
+    trap = f"x: !apply:os.mkdir [{marker}]\n"
+    both = tmp_path / "both"
+    both.mkdir()
+    for file in Path(model).iterdir():
+        (both / file.name).write_bytes(file.read_bytes())
+    (both / "hyperparams.yaml").write_text(trap)
+    assert run("info", both)[0] == 0 and not marker.exists()
+
+    (both / "model.safetensors").unlink()
+    code, _, stderr = run("info", both)
+    assert code == 2 and not marker.exists()
+    assert "key x: !apply:os.mkdir is not allowed" in stderr[0] and len(stderr) == 1
+
+    code, _, stderr = run("info", both, "--trust-remote-code")
+    assert code == 2 and marker.exists()
+    assert "cannot be loaded (KeyError: 'pretrainer')" in stderr[0]
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["separate"], ["separate", "x"], ["unknown"]]
+)
+def test_wrong_arguments(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    assert stop.value.code == 2 and "usage: spgm" in capsys.readouterr().err
+
+
+def test_help_and_version_import_nothing_heavy():
+    script = (
+        "import sys; from speechbrain_spgm.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "finally: assert not {'torch', 'speechbrain', 'soundfile'} & set(sys.modules)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    for arguments, words in [
+        (["--version"], __version__),
+        (["--help"], "separate"),
+        (["separate", "--help"], "searched with all their subfolders"),
+    ]:
+        done = subprocess.run(
+            [sys.executable, "-c", script, *arguments],
+            capture_output=True,
+            text=True,
+            env=environment,
+        )
+        assert done.returncode == 0 and done.stderr == ""
+        assert words in " ".join(done.stdout.split())
+
+
+def test_a_card_cannot_write_to_the_terminal(model, tmp_path, capsys):
+    folder = Path(shutil.copytree(model, tmp_path / "evil"))
+    config = json.loads((folder / "config.json").read_text())
+    config["speechbrain_spgm"] = {
+        "licence": "MIT\nparameters     1",
+        "a\x1b[2Jkey": ["\u202evalue", "\x9b31m"],
+        "quality": {"\rx": "y" * 10_000},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    capsys.readouterr()
+    assert cli.main(["info", str(folder)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(line.isprintable() and len(line) < 1100 for line in lines)
+    assert sum(line.startswith("parameters") for line in lines) == 1
+    assert r"a\x1b[2Jkey" in "".join(lines) and r"\u202evalue" in "".join(lines)
+    assert cli.main(["info", f"{folder}\x1b[2J\nspgm: all is well"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "\x1b" not in said

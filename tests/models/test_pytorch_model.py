@@ -1,0 +1,323 @@
+"""The published layout as the authors published it: config.json, pytorch_model.bin."""
+
+import io
+import json
+import logging
+import os
+import pickle
+import re
+import resource
+import shutil
+import struct
+import zipfile
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import soundfile
+import torch
+from safetensors.torch import load_file, save_file
+
+from speechbrain_spgm.cli import main
+from speechbrain_spgm.inference import ModelError, SPGMSeparation
+from tests.hub_server import Repository
+
+REPO = "user/theirs"
+FORMATS = {"zip": True, "old": False}
+
+
+def theirs(
+    published: Path, folder: Path, zipped: bool = True, rate: bool = True
+) -> Path:
+    """The model of a folder as others would have published it."""
+    folder.mkdir()
+    config = json.loads((published / "config.json").read_text())
+    if not rate:
+        del config["sample_rate"]
+    (folder / "config.json").write_text(json.dumps(config))
+    save(load_file(published / "model.safetensors"), folder, zipped)
+    return folder
+
+
+def save(state: object, folder: Path, zipped: bool = True) -> None:
+    torch.save(
+        state,
+        folder / "pytorch_model.bin",
+        _use_new_zipfile_serialization=zipped,
+    )
+
+
+@pytest.fixture
+def folder(published, tmp_path) -> Path:
+    return theirs(published, tmp_path / "theirs")
+
+
+def voices(model: SPGMSeparation) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    return model.separate_batch(torch.randn(1, 900, generator=generator))
+
+
+def load(source) -> SPGMSeparation:
+    return SPGMSeparation.from_pretrained(source, device="cpu")
+
+
+@pytest.mark.parametrize("zipped", FORMATS.values(), ids=FORMATS)
+@pytest.mark.parametrize("rate", [True, False])
+def test_a_folder_gives_the_same_voices(
+    published, model, tmp_path, caplog, zipped, rate
+):
+    folder = theirs(published, tmp_path / "theirs", zipped, rate)
+    with caplog.at_level(logging.WARNING, "speechbrain_spgm"):
+        loaded = load(folder)
+    assert torch.equal(voices(loaded), voices(model)) and loaded.sample_rate == 8000
+    lines = [x.getMessage() for x in caplog.records]
+    path = folder / "config.json"
+    assert lines == (
+        [] if rate else [f"{path} names no sample_rate: 8000 Hz is taken."]
+    )
+
+
+def test_every_command_takes_it(
+    published, folder, model, tmp_path, capsys, monkeypatch
+):
+    mixture = tmp_path / "mixture.wav"
+    soundfile.write(mixture, 0.1 * torch.randn(8000).numpy(), 8000)
+    for name in ("mixture", "s1", "s2"):
+        shutil.copyfile(mixture, tmp_path / f"{name}_1.wav")
+    (tmp_path / "test.csv").write_text(
+        "id,duration,mix,s1,s2\n1,1.0,mixture_1.wav,s1_1.wav,s2_1.wav\n"
+    )
+    outputs = []
+    for source in (folder, published):
+        out = tmp_path / source.name / "out"
+        options = ["--model", str(source), "--device", "cpu"]
+        assert main(["info", str(source), "--device", "cpu"]) == 0
+        command = ["separate", str(mixture), "--output", str(out)]
+        assert main([*command, *options]) == 0
+        files = sorted(out.iterdir())
+        assert len(files) == 2
+        manifest = ["--manifest", str(tmp_path / "test.csv")]
+        capsys.readouterr()
+        assert main(["evaluate", *manifest, *options, "--metrics", "si_sdr"]) == 0
+        table = capsys.readouterr().out
+        outputs.append(([soundfile.read(file)[0].tolist() for file in files], table))
+    assert outputs[0] == outputs[1]
+    exported = []  # what an export would write; its own tests do
+    monkeypatch.setattr("speechbrain_spgm.inference.onnx.require_onnx", lambda: None)
+    monkeypatch.setattr(
+        "speechbrain_spgm.inference.onnx.export_onnx",
+        lambda model, _: exported.append(model) or {},
+    )
+    assert main(["export", str(folder), str(tmp_path / "model.onnx")]) == 0
+    assert torch.equal(voices(exported[0]), voices(model))
+
+
+@pytest.mark.parametrize("to", ["published", "speechbrain"])
+@pytest.mark.parametrize("zipped", FORMATS.values(), ids=FORMATS)
+def test_convert_keeps_every_bit(published, tmp_path, to, zipped):
+    state = load_file(published / "model.safetensors")
+    half = {name: value.half() for name, value in state.items()}
+    folder = theirs(published, tmp_path / "theirs", zipped, rate=False)
+    save(half, folder, zipped)
+    out = tmp_path / "out"
+    assert main(["convert", str(folder), str(out), "--to", to]) == 0
+    if to == "published":
+        found = load_file(out / "model.safetensors")
+        assert json.loads((out / "config.json").read_text())["sample_rate"] == 8000
+    else:
+        found = {
+            f"{part}.{name}": value
+            for part in ("encoder", "masknet", "decoder")
+            for name, value in torch.load(out / f"{part}.ckpt").items()
+        }
+    assert found.keys() == half.keys()
+    for name, value in half.items():
+        assert found[name].dtype == torch.float16 and torch.equal(found[name], value)
+
+
+@pytest.mark.parametrize("layout", ["safetensors", "bin", "both"])
+def test_the_three_layouts_of_the_hub(
+    hub, published, folder, model, monkeypatch, layout
+):
+    """Of both files only safetensors is downloaded; offline, all load once more."""
+    wanted = {"bin": "pytorch_model.bin"}.get(layout, "model.safetensors")
+    files = {"config.json": (folder / "config.json").read_bytes()}
+    if layout != "bin":
+        whole = (published / "model.safetensors").read_bytes()
+        files["model.safetensors"] = whole
+    if layout != "safetensors":
+        whole = (folder / "pytorch_model.bin").read_bytes()
+        files["pytorch_model.bin"] = b"" if layout == "both" else whole
+    hub.repositories[REPO] = Repository()
+    hub.repositories[REPO].commit("main", files)
+
+    assert torch.equal(voices(load(REPO)), voices(model))
+    assert len(hub.requests(r"GET /large/")) == 1
+    others = {"model.safetensors", "pytorch_model.bin"} - {wanted}
+    assert not hub.requests(f"GET .*({'|'.join(others)})")
+    assert main(["info", REPO, "--device", "cpu"]) == 0
+    out = folder.parent / "out"
+    assert main(["convert", REPO, str(out), "--to", "speechbrain"]) == 0
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    huggingface_hub.close_session()
+    assert torch.equal(voices(load(REPO)), voices(model))
+
+
+class Payload:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.canary),)
+
+
+def refused(folder: Path) -> str:
+    with pytest.raises(ModelError) as error:
+        load(folder)
+    message = str(error.value)
+    assert str(folder) in message and "\n" not in message and len(message) < 400
+    return message
+
+
+@pytest.mark.parametrize("zipped", FORMATS.values(), ids=FORMATS)
+def test_payloads_are_not_run(folder, tmp_path, zipped):
+    file, canary = folder / "pytorch_model.bin", tmp_path / "canary"
+    state = torch.load(file)
+    for hostile in ({**state, "x": Payload(canary)}, Payload(canary), [state]):
+        save(hostile, folder, zipped)
+        message = refused(folder)
+        assert "holds more than tensors" in message or "must hold named" in message
+    file.write_bytes(pickle.dumps(Payload(canary)))
+    assert "holds more than tensors" in refused(folder)
+    assert not canary.exists()
+    pickle.loads(file.read_bytes())  # the trap works
+    assert canary.exists()
+
+
+@pytest.mark.parametrize("zipped", FORMATS.values(), ids=FORMATS)
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (lambda s: s.pop("decoder.weight"), "it lacks decoder.weight;"),
+        (lambda s: s.update(extra=torch.ones(1)), "it has the unknown extra;"),
+        (
+            lambda s: s.update({"decoder.weight": torch.ones(1).expand(10**9, 1, 1)}),
+            "decoder.weight of shape [1000000000, 1, 1]",
+        ),
+        (lambda s: s["decoder.weight"].fill_(torch.nan), "holds NaN or infinity in"),
+        (lambda s: s.update({"decoder.weight": torch.ones(16, 1, 16).int()}), "int32"),
+        (
+            lambda s: s.update({"decoder.weight": s["decoder.weight"].to_sparse()}),
+            "must hold named tensors|no file of weights",  # by the version of torch
+        ),
+        (lambda s: s.update({"decoder.weight": [1]}), "must hold named tensors"),
+    ],
+)
+def test_weights_must_be_those_of_the_config(folder, edit, words, zipped):
+    state = torch.load(folder / "pytorch_model.bin")
+    edit(state)
+    save(state, folder, zipped)
+    assert re.search(words, refused(folder))
+
+
+@pytest.mark.parametrize("zipped", FORMATS.values(), ids=FORMATS)
+@pytest.mark.parametrize("keep", [0, 3, 10, 0.3, 0.9, 0.999])
+def test_truncated_files(published, tmp_path, keep, zipped):
+    folder = theirs(published, tmp_path / "theirs", zipped)
+    file = folder / "pytorch_model.bin"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: keep if isinstance(keep, int) else int(keep * len(whole))])
+    message = refused(folder)
+    assert "is truncated or no file of weights" in message or "is damaged" in message
+
+
+def claimed(whole: bytes, numbers: int) -> bytes:
+    """A file of torch.save whose first storage claims to be larger than it is."""
+    short, long = b"K\x02Nt", b"\x8a\x08" + struct.pack("<q", numbers)
+    assert whole.count(short) == 1
+    return whole.replace(short, long + b"Nt")
+
+
+@pytest.mark.parametrize("numbers", [25 * 10**8, 10**17])
+def test_ten_gigabytes_claimed_by_the_old_format(folder, numbers):
+    """10 GB, or more than there is, for a tensor of two numbers."""
+    buffer = io.BytesIO()
+    torch.save({"a": torch.ones(2)}, buffer, _use_new_zipfile_serialization=False)
+    (folder / "pytorch_model.bin").write_bytes(claimed(buffer.getvalue(), numbers))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert "too few" in refused(folder) or "truncated" in refused(folder)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak
+    assert grown < 100_000  # kB
+
+
+def rezipped(file: Path, compression: int, extra: dict[str, bytes]) -> None:
+    """Writes the records of a zip file anew, and others."""
+    with zipfile.ZipFile(file) as old:
+        records = {item.filename: old.read(item) for item in old.infolist()}
+    with zipfile.ZipFile(file, "w", compression) as new:
+        for name, content in {**records, **extra}.items():
+            new.writestr(name, content)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "masknet.ckpt"])
+@pytest.mark.parametrize("record", ["data/0", "data/99999", "data.pkl", "more"])
+def test_zip_bombs(published, tmp_path, name, record):
+    """64 MB of zeros in some kB, under any name, also in a .ckpt."""
+    if name == "masknet.ckpt":
+        folder = tmp_path / "a"
+        assert (
+            main(["convert", str(published), str(folder), "--to", "speechbrain"]) == 0
+        )
+        stem = "masknet"
+    else:
+        folder, stem = theirs(published, tmp_path / "a"), "pytorch_model"
+    zeros = {f"{stem}/{record}": bytes(2**26)}
+    whole = (folder / name).read_bytes()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for compression in (zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED):
+        (folder / name).write_bytes(whole)
+        rezipped(folder / name, compression, zeros)
+        with pytest.raises(ModelError, match="it is not loaded|damaged|truncated"):
+            load(folder) if stem != "masknet" else SPGMSeparation.from_hparams(
+                folder, run_opts={"device": "cpu"}
+            )
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak
+    assert grown < 300_000  # kB; the test itself holds the zeros
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
+def test_a_pointer_of_git_lfs(published, folder, name):
+    (folder / name).write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    )
+    assert "is a pointer of git-lfs, not the weights: get them by" in refused(folder)
+
+
+def test_no_weights_at_all(folder):
+    (folder / "pytorch_model.bin").unlink()
+    assert "has no model.safetensors and no pytorch_model.bin" in refused(folder)
+
+
+def test_safetensors_comes_first(published, folder, model, tmp_path):
+    canary = tmp_path / "canary"
+    save(Payload(canary), folder)
+    shutil.copyfile(published / "model.safetensors", folder / "model.safetensors")
+    assert torch.equal(voices(load(folder)), voices(model)) and not canary.exists()
+
+
+def test_a_shared_or_strided_tensor_is_a_tensor(published, folder, model):
+    """Views of one storage, and Parameters, as a state_dict may hold them."""
+    state = load_file(published / "model.safetensors")
+    flat = torch.cat([value.flatten() for value in state.values()])
+    views = flat.split([value.numel() for value in state.values()])
+    state = {
+        name: torch.nn.Parameter(view.view(value.shape))
+        for (name, value), view in zip(state.items(), views, strict=True)
+    }
+    save(state, folder)
+    assert torch.equal(voices(load(folder)), voices(model))
+    out = folder.parent / "out"
+    assert main(["convert", str(folder), str(out), "--to", "published"]) == 0
+    save_file(load_file(out / "model.safetensors"), out / "again.safetensors")

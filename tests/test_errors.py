@@ -1,0 +1,37 @@
+"""What strangers wrote, on a terminal."""
+
+import unicodedata
+
+import pytest
+
+from speechbrain_spgm.errors import UserError, shown
+
+BAD = [chr(code) for code in (*range(32), *range(127, 160))]
+BAD += list("\u00ad\u061c\u200b\u200e\u200f\u2028\u2029\u202a\u202e\u2066\u2069\ufeff")
+BAD += ["\ud800", "\udcff", "\U000e0041"]
+
+
+@pytest.mark.parametrize("character", BAD, ids=ascii)
+def test_no_control_character_is_printed(character):
+    text = f"before{character}[31mafter"
+    for line in (shown(text), str(UserError(text))):
+        assert line == f"before{ascii(character)[1:-1]}[31mafter"
+        line.encode("utf-8")
+
+
+def test_ordinary_text_stays_as_it_is():
+    text = "é ± 本 \U0001f600 а́ \\n 'quoted' \"too\"  a\u00a0b"
+    assert shown(text) == text
+    assert all(unicodedata.category(character) != "Cc" for character in shown(text))
+
+
+@pytest.mark.parametrize("length", [9, 10, 11, 50])
+def test_long_text_loses_its_middle(length):
+    text = "".join(map(str, range(100)))
+    line = shown(text, length)
+    head, _, tail = line.partition("...")
+    assert len(line) == length
+    assert text.startswith(head) and text.endswith(tail) and min(head, tail)
+    assert shown(text, None) == shown(text, len(text)) == text
+    message = str(UserError("the file " + "x" * 100_000 + " is wrong: mend it."))
+    assert len(message) <= 4000 and message.endswith(" is wrong: mend it.")
