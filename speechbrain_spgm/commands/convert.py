@@ -48,12 +48,6 @@ def run(arguments: argparse.Namespace) -> int:
 
     source = str(locate(arguments.source))
     with writing(arguments.target), open_source(source, YAML_FILE) as find:
-        convert(
-            find,
-            arguments.source,
-            arguments.target,
-            arguments.to,
-            half=arguments.half,
-        )
+        convert(find, source, arguments.target, arguments.to, half=arguments.half)
     print(f"Wrote {arguments.target} in the {arguments.to} layout.")
     return 0

@@ -49,7 +49,7 @@ class Int8Linear:
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         self.scales = weight.abs().amax(dim=1).clamp(min=1e-12) / 127
         rounded = (weight / self.scales.unsqueeze(1)).round().to(torch.int8)
-        self.zeros = torch.zeros(len(weight), dtype=torch.long)
+        self.zeros = torch.zeros(len(weight), dtype=torch.long, device="cpu")
         self.bias = bias
         try:
             self.packed = torch.ops.onednn.qlinear_prepack(rounded, None)

@@ -165,7 +165,7 @@ def _estimate_masks(
 ) -> Tensor:
     L = mix_w.shape[-1]
     if isinstance(getattr(masknet, "module", masknet), SPGMMaskNet):
-        return masknet(mix_w, torch.tensor(frames), statistics, watch)
+        return masknet(mix_w, torch.tensor(frames, device="cpu"), statistics, watch)
     if statistics is not None:
         raise ValueError(
             f"{type(masknet).__name__} has averages over the whole recording only: "

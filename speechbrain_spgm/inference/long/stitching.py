@@ -317,8 +317,10 @@ class Stitcher:
     def _levels(self, voices: Spool, normalize: str | None) -> tuple[Tensor, Tensor]:
         """The voices' means and gains, as ``restore_level`` has them, ``[spks]``."""
         spks = voices.columns
-        gram = torch.zeros(spks, spks, dtype=torch.float64)
-        means, target, low, high = torch.zeros(4, spks, dtype=torch.float64)
+        gram = torch.zeros(spks, spks, dtype=torch.float64, device="cpu")
+        means, target, low, high = torch.zeros(
+            4, spks, dtype=torch.float64, device="cpu"
+        )
         for start, piece in self._restored(voices):
             mix = self.recording.read(start, start + len(piece))[:, 0]
             wide = piece.double()
