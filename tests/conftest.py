@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
+
+from tests.hub_server import TOKEN, serve
 
 # A small network, as config.json of the published layout describes it.
 CONFIG = {
@@ -60,3 +63,20 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("the folder ../shared with recordings is not here")
     return folder
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """The Hub on this machine, in place of the real one; waiting costs no time."""
+    constants = huggingface_hub.constants
+    with serve() as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.address)
+        template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
+        yield hub
+        huggingface_hub.close_session()

@@ -508,7 +508,7 @@ def read_published(
         _check_shapes(shapes, networks[0].state_dict(), weights)
 
     state = read_tensors(weights, check)
-    _check_values(state, weights)
+    check_values(state, weights)
     return networks[0], state, config
 
 
@@ -559,7 +559,7 @@ def save_published(
     shapes = {name: list(value.shape) for name, value in state.items()}
     model = _blueprint(config, len(shapes), weights)
     _check_shapes(shapes, model.state_dict(), weights)
-    _check_values(state, weights)
+    check_values(state, weights)
     if card is not None:
         config = {**config, CARD: card}
     try:
@@ -644,7 +644,7 @@ def _count_names(verb: str, names: set[str]) -> Iterator[str]:
         yield f"{verb} {min(names)}{others}"
 
 
-def _check_values(state: Mapping[str, Tensor], path: Path) -> None:
+def check_values(state: Mapping[str, Tensor], path: Path) -> None:
     """Weights must be finite floating-point numbers."""
     for name, value in state.items():
         if not value.is_floating_point():

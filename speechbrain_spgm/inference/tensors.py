@@ -44,7 +44,7 @@ def read_tensors(
     Arguments
     ---------
     path : Path
-        The file; one whose name ends in .safetensors is read as such.
+        The file; a name that ends in .safetensors is taken at its word.
     check : Callable
         Gets the shapes by name before any number is read, and raises if they are wrong.
     rename : Callable
@@ -75,7 +75,7 @@ def read_tensors(
             f"{path} is a pointer of git-lfs, not the weights: get them by git lfs "
             "pull, or download the file itself."
         )
-    if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors" or start[8:9] == b"{":
         return _read_safetensors(path, check)
     is_zip = start.startswith(ZIP_FILE)
     records = _records(path) if is_zip else {}

@@ -8,19 +8,37 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from speechbrain.utils.checkpoints import hook_on_loading_state_dict_checkpoint
+from speechbrain.utils.logger import get_logger
 from torch import Tensor, nn
 
 from speechbrain_spgm.data.errors import UserError
+from speechbrain_spgm.inference.published import (
+    MOST_PARAMETERS,
+    check_values,
+    find_weights,
+    misfit,
+)
+from speechbrain_spgm.inference.remote import open_source
+from speechbrain_spgm.inference.sources import locate
+from speechbrain_spgm.inference.tensors import read_tensors
+from speechbrain_spgm.inference.weights import PARTS
+
+logger = get_logger(__name__)
 
 FILTERBANKS = ("random", "fourier")
 # SpeechBrain's names: feed-forward layers, a transformer layer, its branches' last part
 FEED_FORWARD = ".pos_ffn."
 LAYER = re.compile(r".*\.mdl\.layers\.\d+\.")
+# The intra or inter part of a block, with its norm
+PART = re.compile(r".*\.dual_mdl\.\d+\.(intra|inter)_")
+NORM = re.compile(r"\.(intra|inter)_norm\.(weight|bias)$")
+OF_INTER = re.compile(r"\.dual_mdl\.\d+\.inter_")
+INTER = ".inter_mdl.mdl."  # of an inter transformer
 LAST_OF_LAYER = re.compile(r"\.(out_proj|ffn\.3)\.(weight|bias)$")
 
 
@@ -73,25 +91,34 @@ def initialise(modules: Mapping[str, nn.Module], filterbank: str = "random") -> 
                 weight.copy_(fourier_filters(N, W).unsqueeze(1))
 
 
-def load_weights(modules: Mapping[str, nn.Module], path: str | Path) -> None:
-    """Lets training go on from a published model.
+def load_weights(modules: Mapping[str, nn.Module], source: str | Path) -> None:
+    """Lets training go on from a trained model.
 
-    Its feed-forward layers may be narrower (a smaller ``d_ffn``) and its blocks may
-    have fewer layers (``num_layers``). What is new keeps its random weights and is not
-    listened to at first, so the network computes what the published one does, and
-    learns from there. (New layers need norms that come first, as in every yaml here.)
+    Its feed-forward layers may be narrower (a smaller ``d_ffn``), its blocks may be
+    fewer and have fewer layers (``num_blocks``, ``num_layers``). What is new keeps its
+    random weights and is not listened to at first, so the network computes what the
+    trained one does, and learns from there. (New layers need norms that come first and
+    new blocks the skip around intra, as in every yaml here.)
+
+    A SepFormer may start an SPGM network: encoder, decoder, what is before and after
+    the blocks, and the intra transformers are taken, the inter transformers and their
+    norms are not. SPGM is the identity at first: as its norm's scale and shift are 0, a
+    block gives exactly what its intra part gives, and the network computes what the
+    SepFormer would if its inter transformers added nothing.
 
     Arguments
     ---------
     modules : dict of str to torch.nn.Module
         ``encoder``, ``masknet`` and ``decoder``; changed in place.
-    path : str or Path
-        A model.safetensors, as a run leaves it in ``model/``.
+    source : str or Path
+        A model.safetensors or pytorch_model.bin, or whatever names a model, see
+        ``inference.sources.locate``: a folder in either layout, a run's output folder,
+        ``"spgm-base"``, a Hub repository.
 
     Raises
     ------
     UserError
-        If there is no such file, or it holds the weights of another network.
+        If there is no such model, or it holds the weights of another network.
 
     Example
     -------
@@ -103,27 +130,110 @@ def load_weights(modules: Mapping[str, nn.Module], path: str | Path) -> None:
     >>> encoder.weight.tolist()
     [[1.0, 1.0]]
     """
+    network = nn.ModuleDict(dict(modules))
+    own = network.state_dict()
     try:
-        network = nn.ModuleDict(dict(modules))
-        own = network.state_dict()
-        state = {
-            name: widen(weight, own.get(name, weight))
-            if FEED_FORWARD in name
-            else weight
-            for name, weight in load_file(path).items()
-        }
-        network.load_state_dict(deepen(state, own))
-    except FileNotFoundError:
-        raise UserError(f"start_from names {path}, which does not exist.") from None
-    except (OSError, SafetensorError) as error:
+        state = read_state(source)
+    except UserError as error:
+        raise UserError(f"start_from is {source}: {error}") from None
+    if any(INTER in name for name in state) and not any(INTER in name for name in own):
+        state = {k: v for k, v in state.items() if not OF_INTER.search(k)}
+        logger.info("start_from: the inter transformers of %s are left out.", source)
+    state = {
+        name: widen(weight, own.get(name, weight)) if FEED_FORWARD in name else weight
+        for name, weight in state.items()
+    }
+    state = deepen(add_blocks(state, own), own)
+    problem = misfit({k: list(v.shape) for k, v in state.items()}, own)
+    if problem:
         raise UserError(
-            f"start_from names {path}, which is no model: {error}."
-        ) from None
-    except RuntimeError:
-        raise UserError(
-            f"start_from names {path}, but its weights are of another network: take "
-            "the yaml and the keys under Network that it was trained with."
-        ) from None
+            f"start_from is {source}, but its weights are of another network ({problem}"
+            "): take the yaml and the keys under Network that it was trained with."
+        )
+    network.load_state_dict(state)
+
+
+def read_state(source: str | Path) -> dict[str, Tensor]:
+    """The weights of a model, under their published names, wherever it is.
+
+    Arguments
+    ---------
+    source : str or Path
+        See :func:`load_weights`.
+
+    Returns
+    -------
+    state : dict of str to torch.Tensor
+        On the CPU; finite.
+
+    Raises
+    ------
+    UserError
+        If it cannot be had, or is no model.
+    """
+    if Path(source).is_file():
+        return _read({"": Path(source)})
+    place = locate(source)
+    with open_source(place, f"{PARTS[1]}.ckpt") as find:
+        weights = find_weights(find)
+        if weights is not None:
+            return _read({"": weights})
+        return _read({f"{part}.": find(f"{part}.ckpt") for part in PARTS})
+
+
+def _read(files: Mapping[str, Path]) -> dict[str, Tensor]:
+    """The tensors of files, by the prefix that their names get."""
+    state = {}
+    for prefix, path in files.items():
+        check = partial(check_size, path=path)
+        tensors = read_tensors(path, check, hook_on_loading_state_dict_checkpoint)
+        check_values(tensors, path)
+        state |= {f"{prefix}{name}": value for name, value in tensors.items()}
+    return state
+
+
+def check_size(shapes: Mapping[str, list[int]], path: Path) -> None:
+    """Refuses more numbers than any network here may have."""
+    if sum(map(math.prod, shapes.values())) > MOST_PARAMETERS:
+        raise UserError(f"{path} holds more than {MOST_PARAMETERS:,} numbers.")
+
+
+def add_blocks(
+    state: Mapping[str, Tensor], like: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The weights of a network with as many blocks, and inter models, as another has.
+
+    Arguments
+    ---------
+    state : dict of str to torch.Tensor
+        Weights by name.
+    like : dict of str to torch.Tensor
+        The same of a network with more: what is new is taken from here, but for the
+        norms after new intra and inter models, which are 0. What was there is then
+        passed on as it is.
+
+    Returns
+    -------
+    dict of str to torch.Tensor
+        ``state`` and what is new.
+
+    Example
+    -------
+    >>> state = {"m.dual_mdl.0.intra_norm.weight": torch.ones(1)}
+    >>> names = [f"m.dual_mdl.{i}.{part}.weight"
+    ...          for i in (0, 1) for part in ("intra_norm", "inter_norm")]
+    >>> more = add_blocks(state, {name: torch.ones(1) for name in names})
+    >>> [int(more[name]) for name in names]
+    [1, 0, 0, 0]
+    """
+    known = {found[0] for name in state if (found := PART.match(name))}
+    more = dict(state)
+    for name, weight in like.items():
+        found = PART.match(name)
+        if found and known and found[0] not in known:
+            silent = NORM.search(name)
+            more[name] = torch.zeros_like(weight) if silent else weight
+    return more
 
 
 def deepen(

@@ -5,12 +5,26 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
-from speechbrain.lobes.models.dual_path import Decoder, Encoder, SBTransformerBlock
-from torch import nn
+from safetensors.torch import load_file, save_file
+from speechbrain.lobes.models.dual_path import (
+    Decoder,
+    Dual_Path_Model,
+    Encoder,
+    SBTransformerBlock,
+)
+from torch import Tensor, nn
 
 from speechbrain_spgm.data.errors import UserError
+from speechbrain_spgm.inference.published import build, save_published
+from speechbrain_spgm.lobes.masknet import SPGMMaskNet
+from speechbrain_spgm.lobes.separator import separate
+from speechbrain_spgm.lobes.spgm import SPGMBlock
 from speechbrain_spgm.training.initialise import initialise, load_weights
+from tests.conftest import CONFIG
+from tests.hub_server import Repository
+from tests.training.tiny import Tones, fit, make_brain
+
+PARTS = ("encoder", "masknet", "decoder")
 
 
 def test_fourier_encoder_and_decoder_give_the_mixture_back() -> None:
@@ -74,9 +88,9 @@ def test_training_goes_on_from_fewer_layers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "words"),
     [
-        ("missing", "does not exist"),
+        ("missing", "check its name"),
         ("other", "of another network"),
-        ("broken", "is no model"),
+        ("broken", "is no file of weights|is damaged"),
     ],
 )
 def test_wrong_weights_are_one_sentence(tmp_path: Path, file: str, words: str) -> None:
@@ -87,3 +101,132 @@ def test_wrong_weights_are_one_sentence(tmp_path: Path, file: str, words: str) -
     with pytest.raises(UserError, match=words):
         load_weights({"encoder": encoder}, tmp_path / file)
     assert torch.equal(encoder.weight, before)
+
+
+def network(
+    blocks: int = 2, layers: int = 1, sepformer: bool = False, norm: str = "ln"
+) -> dict[str, nn.Module]:
+    """The network of tiny.py, or the SepFormer that it comes from."""
+    N, K = 16, 20
+    transformer = partial(
+        SBTransformerBlock, layers, N, 2, d_ffn=32, dropout=0.0, norm_before=True
+    )
+    inter = transformer() if sepformer else SPGMBlock(N, "att", chunk_size=K)
+    kind = Dual_Path_Model if sepformer else SPGMMaskNet
+    masknet = kind(
+        N,
+        N,
+        transformer(),
+        inter,
+        num_layers=blocks,
+        norm=norm,
+        K=K,
+        linear_layer_after_inter_intra=False,
+    )
+    encoder, decoder = Encoder(16, N), Decoder(N, 1, 16, stride=8, bias=False)
+    modules = {"encoder": encoder, "masknet": masknet, "decoder": decoder}
+    initialise(modules)
+    for name, value in masknet.named_parameters():  # norms as a training leaves them
+        if "norm" in name:
+            nn.init.uniform_(value, 0.5, 1.5)
+    return modules
+
+
+def speechbrain_layout(folder: Path, modules: dict[str, nn.Module]) -> Path:
+    folder.mkdir()
+    for name, module in modules.items():
+        torch.save(module.state_dict(), folder / f"{name}.ckpt")
+    (folder / "hyperparams.yaml").write_text("anything: at all\n")
+    return folder
+
+
+class Silence(nn.Module):
+    """An inter model that adds nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.zeros_like(x)
+
+
+@pytest.mark.parametrize("norm", ["ln", "gln"])
+@pytest.mark.parametrize(("blocks", "layers"), [(2, 1), (4, 1), (2, 3), (3, 2)])
+def test_a_sepformer_starts_spgm(tmp_path: Path, blocks: int, layers: int, norm: str):
+    """At first the network is the SepFormer whose inter transformers add nothing, in
+    all its blocks and layers; then all that is new learns."""
+    sepformer = network(sepformer=True, norm=norm)
+    folder = speechbrain_layout(tmp_path / "sepformer", sepformer)
+    spgm = network(blocks, layers, norm=norm)
+    load_weights(spgm, folder)
+    for block in sepformer["masknet"].dual_mdl:
+        block.inter_mdl, block.inter_norm = Silence(), nn.Identity()
+    mix = torch.randn(1, 900)
+    expected = separate(*sepformer.values(), mix)
+    torch.testing.assert_close(separate(*spgm.values(), mix), expected)
+
+    optimizer = torch.optim.SGD(nn.ModuleDict(spgm).parameters(), lr=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        separate(*spgm.values(), mix).square().mean().backward()
+        optimizer.step()
+    silent = [
+        name
+        for name, value in spgm["masknet"].named_parameters()
+        if not torch.count_nonzero(value.grad)
+    ]
+    assert not [name for name in silent if "inter_" in name and "pool" not in name]
+
+
+def test_every_source_starts_a_training(tmp_path, hub, monkeypatch) -> None:
+    """A folder in each layout, a file, a run, a short name, a Hub repository."""
+    torch.manual_seed(1)
+    trained = dict(zip(PARTS, build(CONFIG), strict=True))
+    state = nn.ModuleDict(trained).state_dict()
+    save_published(tmp_path / "run" / "model", **trained, config=CONFIG)
+    published = tmp_path / "run" / "model"
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    torch.save(load_file(published / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "config.json").write_bytes((published / "config.json").read_bytes())
+    files = {file.name: file.read_bytes() for file in folder.iterdir()}
+    for name in ("yipjiaqi/spgm-opt", "user/model"):
+        hub.repositories[name] = Repository()
+        hub.repositories[name].commit("main", files)
+    speechbrain = speechbrain_layout(tmp_path / "speechbrain", trained)
+    files = {file.name: file.read_bytes() for file in speechbrain.iterdir()}
+    hub.repositories["user/speechbrain"] = Repository()
+    hub.repositories["user/speechbrain"].commit("main", files)
+    monkeypatch.chdir(tmp_path)
+    for source in (
+        published,
+        published / "model.safetensors",
+        folder,
+        folder / "pytorch_model.bin",
+        tmp_path / "run",
+        speechbrain,
+        "spgm-opt",
+        "user/model",
+        "user/speechbrain",
+    ):
+        modules = dict(zip(PARTS, build(CONFIG), strict=True))
+        load_weights(modules, source)
+        found = nn.ModuleDict(modules).state_dict()
+        assert all(torch.equal(found[name], value) for name, value in state.items())
+
+
+def test_a_sepformer_is_a_better_start_than_random_weights(tmp_path: Path) -> None:
+    """After equal steps of a toy training, with the same seeds."""
+    sepformer = network(sepformer=True)
+    initialise(sepformer)
+    teacher = make_brain(tmp_path / "teacher", epochs=12, modules=sepformer)
+    fit(teacher, Tones(seed=1, number=30))
+    folder = speechbrain_layout(tmp_path / "sepformer", sepformer)
+    reached = []
+    for start in (None, folder):
+        modules = network()
+        initialise(modules)
+        if start is not None:
+            load_weights(modules, start)
+        brain = make_brain(tmp_path / str(len(reached)), epochs=1, modules=modules)
+        fit(brain, Tones(seed=3))
+        reached.append(brain.progress.history[0]["valid_si_sdr"])
+    random, warm = reached
+    assert warm > random + 1

@@ -58,12 +58,13 @@ def make_brain(
     brain_class: type = SeparationBrain,
     optimizer: type = torch.optim.Adam,
     hparams: dict | None = None,
+    modules: dict | None = None,
     **run_opts,
 ) -> SeparationBrain:
-    """A tiny network with its checkpointer, the same for every call."""
+    """A tiny network, or the one given, with its checkpointer; every call the same."""
     torch.manual_seed(0)
     intra = SBTransformerBlock(1, N, 2, d_ffn=32, dropout=dropout, norm_before=True)
-    modules = {
+    own = {
         "encoder": Encoder(kernel_size=16, out_channels=N),
         "masknet": SPGMMaskNet(
             N,
@@ -76,11 +77,11 @@ def make_brain(
         ),
         "decoder": Decoder(N, 1, kernel_size=16, stride=8, bias=False),
     }
-    initialise(modules)
+    initialise(own)
     counter = EpochCounter(limit=epochs)
     folder.mkdir(exist_ok=True)
     return brain_class(
-        modules,
+        modules or own,
         opt_class=lambda parameters: optimizer(parameters, lr=3e-3),
         hparams={
             "sample_rate": RATE,
