@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
         with open_source(source, YAML_FILE) as find:
             convert(
                 find,
-                arguments.source,
+                source,
                 arguments.target,
                 arguments.to,
                 half=arguments.half,

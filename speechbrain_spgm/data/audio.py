@@ -195,7 +195,7 @@ def change_rate(
     torch.Size([8000])
     """
     # Two steps: the filters of a common ratio like 44.1 kHz to 8.4 kHz would be huge.
-    divisor = gcd(rate, target_rate)
-    samples = resample(samples, rate // divisor, target_rate // divisor)
-    divisor = gcd(speed, 100)
-    return resample(samples, speed // divisor, 100 // divisor)
+    divisor, whole = gcd(rate, target_rate), gcd(speed, 100)
+    with samples.device:  # torchaudio's filters would be on the user's default device
+        samples = resample(samples, rate // divisor, target_rate // divisor)
+        return resample(samples, speed // whole, 100 // whole)

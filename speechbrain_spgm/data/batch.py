@@ -58,7 +58,7 @@ class MixtureBatch:
             ids=list(ids),
             mix=pad_sequence(mixes, batch_first=True),
             sources=pad_sequence(sources, batch_first=True),
-            lengths=torch.tensor([len(mix) for mix in mixes]),
+            lengths=torch.tensor([len(mix) for mix in mixes], device="cpu"),
         )
 
     def to(self, device: str | torch.device) -> MixtureBatch:

@@ -30,7 +30,7 @@ class SeededDataset(Dataset):
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
         # Shared memory, so that persistent workers see a new epoch as well.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._epoch = torch.zeros((), dtype=torch.int64, device="cpu").share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch whose items are drawn from now on."""

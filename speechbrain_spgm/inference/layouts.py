@@ -29,6 +29,7 @@ from speechbrain_spgm.inference.published import (
     FIELDS,
     WEIGHTS_FILE,
     WEIGHTS_FILES,
+    YAML_FILE,
     ModelError,
     WrongLayout,
     config_of,
@@ -45,7 +46,6 @@ from speechbrain_spgm.inference.weights import (
 )
 from speechbrain_spgm.lobes.separator import separate
 
-YAML_FILE = "hyperparams.yaml"
 README_FILE = "README.md"
 INTERFACE = "speechbrain_interface"  # how the Hub knows SpeechBrain's models
 MARK = ".converted.json"  # in folders that convert wrote, which it may replace
@@ -444,8 +444,8 @@ def check_same(
     if not same:
         raise ModelError("The written weights differ from the source's: try again.")
     samples = 3 * config["encoder_kernel_size"] * config["masknet_chunksize"]
-    generator = torch.Generator().manual_seed(0)
-    mix = torch.randn(1, min(samples, 16_000), generator=generator)
+    generator = torch.Generator("cpu").manual_seed(0)
+    mix = torch.randn(1, min(samples, 16_000), generator=generator, device="cpu")
     with torch.no_grad():
         theirs = separate(*(parts[part].float().eval() for part in PARTS), mix)
         ours = separate(*(module.eval() for module in modules), mix)

@@ -31,6 +31,7 @@ from speechbrain_spgm.lobes.spgm import SPGMBlock
 logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.json"
+YAML_FILE = "hyperparams.yaml"  # of the other layout
 WEIGHTS_FILE = "model.safetensors"  # what is written
 WEIGHTS_FILES = (WEIGHTS_FILE, "pytorch_model.bin")  # what is read, the first there is
 SAMPLE_RATE = 8000  # of a config without: the first published one has none
@@ -209,13 +210,15 @@ def _no_constant(name: str) -> None:
 
 
 def check_inside(folder: Path, path: Path) -> None:
-    """Refuses a link that leads out of a model's folder.
+    """Refuses a link that leads out of a model's folder, but to another model.
 
     Arguments
     ---------
     folder : Path
-        Where the model's files should lie. In the Hub's cache they are links to files
-        in the folder ``blobs`` of their repository.
+        Where the model's files should lie. They may be links to files of the same name
+        in another model's folder, or into the Hub's cache, as SpeechBrain makes them in
+        a ``savedir``. (What they hold is a model's then. A link to anything else could
+        have its text shown, or copied by ``spgm convert`` and published.)
     path : Path
         A file of the model.
 
@@ -225,10 +228,9 @@ def check_inside(folder: Path, path: Path) -> None:
         If it lies elsewhere.
     """
     real, folder = path.resolve(), folder.resolve()
-    homes = [folder]
-    if folder.parent.name == "snapshots":
-        homes.append(folder.parents[1] / "blobs")
-    if not any(real.is_relative_to(home) for home in homes):
+    cached = real.parent.name == "blobs" and real.parents[1].name.startswith("models--")
+    same = real.name == path.name and is_model(real.parent)
+    if not (real.is_relative_to(folder) or cached or same):
         raise ModelError(
             f"{path} is a link out of its folder, to {real}: if you trust it, "
             "put the file itself there."
@@ -434,6 +436,14 @@ def largest_weights(path: Path) -> int:
         return 8 * MOST_PARAMETERS
     network = _blueprint(config, TENSORS_PER_LAYER * MOST_LAYERS, path)
     return 2**20 + 8 * sum(value.numel() for value in network.state_dict().values())
+
+
+def is_model(folder: Path) -> bool:
+    """Whether a folder holds a model itself, in either layout."""
+    has_ckpt = any(folder.glob("*.ckpt"))
+    return weights_in(folder) is not None or (
+        has_ckpt and (folder / YAML_FILE).is_file()
+    )
 
 
 def find_weights(find: Callable[[str], Path]) -> Path | None:

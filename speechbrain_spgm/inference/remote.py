@@ -59,7 +59,12 @@ from speechbrain_spgm.inference.published import (
     largest_weights,
     weights_in,
 )
-from speechbrain_spgm.inference.sources import is_repo_id, is_url
+from speechbrain_spgm.inference.sources import (
+    best_checkpoint,
+    is_repo_id,
+    is_run,
+    is_url,
+)
 
 OUT_OF_REACH = "is not in the cache and the Hub cannot be reached: go online once"
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -387,6 +392,8 @@ class FolderFiles:
     def __call__(self, name: str) -> Path:
         """The file's path; raises WrongLayout if it is not there."""
         path = self.folder / name
+        if name.endswith(".ckpt") and is_run(self.folder) and not path.is_file():
+            path = best_checkpoint(self.folder) / name
         if not path.is_file():
             raise WrongLayout(f"The folder {self.folder} has no {name}.")
         check_inside(self.folder, path)

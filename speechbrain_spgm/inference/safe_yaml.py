@@ -26,6 +26,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from hyperpyyaml import resolve_references
 from ruamel.yaml import YAML, SafeLoader
 from ruamel.yaml.error import YAMLError
@@ -255,7 +256,8 @@ def _build(text: str, name: str, trusted: set[str]) -> dict[str, Any]:
     builder = _Builder(text)
     root = builder.get_single_node()
     _check(root, name, trusted, resolved=True)
-    hparams = builder.construct_document(root)
+    with torch.device("cpu"):  # whatever the user's default device is
+        hparams = builder.construct_document(root)
     return {k: v for k, v in hparams.items() if not str(k).startswith("__")}
 
 

@@ -50,7 +50,10 @@ from speechbrain_spgm.inference.safe_yaml import load_safely
 from speechbrain_spgm.inference.sources import (
     REPORTED,
     YAML_FILE,
+    best_checkpoint,
     has_speechbrain_layout,
+    is_model,
+    is_run,
     is_url,
     locate,
 )
@@ -125,8 +128,16 @@ class SPGMSeparation(SepformerSeparation):
             )
         if not isinstance(run_opts, RunOptions):
             run_opts = dict(run_opts or {})
-            device = run_opts.get("device") or hparams.get("device") or infer_device()
+            given = (run_opts.get("device"), hparams.get("device"))
+            device = next((x for x in given if x not in (None, "")), infer_device())
             run_opts["device"] = usable_device(device)
+        chosen = run_opts.as_dict() if isinstance(run_opts, RunOptions) else run_opts
+        for name in ("data_parallel_backend", "distributed_launch"):
+            if chosen.get(name):
+                raise ModelError(
+                    f"{name} is for training, not for separating: load a model on each "
+                    "device, and give each its share of the recordings."
+                )
         super().__init__(
             {**modules, "masknet": packed(modules["masknet"])},
             dict(hparams),
@@ -166,6 +177,7 @@ class SPGMSeparation(SepformerSeparation):
         local_strategy: LocalStrategy = LocalStrategy.SYMLINK,
         fetch_config: FetchConfig | None = None,
         precision: str | None = None,
+        use_auth_token: str | bool | None = None,
         **kwargs: Any,
     ) -> SPGMSeparation | None:
         """Loads a SpeechBrain-style folder: hyperparams.yaml and a .ckpt per module.
@@ -201,6 +213,8 @@ class SPGMSeparation(SepformerSeparation):
             SpeechBrain's; its revision, token and cache are used if not given here.
         precision : str, optional
             ``"fp32"``, ``"bf16"``, ``"fp16"`` or ``"int8"``, see the class.
+        use_auth_token : str or bool, optional
+            SpeechBrain's name for ``token``.
         **kwargs
             ``run_opts`` and ``freeze_params``, see the class.
 
@@ -216,6 +230,7 @@ class SPGMSeparation(SepformerSeparation):
             names what is not allowed, or the weights are not those of its modules.
         """
         fetching = fetch_config or FetchConfig()
+        token = use_auth_token if token is None else token
         hub = {
             "revision": revision or fetching.revision,
             "token": (fetching.token or None) if token is None else token,
@@ -279,7 +294,8 @@ class SPGMSeparation(SepformerSeparation):
         revision: str | None = None,
         token: str | bool | None = None,
         cache_dir: str | Path | None = None,
-        device: str | torch.device | None = None,
+        device: str | torch.device | int | None = None,
+        use_auth_token: str | bool | None = None,
         run_opts: Mapping[str, Any] | None = None,
         freeze_params: bool = True,
         precision: str | None = None,
@@ -301,8 +317,10 @@ class SPGMSeparation(SepformerSeparation):
             For private Hub repositories.
         cache_dir : str or Path, optional
             In place of the Hub's own cache.
-        device : str or torch.device, optional
+        device : str or torch.device or int, optional
             By default a GPU if there is one.
+        use_auth_token : str or bool, optional
+            SpeechBrain's name for ``token``.
         run_opts : dict, optional
             SpeechBrain's other run options.
         freeze_params : bool
@@ -320,6 +338,7 @@ class SPGMSeparation(SepformerSeparation):
         ModelError
             If the source cannot be found or downloaded, or is not such a model.
         """
+        token = use_auth_token if token is None else token
         folder = find_published(source, revision, token, cache_dir)
         encoder, masknet, decoder, config = load_published(folder)
         known = REPORTED.get(str(locate(source)))
@@ -384,7 +403,8 @@ class SPGMSeparation(SepformerSeparation):
             NaN or infinity.
         """
         views = check_views(views)
-        mix = torch.as_tensor(mix)
+        if not isinstance(mix, Tensor):
+            mix = torch.as_tensor(mix, device="cpu")
         if mix.ndim != 2 or mix.numel() == 0 or mix.is_complex():
             raise UserError(
                 f"mix has shape {list(mix.shape)} and type {mix.dtype}, but must be "
@@ -632,6 +652,8 @@ def check_source(
             published = weights_in(source) is not None
             remedy = "load it by from_pretrained" if published else "check its name"
             raise ModelError(f"The folder {source} has no {hparams_file}: {remedy}.")
+        if isinstance(source, Path) and is_run(source) and not is_model(source):
+            best_checkpoint(source)  # or says that there is none
     return source
 
 
@@ -751,13 +773,13 @@ def prepare_precision(
     return precision
 
 
-def usable_device(device: str | torch.device) -> str:
+def usable_device(device: str | torch.device | int) -> str:
     """The full name of a device, if this machine has it.
 
     Arguments
     ---------
-    device : str or torch.device
-        For example ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
+    device : str or torch.device or int
+        For example ``"cpu"``, ``"cuda"`` or ``"cuda:1"``; 1 is ``"cuda:1"``.
 
     Returns
     -------
@@ -774,9 +796,11 @@ def usable_device(device: str | torch.device) -> str:
     >>> usable_device(torch.device("cpu"))
     'cpu'
     """
+    if str(device).isdigit():
+        device = f"cuda:{device}"
     try:
         found = torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError, NotImplementedError):
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError):
         raise ModelError(
             f"The device {device} cannot be used on this machine: take cpu."
         ) from None
@@ -808,7 +832,7 @@ def samples_of(lengths: Tensor | Sequence[float], B: int, T: int) -> Tensor:
     >>> samples_of([1.0, 0.299], B=2, T=100), samples_of([100, 30], B=2, T=100)
     (tensor([100,  30]), tensor([100,  30]))
     """
-    lengths = torch.as_tensor(lengths).cpu()
+    lengths = torch.as_tensor(lengths, device="cpu")
     samples = lengths
     if lengths.is_floating_point():
         # As SpeechBrain rounds, but in float64: a share of an hour is exact enough.
@@ -840,7 +864,9 @@ def check_finite(mix: Tensor, samples: Tensor | None) -> None:
     """
     bad = ~mix.isfinite()
     if samples is not None:
-        beyond = torch.arange(mix.shape[1]) >= samples.unsqueeze(1)  # [B, T]
+        beyond = torch.arange(mix.shape[1], device="cpu") >= samples.unsqueeze(
+            1
+        )  # [B, T]
         bad &= ~beyond.to(bad.device)
     if bad.any():
         first = int(bad.any(dim=1).nonzero()[0])

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from speechbrain_spgm.inference.published import ModelError, weights_in
+from speechbrain_spgm.inference.published import (
+    YAML_FILE,
+    ModelError,
+    is_model,
+    weights_in,
+)
 
 SHIPPED_MODELS = Path(__file__).resolve().parents[1] / "pretrained"
 DEFAULT_MODEL = "spgm-small-8k"
-YAML_FILE = "hyperparams.yaml"
 MODEL_FOLDER = "model"  # of a run's output folder
+CHECKPOINTS = "save"  # likewise
+LONGEST_META = 10_000  # letters of a checkpoint's CKPT.yaml
 REPO_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 HUB_PAGE = re.compile(rf"https?://(?:huggingface\.co|hf\.co)/({REPO_ID.pattern})/?")
 
@@ -84,12 +92,56 @@ def locate(source: object = None) -> Path | str:
     )
 
 
-def is_model(folder: Path) -> bool:
-    """Whether a folder holds a model itself, in either layout."""
-    has_ckpt = any(folder.glob("*.ckpt"))
-    return weights_in(folder) is not None or (
-        has_ckpt and (folder / YAML_FILE).is_file()
-    )
+def is_run(folder: Path) -> bool:
+    """Whether a folder is the output of a SpeechBrain recipe, with its checkpoints."""
+    return (folder / YAML_FILE).is_file() and (folder / CHECKPOINTS).is_dir()
+
+
+def best_checkpoint(run: Path) -> Path:
+    """The folder of a run's best checkpoint that holds encoder, masknet and decoder.
+
+    Arguments
+    ---------
+    run : Path
+        The output folder of a recipe of SpeechBrain's own: the best checkpoint has the
+        lowest ``si-snr``, which is a loss there, or is the last if they have none.
+
+    Returns
+    -------
+    checkpoint : Path
+        Holds encoder.ckpt, masknet.ckpt and decoder.ckpt.
+
+    Raises
+    ------
+    ModelError
+        If there is none: a recipe of this package writes ``model`` at its end.
+    """
+    found = []
+    for path in sorted((run / CHECKPOINTS).glob("CKPT*")):
+        if (path / "CKPT.yaml").is_file() and (path / "masknet.ckpt").is_file():
+            meta = _meta(path / "CKPT.yaml")
+            found.append((meta("si-snr", math.inf), -meta("unixtime", 0), path))
+    if not found:
+        raise ModelError(
+            f"The run {run} has no folder {MODEL_FOLDER} and no checkpoint with "
+            "masknet.ckpt: let train.py end, or start it again with --test_only; then "
+            f"it writes {MODEL_FOLDER}."
+        )
+    return min(found)[2]
+
+
+def _meta(path: Path) -> Callable[[str, float], float]:
+    """The numbers that a checkpoint's CKPT.yaml states, by name."""
+    text = path.read_text(encoding="utf-8", errors="replace")[:LONGEST_META]
+    numbers = dict(re.findall(r"^([\w-]+): ([-+.\de]+)$", text, re.MULTILINE))
+
+    def number(name: str, other: float) -> float:
+        try:
+            return float(numbers[name])
+        except (KeyError, ValueError):
+            return other
+
+    return number
 
 
 def has_speechbrain_layout(folder: str | Path) -> bool:

@@ -21,6 +21,7 @@ from speechbrain_spgm.inference.published import (
     misfit,
     read_fields,
 )
+from speechbrain_spgm.inference.sources import is_run
 from speechbrain_spgm.inference.tensors import read_tensors
 
 PARTS = ("encoder", "masknet", "decoder")
@@ -47,6 +48,9 @@ def loadables(hparams: Mapping[str, Any], source: str) -> dict[str, nn.Module]:
         If there is no pretrainer, or it asks for more than files of the source.
     """
     pretrainer = hparams.get("pretrainer")
+    parts = hparams.get("modules")
+    if is_run(Path(source)) and isinstance(parts, Mapping) and set(PARTS) <= set(parts):
+        return {part: parts[part] for part in PARTS}  # from a checkpoint
     if not isinstance(pretrainer, Pretrainer):
         raise ModelError(
             f"The yaml of {source} has no pretrainer: it names no weights to load."
@@ -58,7 +62,9 @@ def loadables(hparams: Mapping[str, Any], source: str) -> dict[str, nn.Module]:
         )
     for name, path in pretrainer.paths.items():
         folder, _, file = str(path).rpartition("/")
-        if file != f"{name}.ckpt" or folder.rstrip("/") != source.rstrip("/"):
+        # As others published it: the files beside the yaml are the same.
+        homes = {source.rstrip("/"), str(hparams.get("pretrained_path")).rstrip("/")}
+        if file != f"{name}.ckpt" or folder.rstrip("/") not in homes:
             raise ModelError(
                 f"The pretrainer of {source} takes the weights of {name} from {path}, "
                 "which lies elsewhere: if you trust it, pass trust_remote_code=True."

@@ -436,7 +436,7 @@ class _Sums:
     """
 
     def __init__(self, S: int, N: int) -> None:
-        self.sums = torch.empty(2, S, N, dtype=torch.float64)
+        self.sums = torch.empty(2, S, N, dtype=torch.float64, device="cpu")
 
     def put(self, rows: slice, x: Tensor) -> None:
         """Takes the rows' frames, ``[R, K, N]``."""

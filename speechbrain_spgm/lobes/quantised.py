@@ -46,7 +46,7 @@ class Int8Linear:
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         scales = weight.abs().amax(dim=1).clamp(min=1e-12).double() / 127
-        zeros = torch.zeros(len(weight), dtype=torch.long)
+        zeros = torch.zeros(len(weight), dtype=torch.long, device="cpu")
         weight = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
         try:
             self.packed = torch.ops.quantized.linear_prepack(weight, bias)

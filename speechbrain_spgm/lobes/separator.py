@@ -118,7 +118,7 @@ def _column(samples: list[int], device: torch.device) -> Tensor:
 def _estimate_masks(masknet: nn.Module, mix_w: Tensor, frames: list[int]) -> Tensor:
     L = mix_w.shape[-1]
     if isinstance(getattr(masknet, "module", masknet), SPGMMaskNet):
-        return masknet(mix_w, torch.tensor(frames))
+        return masknet(mix_w, torch.tensor(frames, device="cpu"))
     if all(count == L for count in frames):
         return masknet(mix_w)
     alone = [masknet(mix_w[b : b + 1, :, :n]) for b, n in enumerate(frames)]

@@ -112,7 +112,7 @@ def timbre(est: Tensor, loudness: float) -> Timbre:
         padded,
         FFT,
         hop_length=FFT // 2,
-        window=torch.hann_window(FFT),
+        window=torch.hann_window(FFT, device="cpu"),
         center=False,
         return_complex=True,
     )
@@ -134,9 +134,13 @@ def timbre(est: Tensor, loudness: float) -> Timbre:
 
 def _edges(bins: int) -> list[int]:
     """Borders of the bands: equal at low frequencies, in ratio at high ones."""
-    mel = torch.linspace(0, 1, BANDS + 1, dtype=torch.float64)
+    mel = torch.linspace(0, 1, BANDS + 1, dtype=torch.float64, device="cpu")
     edges = (10**mel - 1) / 9 * bins
-    return torch.maximum(edges.round(), torch.arange(BANDS + 1)).int().tolist()
+    return (
+        torch.maximum(edges.round(), torch.arange(BANDS + 1, device="cpu"))
+        .int()
+        .tolist()
+    )
 
 
 def assign(
@@ -171,7 +175,7 @@ def assign(
             f"the model has {spks} outputs, but windows are stitched for at most "
             f"{MOST_SPEAKERS}: use the exact mode."
         )
-    orders = torch.tensor(list(permutations(range(spks))))  # [P, spks]
+    orders = torch.tensor(list(permutations(range(spks))), device="cpu")  # [P, spks]
     links = [
         _link(pair, energy, loudness, orders)
         for pair, energy in zip(pairs, energies, strict=True)
@@ -179,7 +183,7 @@ def assign(
     spectra = torch.stack([t.spectra for t in timbres])  # [W, spks, F]
     share = torch.stack([t.share for t in timbres])  # [W, spks]
 
-    flat = torch.zeros(W, len(orders), dtype=torch.float64)
+    flat = torch.zeros(W, len(orders), dtype=torch.float64, device="cpu")
     best, best_score, best_own = None, -float("inf"), flat
     for start in [None, *_starts(share)]:
         # The first start knows neighbours only, the others the voices of one window.
@@ -232,7 +236,7 @@ def _own(spectra: Tensor, share: Tensor, means: Tensor, orders: Tensor) -> Tenso
     match = (
         -FREEDOM / 2 * weight * (errors.square().mean(-1) / variance + variance.log())
     )
-    speakers = torch.arange(orders.shape[1])
+    speakers = torch.arange(orders.shape[1], device="cpu")
     own = match[:, orders, speakers].sum(-1)
     return own.maximum(own.amax(1, keepdim=True) - MOST_SAID)
 
@@ -247,7 +251,7 @@ def _viterbi(own: Tensor, links: list[Tensor]) -> Tensor:
     path = [int(score.argmax())]
     for origin in reversed(back):
         path.append(int(origin[path[-1]]))
-    return torch.tensor(path[::-1])
+    return torch.tensor(path[::-1], device="cpu")
 
 
 def _score(path: Tensor, own: Tensor, links: list[Tensor]) -> float:

@@ -289,7 +289,7 @@ class Stitcher:
 
     def _gains(self, voices: Spool, normalize: str | None) -> Tensor:
         spks = voices.columns
-        gram = torch.zeros(spks, spks, dtype=torch.float64)
+        gram = torch.zeros(spks, spks, dtype=torch.float64, device="cpu")
         target, peak = gram[0].clone(), gram[0].clone()
         for start, piece in self._restored(voices):
             mix = self.recording.read(start, start + len(piece))[:, 0].double()

@@ -67,8 +67,8 @@ class Windows(NamedTuple):
         At every sample of the recording the weights of all windows add up to 1.
         """
         start, stop = self.used(window)
-        weights = torch.ones(stop - start)
-        rise = (torch.arange(self.fade) + 0.5) / self.fade
+        weights = torch.ones(stop - start, device="cpu")
+        rise = (torch.arange(self.fade, device="cpu") + 0.5) / self.fade
         if window > 0:
             weights[: self.fade] = rise
         if window < len(self.starts) - 1:

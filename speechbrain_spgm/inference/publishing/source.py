@@ -27,10 +27,17 @@ from speechbrain_spgm.inference.published import (
 )
 from speechbrain_spgm.inference.publishing.privacy import clean_command
 from speechbrain_spgm.inference.separation import SPGMSeparation
+from speechbrain_spgm.inference.sources import (
+    MODEL_FOLDER,
+    SHIPPED_MODELS,
+    best_checkpoint,
+    is_model,
+    is_run,
+    shipped_models,
+)
 from speechbrain_spgm.inference.views import check_views, views_of
 from speechbrain_spgm.lobes.spgm import SPGMBlock
 
-MODEL_FOLDER = "model"  # of a run
 SUMMARY_FILE = "test_summary.json"
 COMMAND_FILE = "command.txt"  # how the run was started
 PICTURES = ("training_curves.png", "curves.png", "curve.png")
@@ -156,6 +163,8 @@ def find_model(folder: Path) -> tuple[Path, Path | None]:
     ModelError
         If there is no model in it.
     """
+    if str(folder) in shipped_models() and not is_model(folder):
+        return SHIPPED_MODELS / folder, None
     if not folder.is_dir():
         raise ModelError(f"The folder {folder} does not exist: check its name.")
     if (folder / MODEL_FOLDER).is_dir():
@@ -163,8 +172,14 @@ def find_model(folder: Path) -> tuple[Path, Path | None]:
     if weights_in(folder) is not None or (folder / "masknet.ckpt").is_file():
         # A run's model folder, given by itself, still belongs to the run.
         run = folder.resolve().parent
-        is_run = folder.name == MODEL_FOLDER and (run / SUMMARY_FILE).is_file()
-        return folder, run if is_run else None
+        of_run = folder.name == MODEL_FOLDER and (run / SUMMARY_FILE).is_file()
+        return folder, run if of_run else None
+    if is_run(folder):
+        best_checkpoint(folder)
+        raise ModelError(
+            f"The run {folder} is of a recipe of SpeechBrain's own: make it a model by "
+            "spgm convert --to published, and publish that."
+        )
     if (folder / YAML_FILE).is_file():
         raise ModelError(
             f"The run {folder} has no folder {MODEL_FOLDER}: test it by train.py "

@@ -1,0 +1,72 @@
+"""Code that makes tensors says where: another default device changes nothing."""
+
+import pytest
+import soundfile
+import torch
+
+from speechbrain_spgm.cli import main
+from speechbrain_spgm.data.batch import MixtureBatch
+from speechbrain_spgm.inference import SPGMSeparation
+from tests.training.tiny import Tones
+
+CPU = {"device": "cpu"}
+
+
+@pytest.fixture
+def meta():
+    """Tensors without a named device have no numbers."""
+    torch.set_default_device("meta")
+    yield
+    torch.set_default_device(None)
+
+
+@pytest.fixture(scope="module")
+def speechbrain(published, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model") / "speechbrain"
+    assert main(["convert", str(published), str(folder), "--to", "speechbrain"]) == 0
+    return folder
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("layout", ["published", "speechbrain"])
+def test_separation(published, speechbrain, tmp_path, request, layout, precision):
+    generator = torch.Generator().manual_seed(1)
+    mix = 0.1 * torch.randn(2, 30_000, generator=generator)
+    soundfile.write(tmp_path / "mix.wav", mix[0].numpy(), 16_000)
+
+    def results() -> list[torch.Tensor]:
+        if layout == "published":
+            model = SPGMSeparation.from_pretrained(
+                published, device="cpu", precision=precision
+            )
+        else:
+            model = SPGMSeparation.from_hparams(
+                speechbrain, run_opts=CPU, precision=precision
+            )
+        stitched = {"mode": "stitched", "window": 1.0}
+        return [
+            model.separate_batch(mix[:, :9000], [9000, 4321], views=2),
+            model.separate_batch(mix[:, :50].tolist(), torch.ones(2, device="cpu")),
+            model.separate_file(tmp_path / "mix.wav"),
+            model.separate_file(tmp_path / "mix.wav", **stitched),
+        ]
+
+    expected = results()
+    request.getfixturevalue("meta")
+    for found, wanted in zip(results(), expected, strict=True):
+        assert found.device.type == "cpu" and torch.equal(found, wanted)
+
+
+def test_commands(published, speechbrain, tmp_path, meta, capsys):
+    for source, to in ((published, "speechbrain"), (speechbrain, "published")):
+        assert main(["convert", str(source), str(tmp_path / to), "--to", to]) == 0
+        assert main(["info", str(source), "--device", "cpu"]) == 0
+
+
+def test_batches(meta):
+    tones = Tones(seed=1)
+    with torch.device("cpu"):  # the test's own
+        mixtures = [tones[0], tones[1]]
+    batch = MixtureBatch.collate(mixtures)
+    assert batch.lengths.device.type == batch.mix.device.type == "cpu"
+    assert tones._epoch.device.type == "cpu"
