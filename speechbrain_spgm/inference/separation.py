@@ -71,7 +71,7 @@ from speechbrain_spgm.models.sources import (
     is_url,
     locate,
 )
-from speechbrain_spgm.models.speechbrain import card_config, load_weights
+from speechbrain_spgm.models.speechbrain import PARTS, card_config, load_weights
 
 logger = logging.getLogger(__name__)
 
@@ -829,6 +829,17 @@ def check_hparams(hparams: Mapping[str, Any], hparams_file: str) -> None:
                 f"{hparams_file} has a {type(module).__name__} as module {name}, "
                 "but it must be a torch.nn.Module."
             )
+        if name in PARTS and not any(True for _ in module.parameters()):
+            raise ModelError(
+                f"{hparams_file} has a {type(module).__name__}, which learns nothing, "
+                f"as {name}: it makes no separator."
+            )
+    encoder = hparams["modules"].get("encoder")
+    if encoder is not None and not hasattr(encoder, "conv1d"):
+        raise ModelError(
+            f"{hparams_file} has a {type(encoder).__name__} as encoder, but it must be "
+            "SpeechBrain's Encoder, with conv1d."
+        )
 
 
 def packed(masknet: nn.Module) -> nn.Module:
