@@ -37,6 +37,7 @@ from torch import nn
 from speechbrain_spgm.inference.published import ModelError
 
 LARGEST_TEXT = 2**20  # bytes of one yaml
+LONGEST_SCALAR = 2_000  # letters of one value, before and after references
 MOST_NODES = 100_000  # of a yaml whose aliases are written out
 MOST_FILES = 20  # a yaml and its includes
 
@@ -322,11 +323,15 @@ def _include_path(file: str, target: str) -> str | None:
 def _refusal(node: Node, resolved: bool) -> str | None:
     """Why a node may not be there, or None."""
     tag = node.tag
+    if isinstance(node, ScalarNode) and len(node.value) > LONGEST_SCALAR:
+        return f"a text of {len(node.value):,} letters is not allowed"
     if tag in PLAIN_TAGS or tag == "!tuple":
         return None
     if tag in REFERENCE_TAGS and not resolved:
         if isinstance(node, ScalarNode) and ATTRIBUTE.search(node.value):
             return f"the reference {node.value} to an attribute is not allowed"
+        if isinstance(node, ScalarNode) and "**" in node.value:
+            return f"the power {node.value} is not allowed"
         return None
     call = CALL.fullmatch(tag)
     if call and _purpose(*call.groups()) is not None:

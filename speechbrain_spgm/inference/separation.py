@@ -58,7 +58,7 @@ from speechbrain_spgm.inference.sources import (
     locate,
 )
 from speechbrain_spgm.inference.views import check_views, separate_views, views_of
-from speechbrain_spgm.inference.weights import card_config, load_weights
+from speechbrain_spgm.inference.weights import PARTS, card_config, load_weights
 from speechbrain_spgm.lobes import intra
 from speechbrain_spgm.lobes.masknet import SPGMMaskNet
 from speechbrain_spgm.lobes.quantised import quantise
@@ -685,6 +685,17 @@ def check_hparams(hparams: Mapping[str, Any], hparams_file: str) -> None:
                 f"{hparams_file} has a {type(module).__name__} as module {name}, "
                 "but it must be a torch.nn.Module."
             )
+        if name in PARTS and not any(True for _ in module.parameters()):
+            raise ModelError(
+                f"{hparams_file} has a {type(module).__name__}, which learns nothing, "
+                f"as {name}: it makes no separator."
+            )
+    encoder = hparams["modules"].get("encoder")
+    if encoder is not None and not hasattr(encoder, "conv1d"):
+        raise ModelError(
+            f"{hparams_file} has a {type(encoder).__name__} as encoder, but it must be "
+            "SpeechBrain's Encoder, with conv1d."
+        )
 
 
 def packed(masknet: nn.Module) -> nn.Module:

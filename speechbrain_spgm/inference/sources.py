@@ -123,9 +123,8 @@ def best_checkpoint(run: Path) -> Path:
             found.append((meta("si-snr", math.inf), -meta("unixtime", 0), path))
     if not found:
         raise ModelError(
-            f"The run {run} has no folder {MODEL_FOLDER} and no checkpoint with "
-            "masknet.ckpt: let train.py end, or start it again with --test_only; then "
-            f"it writes {MODEL_FOLDER}."
+            f"The run {run} has no folder {MODEL_FOLDER}: test it by train.py "
+            "--test_only, which writes it."
         )
     return min(found)[2]
 

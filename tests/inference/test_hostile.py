@@ -174,6 +174,9 @@ HOSTILE = {
         ),
         "more than 100000 values",
     ),
+    "power": ("a: 9\nx: !ref <a> ** <a> ** <a>", "the power <a> ** <a> ** <a> is not"),
+    "half references": ("x: !ref " + "<." * 100_000, "text of 200,000 letters is not"),
+    "half references in a text": ("x: " + "<." * 100_000, "text of 200,000 letters"),
     "depth": ("x: " + "[" * 5000, "nested too deeply|no valid yaml"),
     "placeholder": ("x: !PLACEHOLDER", "'x' is a !PLACEHOLDER"),
     "twice": ("sample_rate: 3", "no valid yaml"),
@@ -351,6 +354,23 @@ def replace(folder: Path, old: str, new: str) -> None:
 def test_yaml_that_makes_no_separator(folder, old, new, words):
     replace(folder, old, new)
     assert words in refused(folder)
+
+
+@pytest.mark.parametrize("name", ["encoder", "masknet", "decoder"])
+@pytest.mark.parametrize("kind", ["Identity", "Linear"])
+def test_a_module_that_is_no_part_of_a_separator(folder, name, kind):
+    new = {"Identity": "!new:torch.nn.Identity {}", "Linear": "!ref <Other>"}[kind]
+    key = {"encoder": "Encoder", "masknet": "MaskNet", "decoder": "Decoder"}[name]
+    text = (folder / "hyperparams.yaml").read_text()
+    text = text.replace(f"    {name}: !ref <{key}>", f"    {name}: {new}")
+    layer = "Other: !new:torch.nn.Linear {in_features: 2, out_features: 2}\n"
+    (folder / "hyperparams.yaml").write_text(layer + text)
+    torch.save(torch.nn.Linear(2, 2).state_dict(), folder / f"{name}.ckpt")
+    if kind == "Identity":
+        torch.save({}, folder / f"{name}.ckpt")
+        assert f"has a Identity, which learns nothing, as {name}" in refused(folder)
+    elif name == "encoder":
+        assert "has a Linear as encoder, but it must be" in refused(folder)
 
 
 def change(folder: Path, name: str, edit) -> None:

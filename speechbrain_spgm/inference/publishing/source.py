@@ -181,10 +181,7 @@ def find_model(folder: Path) -> tuple[Path, Path | None]:
             "spgm convert --to published, and publish that."
         )
     if (folder / YAML_FILE).is_file():
-        raise ModelError(
-            f"The run {folder} has no folder {MODEL_FOLDER}: test it by train.py "
-            "--test_only, which writes it."
-        )
+        best_checkpoint(folder)  # or says what is missing
     raise ModelError(
         f"The folder {folder} holds no model: give a run's output folder, or one with "
         f"{CONFIG_FILE} and {WEIGHTS_FILE}."
