@@ -204,7 +204,7 @@ def test_payloads_are_not_run(folder, tmp_path, zipped):
         (lambda s: s.update(extra=torch.ones(1)), "it has the unknown extra;"),
         (
             lambda s: s.update({"decoder.weight": torch.ones(1).expand(10**9, 1, 1)}),
-            "decoder.weight of shape [1000000000, 1, 1]",
+            r"decoder.weight of shape \[1000000000, 1, 1\]",
         ),
         (lambda s: s["decoder.weight"].fill_(torch.nan), "holds NaN or infinity in"),
         (lambda s: s.update({"decoder.weight": torch.ones(16, 1, 16).int()}), "int32"),
