@@ -429,7 +429,7 @@ def search(folder: Path, output: Path) -> tuple[list[Path], list[str], list[str]
     """Audio files in a folder and its subfolders, but hidden ones and outputs.
 
     Links are followed, each folder is entered once, if it can be by its own name. Also
-    what may not be looked at, what is passed over, and how many files lack PyAV.
+    what cannot be looked at, what is passed over, and how many files lack PyAV.
     """
     from speechbrain_spgm import audio, media
 
@@ -438,6 +438,7 @@ def search(folder: Path, output: Path) -> tuple[list[Path], list[str], list[str]
         skip = None
     readable = audio.EXTENSIONS | (media.EXTENSIONS if media.is_installed() else set())
     found: list[Path] = []
+    problems: list[str] = []
     refused: dict[str, None] = {}
     others: Counter[str] = Counter()
     entered, roots = set(), [str(folder)]
@@ -446,7 +447,7 @@ def search(folder: Path, output: Path) -> tuple[list[Path], list[str], list[str]
             start, onerror=lambda error: refused.setdefault(error.filename)
         ):
             real = os.path.realpath(root)
-            if real in entered or real == skip:
+            if real in entered or (skip and Path(real).is_relative_to(skip)):
                 folders.clear()
                 continue
             entered.add(real)
@@ -459,13 +460,14 @@ def search(folder: Path, output: Path) -> tuple[list[Path], list[str], list[str]
                 except PermissionError:
                     refused.setdefault(root)
                     continue
-                except OSError:  # a link to nothing, or to itself
-                    regular = False
+                except OSError:
+                    problems.append(f"{path} is a link to nothing or to itself.")
+                    continue
                 if regular and path.suffix.lower() in readable:
                     found.append(path)
                 else:
                     others[path.suffix.lower() or "without an ending"] += 1
-    problems = [f"{path} may not be entered: change its rights." for path in refused]
+    problems += [f"{path} may not be entered: change its rights." for path in refused]
     if not others:
         return sorted(found), problems, [], 0
     lacking = sorted(others.keys() & media.EXTENSIONS - readable)

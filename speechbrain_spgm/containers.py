@@ -346,7 +346,7 @@ def _opened_flac(file: BinaryIO, start: int, stop: int) -> Part:
 
 def with_frames(part: Part, frames: int) -> Part:
     """A part whose length is known by now; FLAC can say it, too."""
-    if len(part.pieces) != 3 or part.stretch:
+    if part.frames is None or part.stretch:
         return part._replace(frames=frames)
     head, field, tail = part.pieces
     numbers = int.from_bytes(field, "big") - FLAC_FRAMES + frames

@@ -204,7 +204,16 @@ def test_mp3_frames_among_titles():
 
 
 @pytest.mark.parametrize(
-    "kind", ["wav", "flac", "rf64", "streamed flac", "mp3 without a tag"]
+    "kind",
+    [
+        "wav",
+        "flac",
+        "rf64",
+        "streamed flac",
+        "streamed wav",
+        "streamed au",
+        "mp3 without a tag",
+    ],
 )
 def test_recipes_read_the_same_samples(kind, tmp_path):
     if kind in SNDFILE:

@@ -1,5 +1,6 @@
 """The command ``spgm``: what it writes, what it says, and its exit codes."""
 
+import ctypes
 import json
 import os
 import subprocess
@@ -186,6 +187,182 @@ def test_an_output_folder_that_cannot_be_made(run, model, tmp_path):
     )
     assert code == 2
     assert line.startswith(f"spgm: the output folder {source / 'out'} cannot be made (")
+
+
+def test_links_are_followed_once_and_real_names_win(run, model, tmp_path):
+    folder, other = tmp_path / "in", tmp_path / "other"
+    record(folder / "real.wav")
+    record(folder / "sub" / "b.wav")
+    record(other / "c.wav")
+    (folder / "alias.wav").symlink_to("real.wav")
+    (folder / "alias").symlink_to("sub")
+    (folder / "linked").symlink_to(other)
+    (folder / "sub" / "loop").symlink_to("..")
+    (other / "back").symlink_to(folder)
+    out = tmp_path / "out"
+    code, stdout, stderr = run("separate", folder, "--output", out, "--model", model)
+    assert (code, stderr) == (0, []) and "Separated 3 files" in stdout[0]
+    assert names(out) == voices("real", "sub/b", "linked/c")
+    (folder / "dead.wav").symlink_to("nowhere")
+    (folder / "self.wav").symlink_to("self.wav")
+    code, stdout, stderr = run("separate", folder, "--output", out, "--model", model)
+    assert code == 2 and "Separated 3 files" in stdout[0] and "2 failed" in stdout[0]
+    assert [line.split(" is ")[1] for line in stderr] == [
+        "a link to nothing or to itself."
+    ] * 2
+
+
+def test_media_files_are_read_or_passed_over(run, model, tmp_path, monkeypatch):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    command = ("separate", folder, "--output", out, "--model", model)
+    record(folder / "a.wav")
+    (folder / "b.m4a").write_bytes(b"no sound" * 99)
+    (folder / "c.WEBM").write_bytes(b"no sound" * 99)
+    with monkeypatch.context() as patch:
+        patch.setattr("speechbrain_spgm.media.is_installed", lambda: False)
+        code, stdout, (line,) = run(*command)
+    assert code == 2 and "Separated 1 file" in stdout[0] and "2 failed" in stdout[0]
+    assert line == (
+        f"spgm: {folder}: passed over 2 files (1 .m4a, 1 .webm); "
+        "pip install av to read .m4a, .webm."
+    )
+    monkeypatch.setattr("speechbrain_spgm.media.is_installed", lambda: True)
+    code, _, stderr = run(*command)
+    assert code == 2 and sum("is damaged or no audio" in line for line in stderr) == 2
+
+
+def test_folders_that_may_not_be_entered_do_not_stop_the_others(
+    run, model, tmp_path, monkeypatch
+):
+    """Root may enter everything, so the refusal of the system is played."""
+    folder, out = tmp_path / "in", tmp_path / "out"
+    for name in ("a.wav", "listed/b.wav", "closed/c.wav"):
+        record(folder / name)
+    scandir, stat = os.scandir, Path.stat
+
+    def refuse_list(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    def refuse_stat(path, **options):
+        if path.parent.name == "listed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(os, "scandir", refuse_list)
+    monkeypatch.setattr(Path, "stat", refuse_stat)
+    arguments = ("separate", folder, folder / "listed" / "b.wav", "--output", out)
+    code, stdout, stderr = run(*arguments, "--model", model)
+    assert code == 2 and "Separated 1 file" in stdout[0] and names(out) == voices("a")
+    for name in ("closed", "listed"):
+        assert f"spgm: {folder / name} may not be entered: change its rights." in stderr
+    assert any("b.wav may not be reached" in line for line in stderr)
+
+
+def test_names_that_differ_in_the_endings_of_endings(run, model, tmp_path):
+    for name in ("a.wav", "a.flac", "a.wav.mp3", "a"):
+        record(tmp_path / "in" / name, format=None if "." in name else "WAV")
+    inputs = [tmp_path / "in" / name for name in ("a.wav", "a.flac", "a.wav.mp3", "a")]
+    out = tmp_path / "out"
+    code, stdout, _ = run("separate", *inputs, "--output", out, "--model", model)
+    assert code == 0 and names(out) == voices("a", "a.flac", "a.wav", "a.wav.mp3")
+
+
+def test_paths_that_are_none(run, model, tmp_path, monkeypatch):
+    source = record(tmp_path / "a.wav")
+    os.mkfifo(tmp_path / "pipe.wav")
+    (tmp_path / "loop").symlink_to("loop")
+    monkeypatch.chdir(tmp_path)
+    for arguments, words in (
+        (["", "--output", "out"], "a path is empty"),
+        ([source, "--output", ""], "a path is empty"),
+        (["pipe.wav", "--output", "out"], "pipe.wav is a device or a pipe, not a file"),
+        (["/dev/null", "--output", "out"], "/dev/null is a device or a pipe"),
+        (["loop", "--output", "out"], "loop cannot be looked up (Too many levels"),
+        (["x" * 300, "--output", "out"], "cannot be looked up (File name too long)"),
+        ([source, "--output", "loop"], "the output folder loop cannot be made"),
+        ([source, "--output", "y" * 300], "cannot be made (File name too long)"),
+    ):
+        code, stdout, stderr = run("separate", *arguments, "--model", model)
+        assert (code, stdout) == (2, []) and words in stderr[0]
+    assert sorted(os.listdir()) == ["a.wav", "loop", "pipe.wav"]
+
+
+def test_names_of_any_bytes(run, model, tmp_path):
+    folder, out = (tmp_path / os.fsdecode(name) for name in (b"in\xff", b"out\xff"))
+    record(tmp_path / "a.wav")
+    folder.mkdir()
+    (tmp_path / "a.wav").rename(folder / os.fsdecode(b"\xfe.wav"))
+    options = ("--model", model, "--report")
+    code, _, stderr = run("separate", folder, "--output", out, *options)
+    assert (code, stderr) == (0, []) and len(names(out)) == 4
+
+
+@pytest.mark.parametrize("piped", [False, True])
+def test_standard_input(run, model, tmp_path, monkeypatch, piped):
+    source, out = record(tmp_path / "a.wav"), tmp_path / "out"
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "wb") as pipe:
+        pipe.write(source.read_bytes())
+    stdin = open(reader if piped else source)  # noqa: SIM115
+    monkeypatch.setattr(sys, "stdin", stdin)
+    code, _, stderr = run("separate", "-", "--output", out, "--model", model)
+    stdin.close()
+    if not piped:
+        os.close(reader)
+    assert (code, stderr) == (0, []) and names(out) == voices("stdin")
+    run("separate", source, "--output", out, "--model", model)
+    for i in (1, 2, 3):
+        expected = (out / f"a_spk{i}.wav").read_bytes()
+        assert (out / f"stdin_spk{i}.wav").read_bytes() == expected
+
+
+@pytest.mark.parametrize("mode", ["exact", "stitched"])
+def test_formats_and_clipping(run, model, tmp_path, mode):
+    source = record(tmp_path / "a.wav", seconds=2.5)
+    arguments = ("--model", model, "--normalize", "peak", "--mode", mode, "--window", 1)
+    for format, subtype, kind in (
+        ("flac", "16", ("FLAC", "PCM_16")),
+        ("wav", "24", ("WAV", "PCM_24")),
+        ("ogg", None, ("OGG", "VORBIS")),
+    ):
+        out = tmp_path / f"{format}"
+        options = ("--format", format, *(("--subtype", subtype) if subtype else ()))
+        code, _, stderr = run("separate", source, "--output", out, *arguments, *options)
+        assert code == 0 and "would clip: they were made quieter" in " ".join(stderr)
+        for i in (1, 2, 3):
+            found = soundfile.info(out / f"a_spk{i}.{format}")
+            assert (found.format, found.subtype, found.frames) == (*kind, 20000)
+    code, _, (line,) = run(
+        *("separate", source, "--output", tmp_path / "no", *arguments),
+        *("--format", "flac", "--subtype", "float"),
+    )
+    assert code == 2 and "a file of format flac can be 16, 24" in line
+
+
+def test_a_channel(run, model, tmp_path):
+    x = np.random.default_rng(0).uniform(-0.5, 0.5, 800)
+    soundfile.write(tmp_path / "two.wav", np.stack([x, -x], 1), 8000, "FLOAT")
+    soundfile.write(tmp_path / "one.wav", x, 8000, "FLOAT")
+    options = ("--output", tmp_path, "--model", model)
+    assert run("separate", tmp_path / "two.wav", *options, "--channel", 1)[2] == []
+    run("separate", tmp_path / "one.wav", *options)
+    one, two = (tmp_path / f"{name}_spk1.wav" for name in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
+    code, _, (line,) = run("separate", tmp_path / "two.wav", *options)
+    assert code == 0 and "cancel each other out" in line and "--channel 1" in line
+    code, _, (line,) = run("separate", tmp_path / "two.wav", *options, "--channel", 0)
+    assert code == 2 and "channel is 0" in line
+
+
+def test_what_c_libraries_print_is_muted(capfd):
+    """Also what C keeps in its buffer until the process ends."""
+    with cli.quiet_streams():
+        ctypes.CDLL(None).puts(b"from the library")
+        os.write(2, b"from the library")
+    print("ours", flush=True)
+    assert capfd.readouterr() == ("ours\n", "")
 
 
 @pytest.mark.parametrize(

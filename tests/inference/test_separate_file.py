@@ -1,5 +1,6 @@
 """Audio files of every kind: right output or one clear sentence."""
 
+import io
 import math
 import os
 from pathlib import Path
@@ -103,6 +104,28 @@ def test_silence_gives_silence(model, tmp_path, rate, normalize):
     soundfile.write(tmp_path / "a.wav", np.zeros(5000), rate)
     est = model.separate_file(tmp_path / "a.wav", normalize=normalize)
     assert torch.equal(est, torch.zeros(1, 5000, 2))
+
+
+def test_bytes_objects_and_arrays_give_what_the_file_gives(model, tmp_path):
+    frames = (noise(3000, 2) * 32768).astype(np.int16)
+    path = tmp_path / "a.wav"
+    soundfile.write(path, frames, 16000)
+    expected = model.separate_file(path)
+    with open(path, "rb") as file:
+        for source in (path.read_bytes(), file, io.BytesIO(path.read_bytes())):
+            assert torch.equal(model.separate_file(source), expected)
+    floats = frames.astype(np.float32) / 32768
+    for samples in (frames, floats, torch.from_numpy(floats)):
+        assert torch.equal(model.separate_audio(samples, 16000), expected)
+    left = model.separate_file(path, channel=1)
+    assert torch.equal(model.separate_audio(frames[:, 0], 16000), left)
+    outputs = [tmp_path / "1.flac", tmp_path / "2.flac"]
+    facts = model.separate_to_files(path.read_bytes(), outputs, subtype="16")
+    assert facts["file"] == "the recording" and facts["missing_samples"] == 0
+    assert {soundfile.info(output).subtype for output in outputs} == {"PCM_16"}
+    for rate in (100, 10**7, 8000.5):
+        with pytest.raises(AudioFileError, match=f"a sample rate of {rate}"):
+            model.separate_audio(floats, rate)
 
 
 def test_nothing_is_printed_or_left_behind(model, tmp_path, monkeypatch, capfd):
