@@ -85,8 +85,15 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Assembles, shows and uploads."""
+    from speechbrain_spgm.inference.separation import shipped_models
     from speechbrain_spgm.publishing import assemble, upload
 
+    name = str(arguments.folder)
+    if name in shipped_models() and not arguments.folder.exists():
+        raise Problem(
+            f"{name} comes with this package and is no training of yours: give a run's "
+            "output folder or a model folder."
+        )
     with ExitStack() as stack:
         target = arguments.output
         if target is None:
