@@ -19,7 +19,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from speechbrain_spgm import __version__
 from speechbrain_spgm.commands import Problem, convert, evaluate, export, publish
-from speechbrain_spgm.console import WRONG_INPUT, Stream, exit_code, surroundings
+from speechbrain_spgm.console import (
+    WRONG_INPUT,
+    Stream,
+    ensure_utf8,
+    exit_code,
+    surroundings,
+)
 
 if TYPE_CHECKING:
     from speechbrain_spgm.inference import SPGMSeparation
@@ -56,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     code : int
         The exit code.
     """
+    if argv is None:
+        ensure_utf8()
     try:
         with surroundings():
             return run_command(argv)

@@ -119,6 +119,10 @@ def surroundings() -> Iterator[None]:
     try:
         with terminating():
             yield
+    except SystemExit as end:  # after --help, which may not have arrived either
+        out.flush()
+        if end.code or out.error is None or out.error.errno == errno.EPIPE:
+            raise
     finally:
         out.flush()
         sys.stderr.flush()
@@ -142,3 +146,14 @@ def terminating() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def ensure_utf8() -> None:
+    """Starts this process again in UTF-8 mode if its locale knows only ASCII.
+
+    Else libraries could not open files with other names, nor SpeechBrain write them
+    into the record of a run. In UTF-8 mode names are as ``os.fsencode`` has them.
+    """
+    if sys.getfilesystemencoding() == "ascii":
+        command = [sys.executable, "-X", "utf8", *sys.orig_argv[1:]]
+        os.execve(sys.executable, command, {**os.environ, "PYTHONUTF8": "1"})

@@ -109,7 +109,7 @@ def write_manifest(path: str | Path, rows: Iterable[ManifestRow]) -> None:
 
 def write_if_new(path: Path, text: str) -> None:
     """Writes a text file, unless it already says the same; its folder is made."""
-    content = text.encode()
+    content = text.encode(errors="surrogateescape")  # names are what they are on disk
     try:
         if path.is_file() and path.read_bytes() == content:
             return

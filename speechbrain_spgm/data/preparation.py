@@ -8,7 +8,13 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from speechbrain_spgm.console import WRONG_INPUT, Stream, exit_code, surroundings
+from speechbrain_spgm.console import (
+    WRONG_INPUT,
+    Stream,
+    ensure_utf8,
+    exit_code,
+    surroundings,
+)
 from speechbrain_spgm.data.errors import UserError, refusal
 from speechbrain_spgm.data.generation import Plan, Report, generate
 from speechbrain_spgm.data.manifest import ManifestRow, write_manifest
@@ -243,6 +249,8 @@ def run_command(
     code : int
         0, 2 after wrong input, 130 after Ctrl-C.
     """
+    if argv is None:
+        ensure_utf8()
     try:
         with surroundings():
             for line in (arguments := parser.parse_args(argv)).run(arguments):

@@ -40,9 +40,11 @@ def record_command(
     argv = sys.argv if argv is None else argv
     words = [*launcher(environment), Path(argv[0]).name, *argv[1:]]
     path, line = Path(folder) / COMMAND_FILE, shlex.join(words)
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    lines = []
+    if path.is_file():
+        lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     if lines[-1:] != [line]:
-        with path.open("a", encoding="utf-8") as file:
+        with path.open("a", encoding="utf-8", errors="surrogateescape") as file:
             file.write(line + "\n")
 
 

@@ -24,7 +24,13 @@ from speechbrain.utils.distributed import (
     run_on_main,
 )
 
-from speechbrain_spgm.console import WRONG_INPUT, Stream, exit_code, surroundings
+from speechbrain_spgm.console import (
+    WRONG_INPUT,
+    Stream,
+    ensure_utf8,
+    exit_code,
+    surroundings,
+)
 from speechbrain_spgm.data import DynamicMixing, ManifestDataset, MixtureList
 from speechbrain_spgm.data.atomic import check_writable
 from speechbrain_spgm.data.errors import UserError, refusal, writing
@@ -86,6 +92,7 @@ def user_errors() -> Iterator[None]:
     ...
     SystemExit: 2
     """
+    ensure_utf8()
     try:
         with surroundings():
             yield
