@@ -179,8 +179,9 @@ def add_precision_option(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--precision",
         choices=["fp32", "bf16", "fp16", "int8"],
-        help="fp32 (default): exact; int8: faster, on the CPU only; bf16: faster on "
-        "GPUs and processors that have it; fp16: faster on GPUs",
+        help="fp32 (default): exact; int8: on the CPU only, faster for networks of the "
+        "paper's size, not for the shipped one; bf16: faster on GPUs and processors "
+        "that have it; fp16: faster on GPUs",
     )
 
 
@@ -203,7 +204,8 @@ def add_length_options(command: argparse.ArgumentParser) -> None:
         choices=["auto", "exact", "stitched"],
         default="auto",
         help="exact: each file as a whole; stitched: in overlapping windows, in little "
-        "memory; auto (default): exact where it fits, as that has no seams",
+        "memory and more than twice the time; auto (default): exact where it fits, as "
+        "that has no seams",
     )
     command.add_argument(
         "--max-memory",

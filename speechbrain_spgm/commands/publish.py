@@ -9,6 +9,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from speechbrain_spgm.commands import Problem
+
 if TYPE_CHECKING:
     from speechbrain_spgm.inference.publishing import Assembled, Uploaded
 
@@ -83,7 +85,14 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Assembles, shows and uploads."""
     from speechbrain_spgm.inference.publishing import assemble, upload
+    from speechbrain_spgm.inference.separation import shipped_models
 
+    name = str(arguments.folder)
+    if name in shipped_models() and not arguments.folder.exists():
+        raise Problem(
+            f"{name} comes with this package and is no training of yours: give a run's "
+            "output folder or a model folder."
+        )
     with ExitStack() as stack:
         target = arguments.output
         if target is None:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_readme import ROOT, commands, try_script
+from speechbrain_spgm.training.settings import read_settings
+from tests.test_readme import BLOCK, ROOT, commands, try_script
 
 YAMLS = sorted(ROOT.glob("recipes/*/separation/hparams/*.yaml"))
 
@@ -35,3 +36,25 @@ def test_the_header_shows_commands_that_work(yaml: Path) -> None:
         assert f"hparams/{yaml.name}" in line
         for command in commands(yaml.parents[1] / "README.md", line):
             try_script(command)
+
+
+@pytest.mark.parametrize("corpus", ["LibriMix", "WSJ0Mix"])
+def test_each_result_has_a_folder_of_its_own(corpus: str) -> None:
+    """All commands of the README's table of results, and those that go on with one."""
+    readme = ROOT / "recipes" / corpus / "separation" / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    section = text.partition("## One command for each result")[2].partition("\n## ")[0]
+    folders = {}
+    for language, block in BLOCK.findall(section):
+        assert language == "bash"
+        for command in commands(readme, block):
+            yaml, *flags = command.words[2:]
+            settings = read_settings([str(command.folder / yaml), *flags])
+            place = str(settings.output_folder)
+            assert place not in folders, (command.words, folders[place])
+            folders[place] = command.words
+    assert len(folders) >= 8
+    yaml = str(readme.parent / "hparams" / "spgm.yaml")
+    for free in (["--num_workers=1"], ["--test_only"], ["--precision=bf16"]):
+        place = read_settings([yaml, "--data_folder=x", *free]).output_folder
+        assert place.as_posix() == "results/spgm/1234"
