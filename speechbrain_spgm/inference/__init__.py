@@ -2,6 +2,7 @@
 
 from speechbrain_spgm.audio import AudioFileError
 from speechbrain_spgm.inference.separation import SPGMSeparation
+from speechbrain_spgm.inference.stream import SPGMStream
 from speechbrain_spgm.models.published import (
     ModelError,
     load_published,
@@ -12,6 +13,7 @@ __all__ = [
     "AudioFileError",
     "ModelError",
     "SPGMSeparation",
+    "SPGMStream",
     "load_published",
     "save_published",
 ]

@@ -40,6 +40,7 @@ from speechbrain_spgm.inference.level import (
     find_centre,
     restore_level,
 )
+from speechbrain_spgm.inference.stream import SPGMStream
 from speechbrain_spgm.lobes import intra
 from speechbrain_spgm.lobes.engine import Watch
 from speechbrain_spgm.lobes.masknet import SPGMMaskNet
@@ -482,6 +483,39 @@ class SPGMSeparation(SepformerSeparation):
 
         est = separate_views(once, mix, samples, views, self._period())
         return (est * levels.view(-1, 1, 1)).to(est.dtype) if level else est
+
+    def stream(self, warm_up: float = 1.0, horizon: float | None = None) -> SPGMStream:
+        """Begins to separate a talk that comes piece by piece, as from a microphone.
+
+        Arguments
+        ---------
+        warm_up : float
+            The first seconds, 0 to 60, are held back and have their averages in common.
+        horizon : float, optional
+            Seconds after which the past counts a third: voices may then come and go.
+            By default nothing is forgotten.
+
+        Returns
+        -------
+        stream : SPGMStream
+            Takes samples, gives voices; ``stream.latency`` is its delay in seconds.
+
+        Raises
+        ------
+        UserError
+            If a number of seconds is wrong.
+        ModelError
+            If the model is no SPGM network.
+        """
+        return SPGMStream(
+            self.mods.encoder,
+            self.mods.masknet,
+            self.mods.decoder,
+            self.sample_rate,
+            warm_up,
+            horizon,
+            HALVES.get(self.precision),
+        )
 
     def _period(self) -> int:
         """Samples from one chunk to the next."""
