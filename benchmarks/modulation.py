@@ -84,7 +84,7 @@ def separate(model: Model, mix: Tensor, modulate: Modulate) -> Tensor:
         scale, shift = norm_affine(block.inter_norm, *moments(mixed))
         rows = rows + mixed * scale + shift
     added = overlap_add(net.prelu(rows), chunks, [L])
-    masks = net._masks(added[0]).unsqueeze(1)  # [spks, 1, N, L]
+    masks = net.masks(added[0]).unsqueeze(1)  # [spks, 1, N, L]
     voices = [model.decoder(mix_w * mask) for mask in masks]
     est = torch.stack([voice.reshape(1, -1) for voice in voices], dim=-1)
     return nn.functional.pad(est, (0, 0, 0, mix.shape[1] - est.shape[1]))

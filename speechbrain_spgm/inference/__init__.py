@@ -7,11 +7,13 @@ from speechbrain_spgm.inference.published import (
     save_published,
 )
 from speechbrain_spgm.inference.separation import SPGMSeparation
+from speechbrain_spgm.inference.stream import SPGMStream
 
 __all__ = [
     "AudioFileError",
     "ModelError",
     "SPGMSeparation",
+    "SPGMStream",
     "load_published",
     "save_published",
 ]

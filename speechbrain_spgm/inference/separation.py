@@ -48,6 +48,7 @@ from speechbrain_spgm.inference.remote import (
     source_name,
 )
 from speechbrain_spgm.inference.safe_yaml import load_safely
+from speechbrain_spgm.inference.stream import SPGMStream
 from speechbrain_spgm.inference.views import check_views, separate_views, views_of
 from speechbrain_spgm.inference.weights import card_config, load_weights
 from speechbrain_spgm.lobes import intra
@@ -422,6 +423,39 @@ class SPGMSeparation(SepformerSeparation):
             )
 
         return separate_views(once, mix, samples, views, self._period())
+
+    def stream(self, warm_up: float = 1.0, horizon: float | None = None) -> SPGMStream:
+        """Begins to separate a talk that comes piece by piece, as from a microphone.
+
+        Arguments
+        ---------
+        warm_up : float
+            The first seconds, 0 to 60, are held back and have their averages in common.
+        horizon : float, optional
+            Seconds after which the past counts a third: voices may then come and go.
+            By default nothing is forgotten.
+
+        Returns
+        -------
+        stream : SPGMStream
+            Takes samples, gives voices; ``stream.latency`` is its delay in seconds.
+
+        Raises
+        ------
+        UserError
+            If a number of seconds is wrong.
+        ModelError
+            If the model is no SPGM network.
+        """
+        return SPGMStream(
+            self.mods.encoder,
+            self.mods.masknet,
+            self.mods.decoder,
+            self.sample_rate,
+            warm_up,
+            horizon,
+            HALVES.get(self.precision),
+        )
 
     def _period(self) -> int:
         """Samples from one chunk to the next."""

@@ -49,7 +49,7 @@ from torch import Tensor, nn
 from speechbrain_spgm.lobes import intra
 from speechbrain_spgm.lobes.chunking import chunk_frames, count_chunks
 from speechbrain_spgm.lobes.linears import Linears, Scratch, fold, linears_of
-from speechbrain_spgm.lobes.norms import norm_affine
+from speechbrain_spgm.lobes.norms import level_free_affine, norm_affine
 from speechbrain_spgm.lobes.statistics import Averages, Statistics
 from speechbrain_spgm.lobes.workers import count_workers, run
 
@@ -231,6 +231,20 @@ def separate(
     return est.flatten(2)[:, :, :T].transpose(1, 2)
 
 
+def advance(
+    masknet: Dual_Path_Model, rows: Tensor, valid: Tensor, averages: Averages
+) -> Tensor:
+    """The blocks on some chunks of an utterance; see ``SPGMMaskNet.advance``.
+
+    Each chunk is a step: how many come at a time changes no bit.
+    """
+    net = _Rows(masknet, len(rows), rows, averages, rows_per_step=1)
+    net.embed(rows, valid)
+    for block in masknet.dual_mdl:
+        net.block(block)
+    return net.x if net.pending is None else _affine(net.x, net.pending, out=net.x)
+
+
 class _Rows:
     """Consecutive chunks of one utterance on their way through the blocks.
 
@@ -269,6 +283,21 @@ class _Rows:
         self.workers = count_workers()
         self.scratch = [Scratch(like) for _ in range(self.workers)]
 
+    def embed(self, rows: Tensor, valid: Tensor) -> None:
+        """Level, norm and 1x1 convolution of encoder frames ``[S, K, N]``."""
+        self.sums.put(slice(0, self.S), rows)
+        counts = valid.sum((1, 2)).int().tolist()
+        moments = self.averages.moments_of(self.sums.sums, [self.S], counts)
+        norm = _by_row(level_free_affine(self.net.norm, *moments))
+        weight = self.net.conv1d.weight.squeeze(-1).t()
+
+        def fill(row: int, worker: int) -> None:
+            frames = _affine(rows[row], _of(norm, row))
+            frames *= valid[row]
+            torch.mm(frames, weight, out=self.x[row])
+
+        run(fill, range(self.S), self.workers)
+
     def block(self, block: Dual_Computation_Block) -> None:
         """One dual computation block; see ``SPGMMaskNet._block`` for the formulas."""
         x, local, pending, sums = self.x, self.local, self.pending, self.sums
@@ -305,7 +334,8 @@ class _Rows:
 
         run(combine, steps, self.workers)
         pooled = self.averages.mean(self.pooled.double(), [self.S])
-        c = spgm.modulation(pooled.to(x.dtype))
+        pooled = pooled.to(x.dtype).split(1)  # a product of many has other bits
+        c = torch.cat([spgm.modulation(vector) for vector in pooled])
         if not block.linear_layer_after_inter_intra:
             norm = norm_affine(block.inter_norm, *moments(), c)
             self.pending = _by_row((1 + norm[0], norm[1]))

@@ -26,7 +26,12 @@ from torch import Tensor, nn
 from speechbrain_spgm.lobes import engine, intra
 from speechbrain_spgm.lobes.chunking import overlap_add, segment
 from speechbrain_spgm.lobes.linears import Linears
-from speechbrain_spgm.lobes.norms import affine, norm_affine, row_moments
+from speechbrain_spgm.lobes.norms import (
+    affine,
+    level_free_affine,
+    norm_affine,
+    row_moments,
+)
 from speechbrain_spgm.lobes.spgm import SPGMBlock
 from speechbrain_spgm.lobes.statistics import Averages, Statistics
 
@@ -219,10 +224,39 @@ class SPGMMaskNet(Dual_Path_Model):
         for block in self.dual_mdl:
             rows = self._block(block, rows, chunks, averages)
         added = overlap_add(self.prelu(rows), chunks, lengths)
-        masks = [self._masks(utterance) for utterance in added]  # [spks, N, L_b]
+        masks = [self.masks(utterance) for utterance in added]  # [spks, N, L_b]
 
         padded = [F.pad(mask, (0, L - mask.shape[-1])) for mask in masks]
         return torch.stack(padded, dim=1)
+
+    def advance(self, rows: Tensor, valid: Tensor, averages: Averages) -> Tensor:
+        """The dual path on the next chunks of a stream, one utterance without end.
+
+        As in :meth:`forward` with the statistics of ``averages``, but the result does
+        not depend on the level, and nothing on how many chunks come at a time.
+
+        Arguments
+        ---------
+        rows : torch.Tensor
+            Encoder output in chunks, ``[R, K, N]``.
+        valid : torch.Tensor
+            1 where they hold frames, 0 where zeros before and behind all of them,
+            ``[R, K, 1]``.
+        averages : Averages
+            Of chunks so far; moves on.
+
+        Returns
+        -------
+        rows : torch.Tensor
+            ``[R, K, N]``; overlap-add makes of them what :meth:`masks` takes.
+        """
+        averages.rewind()
+        if engine.suits(self, rows):
+            return self.prelu(engine.advance(self, rows, valid, averages))
+        x = self._embed_rows(rows, valid, [len(rows)], averages, level_free=True)
+        for block in self.dual_mdl:
+            x = self._block(block, x, [len(x)], averages)
+        return self.prelu(x)
 
     def _embed(
         self, x: Tensor, lengths: Sequence[int], averages: Averages
@@ -245,7 +279,12 @@ class SPGMMaskNet(Dual_Path_Model):
         return segment([_widened(f) for f in embedded], self.K)
 
     def _embed_rows(
-        self, rows: Tensor, valid: Tensor, chunks: Sequence[int], averages: Averages
+        self,
+        rows: Tensor,
+        valid: Tensor,
+        chunks: Sequence[int],
+        averages: Averages,
+        level_free: bool = False,
     ) -> Tensor:
         """Likewise, where each row of encoder frames has averages of its own.
 
@@ -255,7 +294,8 @@ class SPGMMaskNet(Dual_Path_Model):
         sums = torch.stack([wide.sum(1), wide.square().sum(1)])
         counts = valid.sum((1, 2)).int().tolist()
         moments = averages.moments_of(sums, chunks, counts)
-        rows = affine(rows, *norm_affine(self.norm, *moments), [1] * len(rows)) * valid
+        maps = (level_free_affine if level_free else norm_affine)(self.norm, *moments)
+        rows = affine(rows, *maps, [1] * len(rows)) * valid
         return _widened(F.linear(rows, self.conv1d.weight.squeeze(-1)))
 
     def _block(
@@ -321,8 +361,10 @@ class SPGMMaskNet(Dual_Path_Model):
         row_bytes = K * intra.widest(block.intra_mdl, N) * x.element_size()
         return max(1, STEP_BYTES.get(x.device.type, 2**30) // row_bytes)
 
-    def _masks(self, x: Tensor) -> Tensor:
-        """Masks of one utterance, ``[L, N]`` to ``[spks, N, L]``.
+    def masks(self, x: Tensor) -> Tensor:
+        """Masks of frames that two chunks were added up to, one by one.
+
+        ``[L, N]`` to ``[spks, N, L]``.
 
         The 1x1 conv2d comes after the overlap-add, which adds two chunks, so its bias
         counts twice; the largest tensor of the dual path then never exists.

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+LEAST_LEVEL = 1e-30  # below counts as silence
+
 
 def row_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance over the frames of every row.
@@ -126,6 +128,29 @@ def norm_affine(
     each = c.square() * var + (c * mean - mu).square()  # [B, N]
     gain = gamma / torch.sqrt(each.mean(dim=1, keepdim=True) + norm.eps)  # [B, N]
     return (c * gain).to(gamma.dtype), (beta - mu * gain).to(gamma.dtype)
+
+
+def level_free_affine(
+    norm: nn.Module, mean: Tensor, var: Tensor
+) -> tuple[Tensor, Tensor]:
+    """As :func:`norm_affine` for an x that is first brought to a mean square of 1.
+
+    The norm's epsilon then is a share of the level, and quiet x are as good as loud.
+
+    Example
+    -------
+    >>> x, norm = torch.rand(1, 10, 8), nn.GroupNorm(1, 8)
+    >>> quiet, loud = (
+    ...     affine(x * g, *level_free_affine(norm, *row_moments(x * g)), [1])
+    ...     for g in (1e-9, 1e9)
+    ... )
+    >>> torch.allclose(quiet, loud, atol=1e-5)
+    True
+    """
+    level = (var + mean.square()).mean(dim=1, keepdim=True).sqrt()  # [G, 1]
+    level = level.where(level > LEAST_LEVEL, 1)
+    scale, shift = norm_affine(norm, mean / level, var / level.square())
+    return (scale / level).to(scale.dtype), shift
 
 
 def affine(x: Tensor, scale: Tensor, shift: Tensor, chunks: Sequence[int]) -> Tensor:

@@ -19,6 +19,7 @@ batch, G groups of rows with averages in common, N filters, P quantities.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -207,6 +208,47 @@ class Window(Statistics):
         sums = F.pad(planes.cumsum(1), (0, 0, 1, 0))  # [P + 1, S + 1, N]
         starts = torch.arange(S, device=planes.device).sub_(n // 2).clamp_(0, S - n)
         return sums[:, starts + n] - sums[:, starts], planes[:, -1]
+
+
+def statistics_of(
+    name: str,
+    row_seconds: float,
+    warm_up: float = 1.0,
+    horizon: float | None = None,
+    window: float = 8.0,
+) -> Statistics:
+    """Statistics by their name, and by seconds in place of chunks.
+
+    Arguments
+    ---------
+    name : str
+        ``"whole"``, ``"running"`` or ``"window"``.
+    row_seconds : float
+        From one chunk to the next: half a chunk.
+    warm_up, horizon : float
+        Of the running ones: seconds that have theirs in common, and after which the
+        past counts a third (1/e); ``None``: nothing is forgotten.
+    window : float
+        Seconds of a window.
+
+    Raises
+    ------
+    ValueError
+        If there are none of that name.
+
+    Example
+    -------
+    >>> statistics_of("running", 0.25).warm_up, statistics_of("window", 0.25).chunks
+    (4, 32)
+    """
+    if name == "whole":
+        return Statistics()
+    if name == "window":
+        return Window(max(1, round(window / row_seconds)))
+    if name == "running":
+        keep = 1.0 if horizon is None else math.exp(-row_seconds / horizon)
+        return Running(max(1, math.floor(warm_up / row_seconds + 1e-9)), keep)
+    raise ValueError(f"statistics are {name!r}, but must be whole, running or window.")
 
 
 class Averages:

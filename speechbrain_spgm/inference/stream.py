@@ -1,0 +1,432 @@
+"""Separating while the talk goes on: one chunk behind the microphone.
+
+A frame sees its own chunk and, of everything else, averages. A stream takes them over
+the chunks so far, so a chunk is final as soon as its last frame is there, and a frame
+as soon as both its chunks are::
+
+    samples  |======================|~~~~~~~~~~~|
+             |<------ done -------->|<- waits ->|      K frames at most
+    chunks   ... |-- row s - 1 --|
+                     |-- row s ------|
+                         |-- row s + 1 --| not yet
+
+Everything that a recording has as a whole, a stream has so far, by one rule. Row s has
+the averages over rows 0 to max(s, warm-up - 1), older ones less if there is a horizon:
+
+- the *mean* of the samples, which is taken away (with a horizon of its own, short: an
+  offset drifts), each time from the samples that row s is the first to hold;
+- the *level* of the encoder's frames, to which the first norm refers;
+- the moments of all norms and the pooled vectors, where all rows so far count as
+  modulated like the newest (unless linear layers stand between);
+- the products of the voices with each other and with the mixture, from which each voice
+  gets the *gain* by which all together fit the mixture best. A gain moves from what it
+  was for the row before to what it is for this one along the samples between.
+
+Axes: n, T samples, N filters, K frames in a chunk, P = K // 2, R rows (chunks), spks
+sources.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
+
+from speechbrain_spgm.data.errors import UserError
+from speechbrain_spgm.inference.level import mixture_gains
+from speechbrain_spgm.inference.published import ModelError
+from speechbrain_spgm.lobes import engine
+from speechbrain_spgm.lobes.chunking import chunk_frames, count_chunks
+from speechbrain_spgm.lobes.masknet import SPGMMaskNet
+from speechbrain_spgm.lobes.separator import count_frames
+from speechbrain_spgm.lobes.statistics import Averages, Running
+
+LONGEST_WARM_UP = 60  # seconds, which are all held in memory
+MEAN_HORIZON = 10.0  # seconds in which an offset may drift
+ROWS_AT_ONCE = 16  # bounds the memory of a long push
+LOUDEST = 1e30  # beyond, squares of squares do not fit
+
+
+@dataclass
+class StreamState:
+    """All that a stream knows about the past; copies and pickles.
+
+    Arguments
+    ---------
+    averages, means : Averages
+        Of the network and the gains; of the samples.
+    taken, row : int
+        Samples pushed, and rows computed.
+    waiting : torch.Tensor
+        Samples that no row holds yet, ``[n]``, float64.
+    centred, frames : torch.Tensor
+        From the first frame that is not done on: samples without their mean ``[n]``,
+        and what the encoder makes of them ``[n, N]``.
+    last : torch.Tensor
+        The last row, ``[K, N]``.
+    overlap : torch.Tensor
+        What frames that are done add to the samples behind them, ``[spks, n]``.
+    gains : torch.Tensor
+        Of the last row, ``[spks]``, float64.
+    finished : bool
+        Whether nothing more can come.
+    """
+
+    averages: Averages
+    means: Averages
+    waiting: Tensor
+    centred: Tensor
+    frames: Tensor
+    last: Tensor
+    overlap: Tensor
+    gains: Tensor
+    taken: int = field(default=0)
+    row: int = field(default=0)
+    finished: bool = field(default=False)
+
+
+class SPGMStream:
+    """Separates one talk, piece by piece; begun by ``SPGMSeparation.stream``.
+
+    However the samples are cut into pieces, the same voices come out, as many samples
+    as went in, always in the same order. Memory and time per second stay the same. A
+    stream belongs to one thread at a time; a model may have many streams.
+
+    ``stream.state`` is all that changes. A copy of the stream, by ``copy.deepcopy``,
+    goes on from there with the same model.
+
+    Arguments
+    ---------
+    encoder, masknet, decoder : torch.nn.Module
+        Of a model in evaluation mode.
+    sample_rate : int
+        The model's, in Hz.
+    warm_up : float
+        The first seconds, 0 to 60, are held back and have their averages in common: so
+        the first words are separated as well as the others.
+    horizon : float, optional
+        Seconds after which the past counts a third (1/e): voices may then come and go.
+        By default nothing is forgotten.
+    autocast : torch.dtype, optional
+        Precision of matrix products, as in ``lobes.separator.separate``.
+
+    Raises
+    ------
+    UserError
+        If a number of seconds is wrong.
+    ModelError
+        If the model is no SPGM network with SpeechBrain's encoder and decoder.
+
+    Example
+    -------
+    >>> from speechbrain_spgm.inference import SPGMSeparation
+    >>> model = SPGMSeparation.from_pretrained(device="cpu")
+    >>> stream = model.stream()
+    >>> voices = [stream.push(torch.rand(n)) for n in (3000, 7000, 1)]
+    >>> [len(part) for part in (*voices, stream.finish())]
+    [0, 8000, 0, 2001]
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        masknet: nn.Module,
+        decoder: nn.Module,
+        sample_rate: int,
+        warm_up: float = 1.0,
+        horizon: float | None = None,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        check_seconds(warm_up, horizon)
+        if not isinstance(masknet, SPGMMaskNet):
+            raise ModelError(
+                f"A {type(masknet).__name__} looks at whole recordings: only an SPGM "
+                "network can be streamed."
+            )
+        if not engine.suits_ends(encoder, decoder):
+            raise ModelError(
+                "Only models with SpeechBrain's own encoder and decoder, one channel "
+                "and no bias, can be streamed."
+            )
+        self.encoder, self.masknet, self.decoder = encoder, masknet, decoder
+        self.sample_rate, self.autocast = sample_rate, autocast
+        self.kernel, self.stride = encoder.conv1d.kernel_size[0], decoder.stride[0]
+        self.K, self.P = masknet.K, masknet.K // 2
+        self.warm_up = 1
+        while self._stop(self.warm_up) * self.stride <= warm_up * sample_rate:
+            self.warm_up += 1
+        self.state = self._begin(horizon)
+
+    def _begin(self, horizon: float | None) -> StreamState:
+        weight = self.masknet.conv1d.weight
+        N, filters, _ = weight.shape
+        row = self.K * self.stride / 2 / self.sample_rate  # seconds between two
+
+        def averages(horizon: float) -> Averages:
+            return Averages(Running(self.warm_up, math.exp(-row / horizon)))
+
+        spks, rest = self.masknet.num_spks, self.decoder.kernel_size[0] - self.stride
+        return StreamState(
+            averages=averages(math.inf if horizon is None else horizon),
+            means=averages(min(MEAN_HORIZON, horizon or math.inf)),
+            waiting=torch.zeros(0, dtype=torch.float64, device=weight.device),
+            centred=weight.new_zeros(0),
+            frames=weight.new_zeros(0, filters),
+            last=weight.new_zeros(self.K, N),
+            overlap=weight.new_zeros(spks, max(0, rest)),
+            gains=torch.zeros(spks, dtype=torch.float64, device=weight.device),
+        )
+
+    @property
+    def latency(self) -> float:
+        """Seconds from a sample to its voices at most, without the computing.
+
+        Only the first samples wait longer, until the warm-up is over.
+        """
+        return (self.K * self.stride + self.kernel - self.stride) / self.sample_rate
+
+    def __deepcopy__(self, memo: dict) -> SPGMStream:
+        twin = copy.copy(self)
+        twin.state = copy.deepcopy(self.state, memo)
+        return twin
+
+    @torch.no_grad()
+    def push(self, samples: ArrayLike | Tensor) -> Tensor:
+        """Takes what is new of the mixture, gives what is new of the voices.
+
+        Arguments
+        ---------
+        samples : torch.Tensor or array
+            ``[n]`` at the model's sample rate and at any level, n >= 0.
+
+        Returns
+        -------
+        voices : torch.Tensor
+            ``[m, spks]``, float32, on the CPU, at the level that they have in the
+            mixture; m may be 0.
+
+        Raises
+        ------
+        UserError
+            If the samples have another shape or hold NaN or infinity, or the stream is
+            finished; it then stays as it was.
+        """
+        state, samples = self.state, torch.as_tensor(samples)
+        if state.finished:
+            raise UserError("the stream is finished: begin another.")
+        if samples.ndim != 1 or samples.is_complex():
+            raise UserError(
+                f"samples has shape {list(samples.shape)} and type {samples.dtype}, "
+                "but must be real [n], one channel."
+            )
+        samples = samples.to(state.waiting)
+        wrong = ~(samples.abs() <= LOUDEST)
+        if wrong.any():
+            first = int(wrong.nonzero()[0])
+            raise UserError(
+                f"sample {state.taken + first} of the stream is {samples[first]:g}, "
+                "which is no sound: replace it by 0."
+            )
+        state.waiting = torch.cat([state.waiting, samples])
+        state.taken += len(samples)
+        row = state.row
+        while self._end(row) <= state.taken:
+            row += 1
+        if row < self.warm_up:
+            return self._to_user([])
+        return self._to_user(self._advance(row, None))
+
+    @torch.no_grad()
+    def finish(self) -> Tensor:
+        """Gives the rest of the voices; nothing can be pushed after that.
+
+        Returns
+        -------
+        voices : torch.Tensor
+            ``[m, spks]``, as from :meth:`push`; all together as many as were pushed.
+        """
+        state = self.state
+        if state.finished or not state.taken:
+            state.finished = True
+            return self._to_user([])
+        L = count_frames(state.taken, self.kernel, self.stride)
+        given = max(0, self._done(state.row)) * self.stride
+        parts = self._advance(count_chunks(L, self.K), L)
+        parts.append((state.overlap.double() * state.gains.unsqueeze(-1)).t())
+        voices = torch.cat(parts)[: state.taken - given]
+        rest = state.taken - given - len(voices)  # in no frame
+        state.finished = True
+        return self._to_user([F.pad(voices, (0, 0, 0, rest))])
+
+    def _to_user(self, parts: Sequence[Tensor]) -> Tensor:
+        if not parts:
+            return torch.zeros(0, self.masknet.num_spks)
+        return torch.cat(list(parts)).float().cpu()
+
+    def _done(self, row: int) -> int:
+        """How many frames are final before a row is computed; it begins with them."""
+        return row // 2 * self.K - (0 if row % 2 else self.P)
+
+    def _stop(self, row: int, L: int | None = None) -> int:
+        """The frame behind a row, of L if that is known."""
+        stop = self._done(row) + self.K
+        return stop if L is None else min(stop, L)
+
+    def _end(self, row: int, L: int | None = None) -> int:
+        """How many samples the rows up to this one hold."""
+        stop = self._stop(row, L)
+        return 0 if row < 0 else (stop - 1) * self.stride + self.kernel
+
+    def _advance(self, stop: int, L: int | None) -> list[Tensor]:
+        """Computes the rows before ``stop``; what that adds to the voices."""
+        parts = []
+        while self.state.row < stop:
+            most = ROWS_AT_ONCE if self.state.row else self.warm_up
+            rows = range(self.state.row, min(stop, self.state.row + most))
+            parts += self._compute(rows, L)
+        return parts
+
+    def _compute(self, rows: range, L: int | None) -> list[Tensor]:
+        """Some rows, of L frames if that is known; the voices they add, ``[n, spks]``.
+
+        All that is computed is cut by rows: how the samples were pushed plays no part.
+        """
+        state, done = self.state, max(0, self._done(rows.start))
+        for row, block in zip(rows, self._centre(rows, L), strict=True):
+            state.centred = torch.cat([state.centred, block])
+            start = max(0, self._stop(row - 1, L)) if row else 0
+            frames = self._encode(start - done, self._stop(row, L) - done)
+            state.frames = torch.cat([state.frames, frames])
+
+        chunks, valid = self._cut(rows, L, done)
+        kind = chunks.device.type
+        with torch.autocast(kind, self.autocast) if self.autocast else nullcontext():
+            chunks = self.masknet.advance(chunks, valid, state.averages)
+            voices = [
+                self._voices(row, chunk, L)
+                for row, chunk in zip(rows, chunks, strict=True)
+            ]
+        state.row = rows.stop
+        return self._level(voices, rows, done, L)
+
+    def _centre(self, rows: range, L: int | None) -> list[Tensor]:
+        """The samples that each row is the first to hold, without their mean."""
+        state = self.state
+        ends = [self._end(row, L) for row in range(rows.start - 1, rows.stop)]
+        ends = [min(end, state.taken) for end in ends]  # less than a kernel in all
+        counts = [end - start for start, end in zip(ends, ends[1:], strict=False)]
+        total = sum(counts)
+        blocks = state.waiting[:total].split(counts)
+        state.waiting = state.waiting[total:]
+        sums = torch.stack([block.sum() for block in blocks]).view(1, -1, 1)
+        means, _ = state.means.moments_of(
+            torch.cat([sums, torch.zeros_like(sums)]), [len(rows)], counts
+        )
+        state.means.rewind()
+        return [
+            (block - mean).to(state.centred)
+            for block, mean in zip(blocks, means, strict=True)
+        ]
+
+    def _encode(self, start: int, stop: int) -> Tensor:
+        """Frames of the samples that are held, ``[n, N]``."""
+        if start >= stop:
+            return self.state.frames[:0]
+        first, end = start * self.stride, (stop - 1) * self.stride + self.kernel
+        samples = self.state.centred[first:end]
+        samples = F.pad(samples, (0, end - first - len(samples)))
+        return self.encoder(samples.unsqueeze(0))[0].t()
+
+    def _cut(self, rows: range, L: int | None, done: int) -> tuple[Tensor, Tensor]:
+        """Rows of frames ``[R, K, N]``, and 1 where they hold any, ``[R, K, 1]``."""
+        frames = self.state.frames
+        chunks = frames.new_zeros(len(rows), self.K, frames.shape[1])
+        valid = frames.new_zeros(len(rows), self.K, 1)
+        last = self._stop(rows[-1], L)
+        for i, row in enumerate(rows):
+            start, stop, offset = chunk_frames(row, self.K, last)
+            if start < stop:
+                place = slice(offset, offset + stop - start)
+                chunks[i, place] = frames[start - done : stop - done]
+                valid[i, place] = 1
+        return chunks, valid
+
+    def _voices(self, row: int, chunk: Tensor, L: int | None) -> Tensor:
+        """The voices of the frames that a row makes final, ``[spks, n]``."""
+        state, done = self.state, max(0, self._done(row))
+        n = max(0, self._done(row + 1)) - done
+        added = state.last[self.K - n :] + chunk[:n]
+        state.last = chunk.clone()
+        n = n if L is None else min(n, max(0, L - done))
+        if not n:
+            return state.overlap[:, :0]
+        frames, state.frames = state.frames[:n], state.frames[n:]
+        voices = self.masknet.masks(added[:n]) * frames.t()  # [spks, N, n]
+        with torch.autocast(frames.device.type, enabled=False):
+            pieces = self.decoder(voices.to(frames)).reshape(len(voices), -1)
+        rest = state.overlap.shape[1]
+        pieces[:, :rest] += state.overlap
+        state.overlap = pieces[:, n * self.stride :].clone()
+        return pieces[:, : n * self.stride]
+
+    def _level(
+        self, voices: list[Tensor], rows: range, done: int, L: int | None
+    ) -> list[Tensor]:
+        """Brings the voices of each row to their level, ``[n, spks]``, float64."""
+        state = self.state
+        counts = [part.shape[1] for part in voices]
+        mixes = F.pad(state.centred, (0, max(0, sum(counts) - len(state.centred))))
+        mixes = mixes[: sum(counts)].double().split(counts)
+        state.centred = state.centred[sum(counts) :]
+        voices = [part.double() for part in voices]
+        spks = len(state.gains)
+        products = torch.stack(
+            [
+                torch.cat([(part @ part.t()).flatten(), part @ mix])
+                for part, mix in zip(voices, mixes, strict=True)
+            ]
+        )
+        products = state.averages.mean(products, [len(rows)])
+        parts = []
+        for part, product in zip(voices, products, strict=True):
+            gains = mixture_gains(product[:-spks].view(spks, spks), product[-spks:])
+            before = state.gains.where(state.gains != 0, gains)
+            ramp = (torch.arange(part.shape[1]).to(part) + 1) / max(1, part.shape[1])
+            parts.append((part * torch.lerp(before, gains, ramp.unsqueeze(-1)).t()).t())
+            state.gains = gains
+        return parts
+
+
+def check_seconds(warm_up: object, horizon: object) -> None:
+    """Refuses a warm-up or a horizon that cannot be.
+
+    Arguments
+    ---------
+    warm_up, horizon : object
+        As in :class:`SPGMStream`.
+
+    Raises
+    ------
+    UserError
+        Naming the value.
+    """
+
+    def is_number(value: object) -> bool:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+    if not is_number(warm_up) or not 0 <= warm_up <= LONGEST_WARM_UP:
+        raise UserError(
+            f"warm_up is {warm_up!r}, but must be from 0 to {LONGEST_WARM_UP} seconds."
+        )
+    if horizon is not None and (not is_number(horizon) or not 0 < horizon < math.inf):
+        raise UserError(
+            f"horizon is {horizon!r}, but must be a number of seconds above 0, or None "
+            "to forget nothing."
+        )

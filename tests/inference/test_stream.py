@@ -1,0 +1,298 @@
+"""A stream gives what its rule says, however the samples come."""
+
+import copy
+import math
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+from speechbrain.lobes.models.dual_path import SBRNNBlock
+from torch import Tensor
+
+from speechbrain_spgm.data.errors import UserError
+from speechbrain_spgm.inference import ModelError, SPGMSeparation
+from speechbrain_spgm.inference.level import mixture_gains
+from speechbrain_spgm.inference.published import build
+from speechbrain_spgm.inference.stream import MEAN_HORIZON, SPGMStream
+from speechbrain_spgm.lobes.chunking import chunk_frames, overlap_add, segment
+from speechbrain_spgm.lobes.masknet import SPGMMaskNet
+from speechbrain_spgm.lobes.separator import count_frames
+from speechbrain_spgm.lobes.spgm import SPGMBlock
+from tests.conftest import CONFIG
+
+RATE = 8000
+VARIANTS = {
+    "att": {},
+    "odd chunks": {"masknet_chunksize": 25},
+    "linear layers": {"masknet_useextralinearlayer": True, "spgm_block_pool": "max"},
+    "no skip": {"masknet_extraskipconnection": False, "masknet_norm": "gln"},
+    "control, three": {"spgm_block_pool": "none", "masknet_numspks": 3},
+    "wide kernel": {"encoder_kernel_size": 32, "spgm_block_pool": "lem"},
+}
+
+
+def separator(precision: str | None = None, **fields: object) -> SPGMSeparation:
+    """A small random model."""
+    torch.manual_seed(1)
+    config = {**CONFIG, **fields}
+    modules = dict(zip(("encoder", "masknet", "decoder"), build(config), strict=True))
+    for block in modules["masknet"].dual_mdl:  # so that modulation matters
+        for linear in (block.inter_mdl.s_lin, block.inter_mdl.g_lin):
+            if linear is not None:
+                torch.nn.init.normal_(linear.weight, std=0.5)
+    options = {"run_opts": {"device": "cpu"}, "precision": precision}
+    return SPGMSeparation(modules, {"sample_rate": RATE}, **options)
+
+
+def talk(T: int) -> Tensor:
+    """Noise whose level and mean change."""
+    t = torch.arange(T) / RATE
+    return torch.randn(T) * (0.05 + 0.1 * torch.sin(7 * t) ** 2) + 0.01 * t.cos()
+
+
+def in_pieces(stream: SPGMStream, mix: Tensor, sizes: list[int]) -> Tensor:
+    """The voices of a mixture that comes in pieces of these sizes, over and over."""
+    parts, start, i = [], 0, 0
+    while start < len(mix):
+        parts.append(stream.push(mix[start : start + sizes[i % len(sizes)]]))
+        start, i = start + sizes[i % len(sizes)], i + 1
+    return torch.cat([*parts, stream.finish()])
+
+
+def by_the_rule(
+    model: SPGMSeparation, mix: Tensor, warm_up: float, horizon: float | None
+) -> Tensor:
+    """All at once and with plain operations, in float64: what a stream should give."""
+    mods = copy.deepcopy(model.mods).double()
+    encoder, net, decoder = mods.encoder, mods.masknet, mods.decoder
+    K, stride, kernel = net.K, decoder.stride[0], encoder.conv1d.kernel_size[0]
+    T, mix = len(mix), mix.double()
+    L = count_frames(T, kernel, stride)
+    rows = range(2 * ((K // 2 + L) // K + 1))
+    ends = [(chunk_frames(row, K, 10**9)[1] - 1) * stride + kernel for row in rows]
+    shared = max(1, sum(end - kernel + stride <= warm_up * RATE for end in ends))
+
+    def weights(horizon: float) -> Tensor:
+        """How much each row counts for each, [S, S]."""
+        last = torch.arange(len(rows)).clamp(min=min(shared, len(rows)) - 1)
+        age = last.unsqueeze(1) - torch.arange(len(rows))  # in halves of a chunk
+        return torch.exp(-age * K * stride / 2 / RATE / horizon).double() * (age >= 0)
+
+    past, near = weights(horizon or math.inf), weights(min(10, horizon or math.inf))
+    assert MEAN_HORIZON == 10
+
+    def moments(x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and mean square of rows [S, K, N], [S, 1, N] each."""
+        count = past @ valid.sum(1)
+        mean, power = ((past @ (v * valid).sum(1) / count) for v in (x, x.square()))
+        return mean.unsqueeze(1), power.unsqueeze(1)
+
+    def norm(layer, x: Tensor, valid: Tensor, c: Tensor = 1, level=False) -> Tensor:
+        """Of c * x, as if all rows so far had this one's c, [S, 1, N]."""
+        mean, power = moments(x, valid)
+        mean, power = ((c * mean).mean(-1, True), (c * c * power).mean(-1, True))
+        eps = layer.eps * power if level else layer.eps
+        x = (c * x - mean) / (power - mean.square() + eps).clamp(min=1e-99).sqrt()
+        return x * layer.weight.flatten() + layer.bias.flatten()
+
+    ends = [min(end, (L - 1) * stride + kernel, T) for end in ends]
+    blocks = mix[: ends[-1]].split([b - a for a, b in pairwise([0, *ends])])
+    sums = torch.stack([block.sum() for block in blocks])
+    counts = torch.tensor([len(block) for block in blocks]).double()
+    means = (near @ sums) / (near @ counts)
+    mix = torch.cat([b - mean for b, mean in zip(blocks, means, strict=True)])
+    mix = F.pad(mix, (0, max(0, kernel - len(mix))))
+    frames = encoder(mix.unsqueeze(0))[0].t()
+
+    x, _ = segment([frames], K)
+    valid, _ = segment([torch.ones(L, 1).double()], K)
+    ones = torch.ones_like(valid)
+    x = norm(net.norm, x, valid, level=True) * valid @ net.conv1d.weight.squeeze(-1).t()
+    for block in net.dual_mdl:
+        local = block.intra_mdl(x)
+        if block.linear_layer_after_inter_intra:
+            local = block.intra_linear(local)
+        local = norm(block.intra_norm, local, ones)
+        x = local + x if block.skip_around_intra else local
+        p = past @ block.inter_mdl.pool(x) / past.sum(1, keepdim=True)
+        c = block.inter_mdl.modulation(p).unsqueeze(1)
+        if block.linear_layer_after_inter_intra:
+            x = x + norm(block.inter_norm, block.inter_linear(c * x), ones)
+        else:
+            x = x + norm(block.inter_norm, x, ones, c)
+    added = overlap_add(net.prelu(x), [len(rows)], [L])[0]
+    est = decoder(net.masks(added) * frames.t()).reshape(net.num_spks, -1)
+
+    # Gains, row by row: it completes the frames up to where the next one begins.
+    done = [min(L, max(0, chunk_frames(r + 1, K, 10**9)[0])) * stride for r in rows]
+    parts = [slice(a, b) for a, b in pairwise([0, *done])]
+    mix = F.pad(mix, (0, max(0, done[-1] - len(mix))))
+    gram = torch.stack([est[:, part] @ est[:, part].t() for part in parts])
+    target = torch.stack([est[:, part] @ mix[part] for part in parts])
+    gains = [mixture_gains(torch.tensordot(w, gram, 1), w @ target) for w in past]
+    voices = []
+    for part, (before, gain) in zip(parts, pairwise([gains[0], *gains]), strict=True):
+        n = part.stop - part.start
+        ramp = ((torch.arange(n) + 1) / max(n, 1)).double().unsqueeze(1)
+        before = before.where(before != 0, gain)  # a voice begins at its level
+        voices.append(est[:, part].t() * (before + (gain - before) * ramp))
+    voices.append(est[:, done[-1] :].t() * gains[-1])
+    voices = torch.cat(voices)[:T]
+    return F.pad(voices, (0, 0, 0, T - len(voices)))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("warm_up", "horizon"), [(0, None), (0.12, None), (0.1, 0.3)])
+@torch.no_grad()
+def test_a_stream_is_what_the_rule_gives(
+    variant: str, warm_up: float, horizon: float | None
+) -> None:
+    model = separator(**VARIANTS[variant])
+    for T in (1, 15, 33, 700, 6001):
+        mix = talk(T)
+        wanted = by_the_rule(model, mix, warm_up, horizon)
+        found = in_pieces(model.stream(warm_up, horizon), mix, [100])
+        assert found.shape == (T, model.num_spks)
+        peak = float(wanted.abs().max())
+        torch.testing.assert_close(found.double(), wanted, rtol=0, atol=2e-5 * peak)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8", "bf16"])
+def test_cuts_change_nothing(precision: str) -> None:
+    model, mix = separator(precision), talk(9000)
+    whole = in_pieces(model.stream(0.1), mix, [len(mix)])
+    peak = float(whole.abs().max())
+    assert peak > 0.01
+    for sizes in ([1], [96], [0, 7, 3000, 1]):
+        cut = mix[:2000] if sizes == [1] else mix
+        found = in_pieces(model.stream(0.1), cut, sizes)
+        until = len(cut) - 500 if sizes == [1] else len(mix)  # the end is another one
+        assert float((found[:until] - whole[:until]).abs().max()) <= 1e-6 * peak
+
+
+def test_other_paths_stream_as_well() -> None:
+    """Networks that the engine does not know, and float64."""
+    model = separator()
+    net = model.mods.masknet
+    rnn = SPGMMaskNet(16, 16, SBRNNBlock(16, 8, 1), SPGMBlock(16, "att"), 2, K=24)
+    for masknet in (rnn.eval(), net):
+        parts = (model.mods.encoder, masknet, model.mods.decoder, RATE)
+        if masknet is net:
+            for part in parts[:3]:
+                part.double()
+        mix = talk(4000)
+        whole = in_pieces(SPGMStream(*parts, warm_up=0.1), mix, [4000])
+        found = in_pieces(SPGMStream(*parts, warm_up=0.1), mix, [37])
+        assert float((found - whole).abs().max()) <= 1e-6 * float(whole.abs().max())
+
+
+def test_nothing_comes_late(model: SPGMSeparation) -> None:
+    """After the warm-up no sample waits longer than the latency says."""
+    stream, given = model.stream(warm_up=0.1), 0
+    longest = 0
+    for taken in range(1, 3000):
+        given += len(stream.push(talk(1)))
+        if taken > 0.1 * RATE + 100:
+            longest = max(longest, taken - given)
+    assert longest <= stream.latency * RATE < 24 * 8 + 16
+    assert longest > 24 * 8 - 16
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_neither_level_nor_offset_matters(precision: str) -> None:
+    model, mix = separator(precision), talk(9000).double()
+    plain = in_pieces(model.stream(0.1), mix, [500])
+    for gain, offset in [(1e-4, 0.0), (1e2, 0.0), (1, 0.1), (1e-2, -0.1), (1e-12, 0)]:
+        found = in_pieces(model.stream(0.1), gain * mix + offset, [500]) / gain
+        error = float((found - plain).norm() / plain.norm())
+        assert error < (1e-4 if precision == "fp32" else 0.05)  # 0.01 dB of 26
+    assert plain.mean().abs() < 0.002
+    # The voices have the mixture's level.
+    centred = mix.float() - mix.mean()
+    assert float((plain.sum(1) - centred).norm() / centred.norm()) < 1
+
+
+def test_a_copy_goes_on_from_there(model: SPGMSeparation) -> None:
+    mix = talk(6000)
+    stream = model.stream(0.1, horizon=1.0)
+    begun = stream.push(mix[:2500])
+    twin, saved = copy.deepcopy(stream), pickle.dumps(stream.state)
+    assert twin.masknet is stream.masknet and len(saved) < 200_000
+    rest = torch.cat([stream.push(mix[2500:]), stream.finish()])
+    other = in_pieces(twin, -3 * mix[:1000], [10])  # another future: nothing in common
+    assert len(other) == 3500 - len(begun)
+    again = model.stream(0.1, horizon=1.0)
+    again.state = pickle.loads(saved)
+    assert torch.equal(in_pieces(again, mix[2500:], [333]), rest)
+
+
+def test_memory_stays_the_same(model: SPGMSeparation) -> None:
+    stream, sizes = model.stream(0.1), []
+    for _ in range(30):
+        stream.push(talk(800))
+        sizes.append(len(pickle.dumps(stream.state)))
+    assert max(sizes[5:]) <= 1.2 * min(sizes[5:])
+
+
+def test_several_streams_at_once_give_what_each_gives_alone() -> None:
+    model = separator()
+    mixes = [talk(3000 + 777 * i) for i in range(5)]
+
+    def work(mix: Tensor) -> Tensor:
+        return in_pieces(model.stream(0.1), mix, [150])
+
+    alone = [work(mix) for mix in mixes]
+    with ThreadPoolExecutor(5) as threads:
+        for found, wanted in zip(threads.map(work, mixes), alone, strict=True):
+            torch.testing.assert_close(found, wanted, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("horizon", [None, 0.5])
+def test_silence_clipping_and_pauses_are_sound(horizon: float | None) -> None:
+    model = separator()
+    speech, pause = talk(4000), torch.zeros(8 * RATE)
+    assert not in_pieces(model.stream(0.1, horizon), pause[:5000], [500]).any()
+    loud = in_pieces(model.stream(0.1, horizon), (30 * speech).clamp(-1, 1), [500])
+    assert loud.isfinite().all() and 0.1 < loud.abs().max() < 10
+    stream = model.stream(0.1, horizon)
+    voices = in_pieces(stream, torch.cat([pause[:9000], speech, pause, speech]), [8000])
+    assert voices.isfinite().all()
+    alone = in_pieces(model.stream(0.1, horizon), speech, [500])
+    for start in (9000, 13000 + len(pause)):  # heard from the first word on
+        part = voices[start : start + 4000]
+        assert 0.2 < part[:1000].norm() / alone[:1000].norm() < 5
+        assert 0.2 < part.norm() / alone.norm() < 5
+    assert float(voices[15000 : 13000 + len(pause) - 500].abs().max()) < 0.02
+
+
+def test_wrong_input_is_one_sentence_and_changes_nothing(model: SPGMSeparation) -> None:
+    stream, mix = model.stream(0.1), talk(4000)
+    parts = [stream.push(mix[:1500])]
+    spoilt = mix[1500:].clone()
+    for value in (math.nan, math.inf, -1e38):
+        spoilt[7] = value
+        with pytest.raises(UserError, match="sample 1507 of the stream is .*: replace"):
+            stream.push(spoilt)
+    for shape in ((2, 100), ()):
+        with pytest.raises(UserError, match=r"must be real \[n\], one channel"):
+            stream.push(torch.zeros(shape))
+    with pytest.raises(UserError, match="must be real"):
+        stream.push(torch.zeros(3, dtype=torch.complex64))
+    parts += [stream.push(mix[1500:].numpy()), stream.push([]), stream.finish()]
+    assert torch.equal(torch.cat(parts), in_pieces(model.stream(0.1), mix, [4000]))
+    with pytest.raises(UserError, match="the stream is finished"):
+        stream.push(mix)
+    assert len(stream.finish()) == len(model.stream().finish()) == 0
+
+    for options in ({"warm_up": -1}, {"warm_up": True}, {"warm_up": 61}):
+        with pytest.raises(UserError, match="warm_up is .* from 0 to 60"):
+            model.stream(**options)
+    for horizon in (0, math.nan, math.inf, "2"):
+        with pytest.raises(UserError, match="horizon is .* seconds above 0"):
+            model.stream(horizon=horizon)
+    parts = (model.mods.encoder, torch.nn.Identity(), model.mods.decoder, RATE)
+    with pytest.raises(ModelError, match="Identity looks at whole recordings"):
+        SPGMStream(*parts)
