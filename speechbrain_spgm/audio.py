@@ -937,7 +937,8 @@ def resample(samples: Tensor, old_rate: int, new_rate: int) -> Tensor:
     divisor = math.gcd(old_rate, new_rate)
     old, new = old_rate // divisor, new_rate // divisor
     if old * new <= LARGEST_KERNEL:
-        return torchaudio_resample(samples, old, new)
+        with samples.device:  # where torchaudio names none
+            return torchaudio_resample(samples, old, new)
     return _interpolate(samples, old, new)
 
 
@@ -952,11 +953,11 @@ def _interpolate(samples: Tensor, old: int, new: int) -> Tensor:
     T, shape = samples.shape[-1], samples.shape[:-1]
     length = -(-T * new // old)
     padded = torch.nn.functional.pad(samples.reshape(-1, T), (width, width + 1))
-    taps = torch.arange(2 * width + 1)
+    taps = torch.arange(2 * width + 1, device=samples.device)
     result = samples.new_empty(len(padded), length)
     step = max(1, 2**18 // len(taps))
     for start in range(0, length, step):
-        m = torch.arange(start, min(start + step, length))
+        m = torch.arange(start, min(start + step, length), device=samples.device)
         first, rest = m * old // new, (m * old % new).unsqueeze(1) / new
         times = ((taps - width - rest) * (base / old)).clamp_(-zeros, zeros)
         window = torch.cos(times * (math.pi / zeros / 2)).square_()

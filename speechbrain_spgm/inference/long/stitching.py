@@ -135,7 +135,7 @@ class Stitcher:
             for start in range(0, len(recording), PIECE * rate)
         )
         check_peak(name, self.centre)
-        self.gain = torch.ones((), dtype=torch.float64)
+        self.gain = torch.ones((), dtype=torch.float64, device="cpu")
         self.seams: list[Seam] = []
 
     def run(self, folder: Path, use: Callable[[Spool], None], progress: bool) -> None:
