@@ -27,7 +27,8 @@ from torchaudio.functional import resample as torchaudio_resample
 
 from speechbrain_spgm import media
 from speechbrain_spgm.containers import Part, View, find_parts, goes_on, with_frames
-from speechbrain_spgm.errors import MissingPackage, UserError
+from speechbrain_spgm.errors import MissingPackage, UserError, count
+from speechbrain_spgm.files import replacing
 
 # What a folder is searched for.
 EXTENSIONS = frozenset(
@@ -505,17 +506,6 @@ def to_float(values: np.ndarray) -> np.ndarray:
         return values.astype(np.float32)
 
 
-def count(number: int, noun: str) -> str:
-    """A number of things.
-
-    Example
-    -------
-    >>> count(1, "file"), count(2, "file")
-    ('1 file', '2 files')
-    """
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
 # For training: many files, of which parts are read again and again.
 
 
@@ -747,7 +737,7 @@ def find_format(
     return Format(name, wanted)
 
 
-def check_writable(form: Format, rate: int, path: str | Path) -> None:
+def check_form(form: Format, rate: int, path: str | Path) -> None:
     """Refuses a rate that a format cannot have, before any work is done."""
     kind = {"subtype": form.subtype, "format": FORMATS[form.name][0]}
     try:
@@ -760,7 +750,7 @@ def check_writable(form: Format, rate: int, path: str | Path) -> None:
 
 
 @contextmanager
-def writing(
+def voice_files(
     paths: Sequence[str | Path], rate: int, frames: int, form: Format | None = None
 ) -> Iterator[list[soundfile.SoundFile]]:
     """Files of one channel that appear, all of them, when the block ends well.
@@ -786,8 +776,6 @@ def writing(
     AudioFileError
         If they cannot be written.
     """
-    from speechbrain_spgm.files import replacing
-
     form = form or Format()
     container = FORMATS[form.name][0]
     if frames * BYTES.get(form.subtype, 0) > LARGEST_RIFF:
@@ -887,7 +875,7 @@ def write_voices(
     """
     form = form or Format()
     gain = gain_against_clipping(form, float(voices.abs().max()) if len(voices) else 0)
-    with writing(paths, sample_rate, len(voices), form) as files:
+    with voice_files(paths, sample_rate, len(voices), form) as files:
         for file, voice in zip(files, voices.T, strict=True):
             file.write((voice * gain if gain < 1 else voice).cpu().numpy())
     return gain
@@ -937,7 +925,8 @@ def resample(samples: Tensor, old_rate: int, new_rate: int) -> Tensor:
     divisor = math.gcd(old_rate, new_rate)
     old, new = old_rate // divisor, new_rate // divisor
     if old * new <= LARGEST_KERNEL:
-        return torchaudio_resample(samples, old, new)
+        with samples.device:  # where torchaudio names none
+            return torchaudio_resample(samples, old, new)
     return _interpolate(samples, old, new)
 
 
@@ -952,11 +941,11 @@ def _interpolate(samples: Tensor, old: int, new: int) -> Tensor:
     T, shape = samples.shape[-1], samples.shape[:-1]
     length = -(-T * new // old)
     padded = torch.nn.functional.pad(samples.reshape(-1, T), (width, width + 1))
-    taps = torch.arange(2 * width + 1)
+    taps = torch.arange(2 * width + 1, device=samples.device)
     result = samples.new_empty(len(padded), length)
     step = max(1, 2**18 // len(taps))
     for start in range(0, length, step):
-        m = torch.arange(start, min(start + step, length))
+        m = torch.arange(start, min(start + step, length), device=samples.device)
         first, rest = m * old // new, (m * old % new).unsqueeze(1) / new
         times = ((taps - width - rest) * (base / old)).clamp_(-zeros, zeros)
         window = torch.cos(times * (math.pi / zeros / 2)).square_()

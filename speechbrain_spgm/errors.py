@@ -58,6 +58,17 @@ def shown(text: object, longest: int | None = 1000) -> str:
     )
 
 
+def count(number: int, noun: str) -> str:
+    """A number of things.
+
+    Example
+    -------
+    >>> count(1, "file"), count(2, "file")
+    ('1 file', '2 files')
+    """
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 class UserError(ValueError):
     """Wrong input; the message is one sentence naming the value and the remedy.
 

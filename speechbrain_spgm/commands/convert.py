@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from speechbrain_spgm.commands import SOURCE
+from speechbrain_spgm.commands.common import SOURCE
+from speechbrain_spgm.errors import writing
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -18,11 +19,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "without changing a bit of its weights (but for --half), with its card. An "
         "existing DST is replaced only if an earlier conversion wrote it.",
     )
-    command.add_argument(
-        "source",
-        metavar="SRC",
-        help=SOURCE,
-    )
+    command.add_argument("source", metavar="SRC", help=SOURCE)
     command.add_argument("target", metavar="DST", type=Path, help="the folder to write")
     command.add_argument(
         "--to",
@@ -41,7 +38,6 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Converts; returns the exit code."""
-    from speechbrain_spgm.errors import writing
     from speechbrain_spgm.models.convert import YAML_FILE, convert
     from speechbrain_spgm.models.remote import open_source
     from speechbrain_spgm.models.sources import locate

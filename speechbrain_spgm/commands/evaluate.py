@@ -11,7 +11,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from speechbrain_spgm.commands import Problem
+from speechbrain_spgm.commands.common import (
+    add_model_options,
+    add_precision_option,
+    add_views_option,
+    load_model,
+    make_folder,
+    say,
+)
+from speechbrain_spgm.errors import UserError, count, writing
+from speechbrain_spgm.files import check_writable
 
 if TYPE_CHECKING:
     from speechbrain_spgm.data import MixtureBatch
@@ -24,12 +33,6 @@ LEVEL_STEPS = (2, 5)  # dB between the loudest and the softest source
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
     """The arguments of ``spgm evaluate``."""
-    from speechbrain_spgm.cli import (
-        add_model_options,
-        add_precision_option,
-        add_views_option,
-    )
-
     command = commands.add_parser(
         "evaluate",
         help="measure a model on mixtures with known sources",
@@ -117,10 +120,7 @@ def positive(kind: type) -> type:
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluates; returns the exit code."""
-    from speechbrain_spgm.cli import count, load_model, make_folder, say
     from speechbrain_spgm.data.recordings import tell_lower_rates
-    from speechbrain_spgm.errors import writing
-    from speechbrain_spgm.files import check_writable
     from speechbrain_spgm.inference.augment import check_views
     from speechbrain_spgm.metrics.scores import (
         Worst,
@@ -131,16 +131,11 @@ def run(arguments: argparse.Namespace) -> int:
         write_results,
     )
 
-    model = load_model(
-        arguments.model,
-        arguments.device,
-        arguments.trust_remote_code,
-        arguments.precision,
-    )
+    model = load_model(arguments)
     if arguments.views is None:
         arguments.views = model.views
     if check_views(arguments.views) > 1:
-        say(f"spgm: the voices are the mean of {arguments.views} views of a mixture.")
+        say(f"spgm: test-time augmentation: the mean of {arguments.views} views.")
     metrics = [name.strip() for name in arguments.metrics.split(",") if name.strip()]
     check_metrics(metrics, model.sample_rate)
     dataset = open_dataset(arguments, model)
@@ -156,7 +151,7 @@ def run(arguments: argparse.Namespace) -> int:
     worst, levels = Worst(), {}
     scores = separate_and_score(model, dataset, metrics, arguments, worst, levels)
     if not scores:
-        raise Problem(f"all sources in {arguments.manifest} are silent: check them.")
+        raise UserError(f"all sources in {arguments.manifest} are silent: check them.")
     if len(scores) < len(dataset):
         left_out = count(len(dataset) - len(scores), "mixture")
         say(f"spgm: {left_out} with nothing but silent sources left out.")
@@ -199,7 +194,7 @@ def open_dataset(arguments: argparse.Namespace, model: SPGMSeparation) -> Varied
     if "mixture_ID" not in columns or "mixture_path" in columns:
         return ManifestDataset(path, **shape, limit=arguments.limit)
     if arguments.data_folder is None:
-        raise Problem(
+        raise UserError(
             f"{path} is a metadata list of LibriMix: give the LibriSpeech folder by "
             "--data-folder."
         )
@@ -296,7 +291,7 @@ def gender_groups(ids: Iterable[str], genders: dict[str, str]) -> dict[str, str]
         speakers = [part.split("-")[0] for part in id.split("_")]
         unknown = [speaker for speaker in speakers if speaker not in genders]
         if unknown:
-            raise Problem(
+            raise UserError(
                 f"the speaker {unknown[0]} of mixture {id} is not in --speakers: add "
                 "the speaker, or leave --speakers out."
             )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from speechbrain_spgm.commands import SOURCE, Problem
+from speechbrain_spgm.commands.common import SOURCE, load_model
+from speechbrain_spgm.errors import writing
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -18,11 +19,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "The file is compared with PyTorch at five lengths from 1 to 30 s and is only "
         "written if no sample differs by more than 1e-4. Needs the extra onnx.",
     )
-    command.add_argument(
-        "model",
-        metavar="MODEL",
-        help=SOURCE,
-    )
+    command.add_argument("model", metavar="MODEL", help=SOURCE)
     command.add_argument("output", metavar="OUT.onnx", type=Path, help="what to write")
     command.add_argument(
         "--trust-remote-code",
@@ -34,18 +31,13 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Exports; returns the exit code."""
-    from speechbrain_spgm.cli import load_model
     from speechbrain_spgm.inference.onnx import OPSET, export_onnx, require_onnx
 
     require_onnx()
-    model = load_model(arguments.model, "cpu", arguments.trust_remote_code)
-    try:
+    arguments.device = "cpu"
+    model = load_model(arguments)
+    with writing(str(arguments.output), "take another name"):
         errors = export_onnx(model, arguments.output)
-    except OSError as error:
-        raise Problem(
-            f"{arguments.output} cannot be written ({error.strerror}): "
-            "take another name."
-        ) from None
     for seconds, error in errors.items():
         print(f"{seconds:g} s: differs from PyTorch by at most {error:.1e}")
     print(f"Wrote {arguments.output} (ONNX, opset {OPSET}).")

@@ -1,86 +1,34 @@
-"""What a model is: sizes counted from its modules, the rest from its card.
-
-Axes: K frames of a chunk.
-"""
+"""``spgm info``: what a model is."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+import argparse
 
-from torch import nn
-
-from speechbrain_spgm.inference.separation import SPGMSeparation
-from speechbrain_spgm.lobes.spgm import SPGMBlock
-from speechbrain_spgm.models.published import CARD
-
-NOT_STATED = "not stated"
-STATED = {
-    "licence": "licence",
-    "training_data": "training data",
-    "quality": "measured quality",
-}
+from speechbrain_spgm.commands.common import add_model_options, load_model
+from speechbrain_spgm.errors import shown
 
 
-def describe(model: SPGMSeparation) -> dict[str, str]:
-    """The facts about a model, in the order in which ``spgm info`` shows them.
-
-    Arguments
-    ---------
-    model : SPGMSeparation
-        A loaded model.
-
-    Returns
-    -------
-    facts : dict of str to str
-        Sizes; licence, training data and measured quality ("not stated" if there is no
-        card); then whatever else the card holds.
-    """
-    config = getattr(model.hparams, "config", {})
-    facts = {"name": str(config.get("config_name", NOT_STATED)), **_sizes(model)}
-    card = config.get(CARD)
-    card = card if isinstance(card, Mapping) else {}
-    for key in [*STATED, *(key for key in card if key not in STATED)]:
-        label = STATED.get(key, str(key).replace("_", " "))
-        facts.update(_flatten(label, card.get(key, NOT_STATED)))
-    return facts
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Adds the arguments of ``spgm info``."""
+    command = commands.add_parser(
+        "info",
+        help="show what a model is",
+        description="Show a model's size, sample rate, licence, training data and "
+        "measured quality.",
+    )
+    add_model_options(command, "model")
+    command.set_defaults(run=run)
 
 
-def _sizes(model: SPGMSeparation) -> dict[str, str]:
-    parts = [model.mods.encoder, model.mods.masknet, model.mods.decoder]
-    blocks = [m for m in model.mods.masknet.modules() if isinstance(m, SPGMBlock)]
-    total, spgm = count_parameters(parts), count_parameters(blocks)
-    rate, stride = model.sample_rate, model.mods.encoder.conv1d.stride[0]
-    # RE-SepFormer's chunks do not overlap, and have another name.
-    K = getattr(model.mods.masknet, "K", None)
-    K = getattr(model.mods.masknet, "segment_size", None) if K is None else K
-    chunk = f"{1000 * K * stride / rate:g} ms ({K} frames)" if K else NOT_STATED
-    return {
-        "parameters": f"{total:,}",
-        "of them SPGM": f"{spgm:,} ({spgm / total:.1%})",
-        "sample rate": f"{rate} Hz",
-        "speakers": str(model.num_spks),
-        "receptive chunk": chunk,
-    }
+def run(arguments: argparse.Namespace) -> int:
+    """Shows the facts; returns the exit code."""
+    model = load_model(arguments)
 
+    from speechbrain_spgm.inference.facts import describe
 
-def count_parameters(modules: list[nn.Module]) -> int:
-    """How many numbers the modules have learned together.
-
-    Example
-    -------
-    >>> count_parameters([nn.Linear(3, 2), nn.ReLU()])
-    8
-    """
-    return sum(p.numel() for p in nn.ModuleList(modules).parameters())
-
-
-def _flatten(label: str, value: Any) -> Iterator[tuple[str, str]]:
-    """One line per value: a mapping gives one for each of its entries."""
-    if isinstance(value, Mapping) and value:
-        for key, inner in value.items():
-            yield from _flatten(f"{label}: {str(key).replace('_', ' ')}", inner)
-    elif isinstance(value, list):
-        yield label, ", ".join(map(str, value)) or NOT_STATED
-    else:
-        yield label, NOT_STATED if value in (None, "", {}) else str(value)
+    facts = describe(model)
+    facts = {shown(label, 60): shown(value) for label, value in facts.items()}
+    width = max(map(len, facts))
+    for label, value in facts.items():
+        print(f"{label:<{width}}  {value}")
+    return 0

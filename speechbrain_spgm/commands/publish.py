@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from speechbrain_spgm.commands import Problem
+from speechbrain_spgm.errors import UserError, count, shown
 
 if TYPE_CHECKING:
     from speechbrain_spgm.publishing import Assembled, Uploaded
@@ -85,12 +85,12 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Assembles, shows and uploads."""
-    from speechbrain_spgm.inference.separation import shipped_models
+    from speechbrain_spgm.models.sources import shipped_models
     from speechbrain_spgm.publishing import assemble, upload
 
     name = str(arguments.folder)
     if name in shipped_models() and not arguments.folder.exists():
-        raise Problem(
+        raise UserError(
             f"{name} comes with this package and is no training of yours: give a run's "
             "output folder or a model folder."
         )
@@ -100,7 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
             try:
                 target = Path(stack.enter_context(TemporaryDirectory())) / "assembled"
             except OSError as error:
-                raise Problem(
+                raise UserError(
                     f"there is no temporary folder to write to ({error.strerror}): set "
                     "TMPDIR to one, or give --output DIR."
                 ) from None
@@ -125,8 +125,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 def show(assembled: Assembled) -> None:
     """The files with their sizes, the card, and what the user should know."""
-    from speechbrain_spgm.errors import shown
-
     terms, files = assembled.terms, assembled.files()
     where = "private" if terms.private else "public"
     licence = shown(terms.licence)
@@ -144,13 +142,10 @@ def show(assembled: Assembled) -> None:
 
 def report(uploaded: Uploaded) -> None:
     """What the upload did."""
-    from speechbrain_spgm.errors import shown
-
     if uploaded.commit is None:
         print(f"Nothing has changed: {uploaded.address} is up to date.")
     else:
-        count = len(uploaded.changed)
-        files = "1 file" if count == 1 else f"{count} files"
+        files = count(len(uploaded.changed), "file")
         commit = shown(uploaded.commit[:7])
         print(f"Published {files} at {uploaded.address} ({commit}):")
         for name in uploaded.changed:

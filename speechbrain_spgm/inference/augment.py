@@ -1,4 +1,4 @@
-"""Several views of one mixture: their mean is nearer to the voices than each of them.
+"""Test-time augmentation: the mean over several views of one mixture.
 
 A network that is asked again, about the same mixture delayed by a part of a chunk or
 with inverted polarity, makes other errors. Delays are undone, the voices are put in the
@@ -74,8 +74,8 @@ def views_of(config: object) -> int:
     return check_views(stated, "views in config.json")
 
 
-def separate_views(
-    separate: Callable[[Tensor, Tensor, int], Tensor],
+def separate_augmented(
+    once: Callable[[Tensor, Tensor, int], Tensor],
     mix: Tensor,
     lengths: Tensor,
     views: int,
@@ -85,7 +85,7 @@ def separate_views(
 
     Arguments
     ---------
-    separate : callable
+    once : callable
         From ``[B, T]``, the valid samples ``[B]`` and the number of the view, from 0,
         to ``[B, T, spks]``, zero beyond them.
     mix : torch.Tensor
@@ -106,15 +106,16 @@ def separate_views(
     -------
     >>> def biased(mix, lengths, view):  # what keeps its sign cancels
     ...     return torch.stack([mix + 1, 2 * mix + 1], dim=-1)
-    >>> separate_views(biased, torch.ones(1, 3), torch.tensor([3]), 2, period=4)[0, 0]
+    >>> mix, lengths = torch.ones(1, 3), torch.tensor([3])
+    >>> separate_augmented(biased, mix, lengths, 2, period=4)[0, 0]
     tensor([1., 2.])
     """
-    total = separate(mix, lengths, 0)
+    total = once(mix, lengths, 0)
     first = total
     for view in range(1, views):
         delay, sign = view * period // views, -1 if view % 2 else 1
         delayed = sign * F.pad(mix, (delay, 0))
-        est = sign * separate(delayed, lengths + delay, view)[:, delay:]
+        est = sign * once(delayed, lengths + delay, view)[:, delay:]
         total = total + in_order_of(first, est)
         del est  # the next view needs the memory
     return total / views if views > 1 else total

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Lock
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,61 +26,33 @@ from speechbrain_spgm.audio import (
     Heard,
     Recording,
     Source,
-    check_writable,
-    find_format,
+    check_form,
     from_array,
     gain_against_clipping,
     stream_audio,
+    voice_files,
     write_voices,
-    writing,
 )
 from speechbrain_spgm.errors import UserError
 from speechbrain_spgm.files import replacing
-from speechbrain_spgm.inference.augment import check_views
-from speechbrain_spgm.inference.level import check_levels
 from speechbrain_spgm.inference.long.spool import Spool
-from speechbrain_spgm.inference.long.stitching import (
-    Seam,
-    Stitcher,
-    check_outputs,
-    check_windows,
-)
+from speechbrain_spgm.inference.long.stitching import Seam, Stitcher
 from speechbrain_spgm.inference.memory import (
     SAFE_SHARE,
     estimate_bytes,
     format_bytes,
     free_bytes,
-    parse_bytes,
 )
-
-if TYPE_CHECKING:
-    from speechbrain_spgm.inference.separation import SPGMSeparation
+from speechbrain_spgm.inference.options import Options
+from speechbrain_spgm.inference.separable import Separable
 
 logger = logging.getLogger(__name__)
 
-MODES = ("auto", "exact", "stitched")
-WINDOW = 15.0  # seconds
 BAR_DELAY = 2.0  # seconds without a bar
 DOUBT = 0.9  # confidence below which a seam is called doubtful
 
 
-class Options(NamedTuple):
-    """How to separate; see ``SPGMSeparation.separate_file``."""
-
-    normalize: str | None = None
-    mode: str = "auto"
-    max_memory: int | str | None = None
-    window: float = WINDOW
-    overlap: float | None = None  # by default a third of the window
-    views: int | None = None  # by default what the model's card asks for
-    progress: bool = False
-    consistent: bool = False
-    channel: int | None = None  # from 1; by default the mean of all
-    format: str | None = None  # by default what the outputs' names say
-    subtype: str | None = None
-
-
-class Plan(NamedTuple):
+class Way(NamedTuple):
     """How a recording is separated.
 
     Arguments
@@ -98,21 +70,21 @@ class Plan(NamedTuple):
     limit: int
 
 
-def make_plan(model: SPGMSeparation, samples: int, rate: int, options: Options) -> Plan:
+def choose_mode(model: Separable, samples: int, rate: int, options: Options) -> Way:
     """Chooses the mode: exact, which has no seams, if it fits.
 
     Arguments
     ---------
-    model : SPGMSeparation
+    model : Separable
         The separator.
     samples, rate : int
         Length of the recording and its rate in Hz.
     options : Options
-        What the user wants.
+        What the user wants; checked.
 
     Returns
     -------
-    plan : Plan
+    way : Way
         A recording no longer than a window is always separated exactly.
 
     Raises
@@ -122,8 +94,6 @@ def make_plan(model: SPGMSeparation, samples: int, rate: int, options: Options) 
     """
     estimate = estimate_bytes(model, samples, rate, options.views or 1)
     limit = options.max_memory
-    if isinstance(limit, str):
-        limit = parse_bytes(limit)
     if limit is None:
         limit = int(SAFE_SHARE * free_bytes(model.device))
     short = samples <= options.window * rate
@@ -135,71 +105,48 @@ def make_plan(model: SPGMSeparation, samples: int, rate: int, options: Options) 
     exact = options.mode == "exact" or short
     if options.mode == "auto":
         exact |= estimate <= limit
-    return Plan("exact" if exact else "stitched", estimate, limit)
-
-
-def check_options(model: SPGMSeparation, options: Options) -> Options:
-    """Refuses wrong values before anything is read; fills in what is left open."""
-    check_levels(options.normalize, options.consistent)
-    if options.mode not in MODES:
-        raise UserError(f"mode is {options.mode!r}, but must be {', '.join(MODES)}.")
-    if isinstance(options.max_memory, str):
-        parse_bytes(options.max_memory)
-    channel = options.channel
-    if channel is not None and (type(channel) is not int or channel < 1):
-        raise UserError(f"channel is {channel!r}, but must be a whole number from 1.")
-    find_format(options.format, options.subtype)
-    overlap = options.window / 3 if options.overlap is None else options.overlap
-    check_windows(options.window, overlap)
-    if options.mode == "stitched":
-        check_outputs(model.num_spks)
-    views = model.views if options.views is None else check_views(options.views)
-    return options._replace(overlap=overlap, views=views)
+    return Way("exact" if exact else "stitched", estimate, limit)
 
 
 def separate_to_tensor(
-    model: SPGMSeparation, sound: Sound, name: str, options: Options
+    model: Separable, sound: Sound, name: str, options: Options
 ) -> Tensor:
     """``SPGMSeparation.separate_file``.
 
     Arguments
     ---------
-    model : SPGMSeparation
+    model : Separable
         The separator.
     sound : callable
         What hands over the samples; see ``from_file``.
     name : str
         For messages.
     options : Options
-        How.
+        How; checked.
 
     Returns
     -------
     est : torch.Tensor
         ``[1, T, spks]``.
     """
-    options = check_options(model, options)
     with (
         TemporaryDirectory(prefix="spgm-") as folder,
         _Source(sound, name, folder, options.channel) as s,
     ):
-        plan = _plan(model, s, options)
-        if plan.mode == "exact":
+        way = _choose(model, s, options)
+        if way.mode == "exact":
             return _separate_exactly(model, s, options)
-        stitcher = _stitcher(model, s, options)
+        stitcher = Stitcher(model, s.spool, s.rate, s.name, options)
         parts: list[Tensor] = []
         stitcher.run(
             Path(folder),
-            lambda voices: parts.extend(
-                stitcher.pieces(voices, options.normalize, options.consistent)
-            ),
-            options.progress,
+            lambda voices: parts.extend(stitcher.pieces(voices)),
         )
         return torch.cat(parts).unsqueeze(0)
 
 
 def separate_to_files(
-    model: SPGMSeparation,
+    model: Separable,
     sound: Sound,
     name: str,
     outputs: Sequence[Path],
@@ -211,7 +158,7 @@ def separate_to_files(
 
     Arguments
     ---------
-    model : SPGMSeparation
+    model : Separable
         The separator.
     sound : callable
         What hands over the samples; see ``from_file``.
@@ -220,7 +167,7 @@ def separate_to_files(
     outputs : sequence of Path
         One file per voice; they appear, with the report, when all is done.
     options : Options
-        How.
+        How; checked.
     report : Path, optional
         A JSON file.
     reading : callable
@@ -231,11 +178,10 @@ def separate_to_files(
     facts : dict
         What the report holds.
     """
-    options = check_options(model, options)
     spks = model.num_spks
     if len(outputs) != spks:
         raise UserError(f"{len(outputs)} outputs are named, but there are {spks}.")
-    form = find_format(options.format, options.subtype, outputs[0])
+    form = options.form
     home, seams, gain = Path(outputs[0]).parent, [], 1.0
     try:
         home.mkdir(parents=True, exist_ok=True)
@@ -245,23 +191,24 @@ def separate_to_files(
             source = stack.enter_context(
                 _Source(sound, name, folder, options.channel, reading)
             )
-            check_writable(form, source.rate, outputs[0])
-            plan = _plan(model, source, options)
+            check_form(form, source.rate, outputs[0])
+            way = _choose(model, source, options)
             # What is entered later becomes a file earlier: the report comes last.
             target = stack.enter_context(replacing(Path(report))) if report else None
-            if plan.mode == "exact":
+            if way.mode == "exact":
                 est = _separate_exactly(model, source, options)
                 gain = write_voices(outputs, est[0], source.rate, form)
             else:
-                stitcher = _stitcher(model, source, options)
+                stitcher = Stitcher(
+                    model, source.spool, source.rate, source.name, options
+                )
                 files = stack.enter_context(
-                    writing(outputs, source.rate, len(source.spool), form)
+                    voice_files(outputs, source.rate, len(source.spool), form)
                 )
 
                 def write(voices: Spool) -> None:
                     nonlocal gain
-                    wanted = options.normalize, options.consistent
-                    pieces = partial(stitcher.pieces, voices, *wanted)
+                    pieces = partial(stitcher.pieces, voices)
                     if form.clips:
                         peaks = (float(piece.abs().max()) for piece in pieces())
                         gain = gain_against_clipping(form, max(peaks))
@@ -269,9 +216,9 @@ def separate_to_files(
                         for file, voice in zip(files, piece.T, strict=True):
                             file.write((voice * gain).contiguous().numpy())
 
-                stitcher.run(Path(folder), write, options.progress)
+                stitcher.run(Path(folder), write)
                 seams = stitcher.seams
-            facts = _facts(source, plan, options, seams, gain)
+            facts = _facts(source, way, options, seams, gain)
             if target:
                 target.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
@@ -282,9 +229,7 @@ def separate_to_files(
     return facts
 
 
-def _separate_exactly(
-    model: SPGMSeparation, source: _Source, options: Options
-) -> Tensor:
+def _separate_exactly(model: Separable, source: _Source, options: Options) -> Tensor:
     """The whole recording at once, with a bar if that takes long; ``[1, T, spks]``."""
     lock = Lock()
     with tqdm(
@@ -363,10 +308,10 @@ class _Source:
         return Recording(samples, self.rate, self.name, self.missing)
 
 
-def _plan(model: SPGMSeparation, source: _Source, options: Options) -> Plan:
-    """The plan; what the user should know is logged."""
-    plan = make_plan(model, len(source.spool), source.rate, options)
-    facts = _facts(source, plan, options, [])
+def _choose(model: Separable, source: _Source, options: Options) -> Way:
+    """The mode; what the user should know is logged."""
+    way = choose_mode(model, len(source.spool), source.rate, options)
+    facts = _facts(source, way, options, [])
     for line in explain({**facts, "mode": "exact"}):
         logger.warning("%s", line)
     if source.rate > model.sample_rate:
@@ -377,11 +322,11 @@ def _plan(model: SPGMSeparation, source: _Source, options: Options) -> Plan:
             model.sample_rate,
             model.sample_rate // 2,
         )
-    logger.info("%s", describe_plan(facts))
-    return plan
+    logger.info("%s", describe_mode(facts))
+    return way
 
 
-def describe_plan(facts: dict[str, Any]) -> str:
+def describe_mode(facts: dict[str, Any]) -> str:
     """One line about the mode.
 
     Arguments
@@ -392,7 +337,7 @@ def describe_plan(facts: dict[str, Any]) -> str:
     Example
     -------
     >>> facts = {"file": "a.wav", "mode": "exact"}
-    >>> describe_plan({**facts, "estimated_bytes": 2**20, "limit_bytes": 2**30})
+    >>> describe_mode({**facts, "estimated_bytes": 2**20, "limit_bytes": 2**30})
     'a.wav: exact mode; exact takes about 1 MiB of memory, the limit is 1.00 GiB.'
     """
     return (
@@ -426,26 +371,14 @@ def explain(facts: dict[str, Any]) -> list[str]:
     if facts["mode"] == "stitched":
         doubtful = sum(seam["confidence"] < DOUBT for seam in facts["seams"])
         lines.append(
-            f"{describe_plan(facts)} {len(facts['seams'])} seams, {doubtful} doubtful."
+            f"{describe_mode(facts)} {len(facts['seams'])} seams, {doubtful} doubtful."
         )
     return lines
 
 
-def _stitcher(model: SPGMSeparation, source: _Source, options: Options) -> Stitcher:
-    return Stitcher(
-        model,
-        source.spool,
-        source.rate,
-        source.name,
-        options.window,
-        options.overlap,
-        options.views,
-    )
-
-
 def _facts(
     source: _Source,
-    plan: Plan,
+    way: Way,
     options: Options,
     seams: list[Seam],
     gain: float = 1.0,
@@ -457,9 +390,9 @@ def _facts(
         "missing_samples": source.missing,
         "remarks": source.remarks,
         "gain": gain,
-        "mode": plan.mode,
-        "estimated_bytes": plan.estimate,
-        "limit_bytes": plan.limit,
+        "mode": way.mode,
+        "estimated_bytes": way.estimate,
+        "limit_bytes": way.limit,
         "window_seconds": options.window,
         "overlap_seconds": options.overlap,
         "views": options.views,

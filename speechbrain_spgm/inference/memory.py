@@ -10,12 +10,12 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from speechbrain.lobes.models.dual_path import Dual_Path_Model
 
 from speechbrain_spgm.errors import UserError
+from speechbrain_spgm.inference.separable import Separable
 from speechbrain_spgm.lobes import engine
 from speechbrain_spgm.lobes.chunking import count_chunks
 from speechbrain_spgm.lobes.masknet import SPGMMaskNet
@@ -26,9 +26,6 @@ try:
     import resource
 except ImportError:  # Windows
     resource = None
-
-if TYPE_CHECKING:
-    from speechbrain_spgm.inference.separation import SPGMSeparation
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 SAFE_SHARE = 0.5  # of what is free: other programs grow too
@@ -82,14 +79,12 @@ def format_bytes(size: float) -> str:
     return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
 
 
-def estimate_bytes(
-    model: SPGMSeparation, samples: int, rate: int, views: int = 1
-) -> int:
+def estimate_bytes(model: Separable, samples: int, rate: int, views: int = 1) -> int:
     """The peak memory of separating a whole recording, over the loaded model.
 
     Arguments
     ---------
-    model : SPGMSeparation
+    model : Separable
         The model; that of a GPU counts its memory.
     samples : int
         Length of the recording.

@@ -23,10 +23,8 @@ from torch import Tensor, nn
 
 from speechbrain_spgm.audio import Recording, Source, name_of, resample
 from speechbrain_spgm.errors import UserError
-from speechbrain_spgm.inference.augment import check_views, separate_views, views_of
+from speechbrain_spgm.inference.augment import check_views, separate_augmented, views_of
 from speechbrain_spgm.inference.files import (
-    WINDOW,
-    Options,
     from_file,
     from_samples,
     separate_to_files,
@@ -40,6 +38,7 @@ from speechbrain_spgm.inference.level import (
     find_centre,
     restore_level,
 )
+from speechbrain_spgm.inference.options import WRITING, Options
 from speechbrain_spgm.inference.stream import SPGMStream
 from speechbrain_spgm.lobes import intra
 from speechbrain_spgm.lobes.engine import Watch
@@ -481,7 +480,7 @@ class SPGMSeparation(SepformerSeparation):
                 watch=watch,
             )
 
-        est = separate_views(once, mix, samples, views, self._period())
+        est = separate_augmented(once, mix, samples, views, self._period())
         return (est * levels.view(-1, 1, 1)).to(est.dtype) if level else est
 
     def stream(self, warm_up: float = 1.0, horizon: float | None = None) -> SPGMStream:
@@ -527,15 +526,7 @@ class SPGMSeparation(SepformerSeparation):
         path: Source,
         savedir: str | Path | None = None,
         normalize: str | None = None,
-        *,
-        mode: str = "auto",
-        max_memory: int | str | None = None,
-        window: float = WINDOW,
-        overlap: float | None = None,
-        views: int | None = None,
-        channel: int | None = None,
-        progress: bool = False,
-        consistent: bool = False,
+        **options: Any,
     ) -> Tensor:
         """Separates an audio file of any length.
 
@@ -552,31 +543,11 @@ class SPGMSeparation(SepformerSeparation):
         savedir : str or Path, optional
             Where a download is kept. Nothing is ever stored for local files.
         normalize : str, optional
-            ``None`` keeps the level of the mixture: every output has the gain by which
-            the sum of all fits the mixture best. ``"peak"``: every output has peak 1,
-            as in SpeechBrain. Silence stays silence in both.
-        mode : str
-            ``"exact"``: the whole file at once. ``"stitched"``: overlapping windows,
-            put in order by all the evidence in the file and cross-faded. ``"auto"``:
-            exact, which has no seams, if its estimated memory fits.
-        max_memory : int or str, optional
-            What the exact mode may take, in bytes or like ``"4G"``; by default half of
-            what is free.
-        window : float
-            Seconds of a window, at least 1; a file that is no longer is separated
-            exactly.
-        overlap : float, optional
-            Seconds that neighbouring windows share; by default a third of a window,
-            which is the most.
-        views : int, optional
-            As in ``separate_batch``; by default what the model's card asks for.
-        channel : int, optional
-            The one channel to take, counted from 1, in place of the mean of all.
-        progress : bool
-            Whether the stitched mode shows a bar with the time left.
-        consistent : bool
-            Whether the voices sum exactly to the mixture: what they lack, such as an
-            offset, noise, and what the model's rate cannot hold, is shared out equally.
+            ``None`` keeps the mixture's level, ``"peak"`` gives every output peak 1.
+        **options
+            ``mode``, ``max_memory``, ``window``, ``overlap``, ``views``, ``progress``,
+            ``consistent`` and ``channel``: see
+            ``speechbrain_spgm.inference.options.Options``.
 
         Returns
         -------
@@ -590,19 +561,9 @@ class SPGMSeparation(SepformerSeparation):
         UserError
             If an option is wrong, or the exact mode is asked for and does not fit.
         """
-        options = Options(
-            normalize,
-            mode,
-            max_memory,
-            window,
-            overlap,
-            views,
-            progress,
-            consistent,
-            channel,
-        )
+        chosen = Options.of({"normalize": normalize, **options}, WRITING).checked(self)
         with local_audio(path, savedir) as local:
-            return separate_to_tensor(self, from_file(local), name_of(path), options)
+            return separate_to_tensor(self, from_file(local), name_of(path), chosen)
 
     def separate_audio(
         self, samples: np.ndarray | Tensor, sample_rate: int, **options: Any
@@ -637,8 +598,9 @@ class SPGMSeparation(SepformerSeparation):
         >>> model.separate_audio(torch.rand(800, 2), 16000).shape
         torch.Size([1, 800, 2])
         """
+        chosen = Options.of(options, WRITING).checked(self)
         sound = from_samples(samples, sample_rate)
-        return separate_to_tensor(self, sound, "the recording", Options(**options))
+        return separate_to_tensor(self, sound, "the recording", chosen)
 
     def separate_to_files(
         self,
@@ -646,17 +608,8 @@ class SPGMSeparation(SepformerSeparation):
         outputs: Sequence[str | Path],
         normalize: str | None = None,
         *,
-        mode: str = "auto",
-        max_memory: int | str | None = None,
-        window: float = WINDOW,
-        overlap: float | None = None,
-        views: int | None = None,
-        channel: int | None = None,
-        format: str | None = None,
-        subtype: str | None = None,
         report: str | Path | None = None,
-        progress: bool = False,
-        consistent: bool = False,
+        **options: Any,
     ) -> dict[str, Any]:
         """Separates an audio file into one file per voice.
 
@@ -666,23 +619,17 @@ class SPGMSeparation(SepformerSeparation):
 
         Arguments
         ---------
-        path, normalize, mode, max_memory, window, overlap, views, channel, progress,
-        consistent
+        path, normalize
             As in ``separate_file``.
         outputs : sequence of str or Path
             One per voice; they appear when all is done.
-        format : str, optional
-            ``"wav"``, ``"flac"``, ``"ogg"``, ``"opus"``, ``"mp3"``, ``"aiff"``,
-            ``"caf"``, ``"w64"`` or ``"au"``; by default the ending of the first output,
-            or WAV. WAV files above 4 GiB become RF64.
-        subtype : str, optional
-            ``"float"``, ``"double"``, ``"16"``, ``"24"`` or ``"32"`` (bits); by default
-            float, 24 in FLAC. Where samples beyond full scale cannot be written, all
-            voices are made quieter if one would clip, and that is logged.
         report : str or Path, optional
             A JSON file to write: the mode, the estimated memory, and for every seam its
             time in seconds, the permutation, its confidence from 0.5 to 1, and whether
             all voices are heard there.
+        **options
+            As in ``separate_file``, and ``format`` and ``subtype``: see
+            ``speechbrain_spgm.inference.options.Options``.
 
         Returns
         -------
@@ -696,26 +643,16 @@ class SPGMSeparation(SepformerSeparation):
         UserError
             If an option is wrong, or the exact mode is asked for and does not fit.
         """
-        options = Options(
-            normalize,
-            mode,
-            max_memory,
-            window,
-            overlap,
-            views,
-            progress,
-            consistent,
-            channel,
-            format,
-            subtype,
-        )
+        paths = [Path(output) for output in outputs]
+        chosen = Options.of({"normalize": normalize, **options})
+        chosen = chosen.checked(self, next(iter(paths), ""))
         with local_audio(path) as local:
             return separate_to_files(
                 self,
                 from_file(local),
                 name_of(path),
-                [Path(output) for output in outputs],
-                options,
+                paths,
+                chosen,
                 Path(report) if report is not None else None,
             )
 

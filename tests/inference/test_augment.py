@@ -1,4 +1,4 @@
-"""Several views of a mixture: delays undone, voices in one order, others not heard."""
+"""Test-time augmentation: delays undone, voices in one order, others not heard."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from speechbrain_spgm.cli import main
 from speechbrain_spgm.data import MixtureList
 from speechbrain_spgm.errors import UserError
 from speechbrain_spgm.inference import SPGMSeparation
-from speechbrain_spgm.inference.augment import separate_views
+from speechbrain_spgm.inference.augment import separate_augmented
 from speechbrain_spgm.inference.memory import estimate_bytes
 from speechbrain_spgm.metrics.si_sdr import pit_si_sdr_loss
 from tests.inference.test_separation import padded_batch
@@ -54,7 +54,7 @@ def test_delay_polarity_and_order_are_undone(spks: int) -> None:
     torch.manual_seed(3)
     first = network(mix, lengths, 0)
     torch.manual_seed(3)
-    found = separate_views(network, mix, lengths, views=5, period=400)
+    found = separate_augmented(network, mix, lengths, views=5, period=400)
     # The first samples come from before the mixture, which a delayed view knows.
     torch.testing.assert_close(found[:, spks:], first[:, spks:])
     assert [int(more[0]) - 500 for _, more in seen[1:]] == [0, 80, 160, 240, 320]

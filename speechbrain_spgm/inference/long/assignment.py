@@ -143,6 +143,15 @@ def _edges(bins: int) -> list[int]:
     )
 
 
+def check_speakers(spks: int) -> None:
+    """Refuses models whose outputs cannot be put in order."""
+    if spks > MOST_SPEAKERS:
+        raise UserError(
+            f"the model has {spks} outputs, but windows are stitched for at most "
+            f"{MOST_SPEAKERS}: use the exact mode."
+        )
+
+
 def assign(
     pairs: list[Tensor], energies: list[float], loudness: float, timbres: list[Timbre]
 ) -> Assignment:
@@ -170,39 +179,43 @@ def assign(
         If there are more than ``MOST_SPEAKERS`` speakers.
     """
     W, spks = len(timbres), len(timbres[0].share)
-    if spks > MOST_SPEAKERS:
-        raise UserError(
-            f"the model has {spks} outputs, but windows are stitched for at most "
-            f"{MOST_SPEAKERS}: use the exact mode."
-        )
+    check_speakers(spks)
     orders = torch.tensor(list(permutations(range(spks))), device="cpu")  # [P, spks]
-    links = [
-        _link(pair, energy, loudness, orders)
+    transitions = [
+        _transition(pair, energy, loudness, orders)
         for pair, energy in zip(pairs, energies, strict=True)
     ]
     spectra = torch.stack([t.spectra for t in timbres])  # [W, spks, F]
     share = torch.stack([t.share for t in timbres])  # [W, spks]
 
     flat = torch.zeros(W, len(orders), dtype=torch.float64, device="cpu")
-    best, best_score, best_own = None, -float("inf"), flat
+    best, best_score, best_emission = None, -float("inf"), flat
     for start in [None, *_starts(share)]:
         # The first start knows neighbours only, the others the voices of one window.
-        own = flat if start is None else _own(spectra, share, spectra[start], orders)
-        path = _viterbi(own, links)
+        emission = (
+            flat
+            if start is None
+            else _emissions(spectra, share, spectra[start], orders)
+        )
+        path = _viterbi(emission, transitions)
         for _ in range(ROUNDS):
-            own = _own(spectra, share, _means(spectra, share, orders[path]), orders)
-            previous, path = path, _viterbi(own, links)
+            emission = _emissions(
+                spectra, share, _means(spectra, share, orders[path]), orders
+            )
+            previous, path = path, _viterbi(emission, transitions)
             if torch.equal(path, previous):
                 break
-        score = _score(path, own, links)
+        score = _score(path, emission, transitions)
         if score > best_score + 1e-9:
-            best, best_score, best_own = path, score, own
+            best, best_score, best_emission = path, score, emission
     first = orders[best[0]].argsort()  # the first window keeps its order
     chosen = orders[best][:, first]
-    return Assignment(chosen.tolist(), _confidence(best, best_own, links, orders))
+    return Assignment(
+        chosen.tolist(), _confidence(best, best_emission, transitions, orders)
+    )
 
 
-def _link(pair: Tensor, energy: float, loudness: float, orders: Tensor) -> Tensor:
+def _transition(pair: Tensor, energy: float, loudness: float, orders: Tensor) -> Tensor:
     """Log likelihood of every pair of permutations at a seam, ``[P, P]``."""
     rest = pair[orders.unsqueeze(1), orders.unsqueeze(0)].sum(-1)
     return -(rest + FLOOR * energy + SILENCE * loudness + 1e-30).log()
@@ -221,7 +234,7 @@ def _means(spectra: Tensor, share: Tensor, orders: Tensor) -> Tensor:
     return total / weight.sum(0).clamp_min(1e-12)
 
 
-def _own(spectra: Tensor, share: Tensor, means: Tensor, orders: Tensor) -> Tensor:
+def _emissions(spectra: Tensor, share: Tensor, means: Tensor, orders: Tensor) -> Tensor:
     """Log likelihood of every permutation of each window by its sound, ``[W, P]``.
 
     The variance is that around the nearest speaker: it is large where speakers cannot
@@ -237,15 +250,15 @@ def _own(spectra: Tensor, share: Tensor, means: Tensor, orders: Tensor) -> Tenso
         -FREEDOM / 2 * weight * (errors.square().mean(-1) / variance + variance.log())
     )
     speakers = torch.arange(orders.shape[1], device="cpu")
-    own = match[:, orders, speakers].sum(-1)
-    return own.maximum(own.amax(1, keepdim=True) - MOST_SAID)
+    emission = match[:, orders, speakers].sum(-1)
+    return emission.maximum(emission.amax(1, keepdim=True) - MOST_SAID)
 
 
-def _viterbi(own: Tensor, links: list[Tensor]) -> Tensor:
+def _viterbi(emission: Tensor, transitions: list[Tensor]) -> Tensor:
     """The best permutation of each window, ``[W]``."""
-    score, back = own[0], []
-    for link, here in zip(links, own[1:], strict=True):
-        value, origin = (score.unsqueeze(1) + link).max(0)
+    score, back = emission[0], []
+    for transition, here in zip(transitions, emission[1:], strict=True):
+        value, origin = (score.unsqueeze(1) + transition).max(0)
         back.append(origin)
         score = value + here
     path = [int(score.argmax())]
@@ -254,29 +267,32 @@ def _viterbi(own: Tensor, links: list[Tensor]) -> Tensor:
     return torch.tensor(path[::-1], device="cpu")
 
 
-def _score(path: Tensor, own: Tensor, links: list[Tensor]) -> float:
-    steps = sum(link[a, b] for link, a, b in zip(links, path, path[1:], strict=False))
-    return float(own.gather(1, path.unsqueeze(1)).sum() + steps)
+def _score(path: Tensor, emission: Tensor, transitions: list[Tensor]) -> float:
+    steps = sum(
+        transition[a, b]
+        for transition, a, b in zip(transitions, path, path[1:], strict=False)
+    )
+    return float(emission.gather(1, path.unsqueeze(1)).sum() + steps)
 
 
 def _confidence(
-    path: Tensor, own: Tensor, links: list[Tensor], orders: Tensor
+    path: Tensor, emission: Tensor, transitions: list[Tensor], orders: Tensor
 ) -> list[float]:
     """Of each seam: the best sequence with its permutation against the best without."""
-    ahead = [own[0]]
-    for link, here in zip(links, own[1:], strict=True):
-        ahead.append((ahead[-1].unsqueeze(1) + link).amax(0) + here)
-    behind = [torch.zeros_like(own[0])]
-    for link, there in zip(links[::-1], own.flip(0), strict=False):
-        behind.append((link + there + behind[-1]).amax(1))
+    ahead = [emission[0]]
+    for transition, here in zip(transitions, emission[1:], strict=True):
+        ahead.append((ahead[-1].unsqueeze(1) + transition).amax(0) + here)
+    behind = [torch.zeros_like(emission[0])]
+    for transition, there in zip(transitions[::-1], emission.flip(0), strict=False):
+        behind.append((transition + there + behind[-1]).amax(1))
     behind.reverse()
     # The permutation at a seam: which output follows which, whatever speaker it is.
     inverse = orders.argsort(1)
     relative = orders.unsqueeze(0).expand(len(orders), -1, -1)
     relative = relative.gather(2, inverse.unsqueeze(1).expand_as(relative))
     found = []
-    for w, link in enumerate(links):
-        value = ahead[w].unsqueeze(1) + link + own[w + 1] + behind[w + 1]
+    for w, transition in enumerate(transitions):
+        value = ahead[w].unsqueeze(1) + transition + emission[w + 1] + behind[w + 1]
         same = (relative == relative[path[w], path[w + 1]]).all(-1)
         if same.all():  # a single speaker
             found.append(1.0)

@@ -19,13 +19,12 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from speechbrain_spgm.errors import UserError
 from speechbrain_spgm.inference.level import (
     FRAME,
     check_peak,
@@ -38,7 +37,6 @@ from speechbrain_spgm.inference.level import (
     share_rest,
 )
 from speechbrain_spgm.inference.long.assignment import (
-    MOST_SPEAKERS,
     Timbre,
     assign,
     distances,
@@ -46,11 +44,10 @@ from speechbrain_spgm.inference.long.assignment import (
 )
 from speechbrain_spgm.inference.long.spool import Spool, resampled, resampled_length
 from speechbrain_spgm.inference.long.windows import Windows, lay_out
+from speechbrain_spgm.inference.options import Options
+from speechbrain_spgm.inference.separable import Separable
 from speechbrain_spgm.lobes.masknet import SPGMMaskNet
 from speechbrain_spgm.lobes.statistics import Shared, Statistics, Survey
-
-if TYPE_CHECKING:
-    from speechbrain_spgm.inference.separation import SPGMSeparation
 
 PIECE = 30  # seconds that are resampled at a time
 SURVEY = 120  # seconds of windows that tell what the whole recording is like
@@ -93,7 +90,7 @@ class Stitcher:
 
     Arguments
     ---------
-    model : SPGMSeparation
+    model : Separable
         The separator.
     recording : Spool
         The recording, one column.
@@ -101,44 +98,33 @@ class Stitcher:
         Its sample rate in Hz.
     name : str
         For messages.
-    window, overlap : float
-        In seconds.
-    views : int
-        See ``SPGMSeparation.separate_batch``.
-
-    Raises
-    ------
-    UserError
-        If the window is shorter than a second, the overlap longer than a third of it,
-        or the model has too many outputs.
+    options : Options
+        How; checked.
     """
 
     def __init__(
         self,
-        model: SPGMSeparation,
+        model: Separable,
         recording: Spool,
         rate: int,
         name: str,
-        window: float,
-        overlap: float,
-        views: int = 1,
+        options: Options,
     ) -> None:
-        check_windows(window, overlap)
         self.model, self.recording, self.rate, self.name = model, recording, rate, name
-        self.views = views
+        self.options = options
         self.T = resampled_length(len(recording), (rate, model.sample_rate))
-        length = round(window * model.sample_rate)
-        overlap = min(round(overlap * model.sample_rate), length // 3)
+        length = round(options.window * model.sample_rate)
+        overlap = min(round(options.overlap * model.sample_rate), length // 3)
         self.windows: Windows = lay_out(self.T, length, overlap)
         self.centre = find_centre(
             recording.read(start, min(len(recording), start + PIECE * rate))
             for start in range(0, len(recording), PIECE * rate)
         )
         check_peak(name, self.centre)
-        self.gain = torch.ones((), dtype=torch.float64)
+        self.gain = torch.ones((), dtype=torch.float64, device="cpu")
         self.seams: list[Seam] = []
 
-    def run(self, folder: Path, use: Callable[[Spool], None], progress: bool) -> None:
+    def run(self, folder: Path, use: Callable[[Spool], None]) -> None:
         """Separates, then hands the voices at the model's rate to ``use``.
 
         Arguments
@@ -147,8 +133,6 @@ class Stitcher:
             For temporary files, about 8 bytes per sample and voice.
         use : callable
             Gets a spool of T samples and one column per voice.
-        progress : bool
-            Whether to show a bar.
         """
         with ExitStack() as stack:
             mix = stack.enter_context(Spool(folder / "mixture"))
@@ -162,7 +146,7 @@ class Stitcher:
                 desc=f"windows of {Path(self.name).name}",
                 unit="window",
                 leave=False,
-                disable=None if progress else True,
+                disable=None if self.options.progress else True,
             ) as bar:
                 statistics = self._statistics(mix, survey, bar.update)
                 for w in range(count):
@@ -229,7 +213,7 @@ class Stitcher:
         """The outputs of a window at the level of the mixture, ``[T, spks]``."""
         samples = self._mixture(mix, self.windows.starts[w], self.windows.length)
         est = self.model.separate_batch(
-            samples.unsqueeze(0), views=self.views, statistics=statistics
+            samples.unsqueeze(0), views=self.options.views, statistics=statistics
         )
         est = est[0].float().cpu()
         check_voices(self.name, est)
@@ -289,32 +273,28 @@ class Stitcher:
             voices.append(part[:keep])
             tail = part[keep:]
 
-    def pieces(
-        self, voices: Spool, normalize: str | None, consistent: bool = False
-    ) -> Iterator[Tensor]:
+    def pieces(self, voices: Spool) -> Iterator[Tensor]:
         """The voices at the recording's rate and level.
 
         Arguments
         ---------
         voices : Spool
             From ``run``.
-        normalize, consistent
-            As in ``SPGMSeparation.separate_file``.
 
         Yields
         ------
         piece : torch.Tensor
             ``[n, spks]``, float32; together they are as long as the recording.
         """
-        means, gains = self._levels(voices, normalize)
+        means, gains = self._levels(voices)
         for start, piece in self._restored(voices):
             piece = (piece.double() - means) * gains
-            if consistent:
+            if self.options.consistent:
                 mix = self.recording.read(start, start + len(piece))[:, 0]
                 piece = share_rest(piece, mix)
             yield piece.float()
 
-    def _levels(self, voices: Spool, normalize: str | None) -> tuple[Tensor, Tensor]:
+    def _levels(self, voices: Spool) -> tuple[Tensor, Tensor]:
         """The voices' means and gains, as ``restore_level`` has them, ``[spks]``."""
         spks = voices.columns
         gram = torch.zeros(spks, spks, dtype=torch.float64, device="cpu")
@@ -328,7 +308,7 @@ class Stitcher:
             target += wide.T @ self.centre.of(mix)
             means += wide.sum(0) / len(self.recording)
             low, high = low.minimum(wide.amin(0)), high.maximum(wide.amax(0))
-        if normalize:
+        if self.options.normalize:
             peaks = (high - means).maximum(means - low)
             return means, 1 / peaks.where(peaks > 0, 1)
         gram -= len(self.recording) * means.outer(means)
@@ -340,45 +320,3 @@ class Stitcher:
         for start in range(0, T, step):
             stop = min(T, start + step)
             yield start, resampled(voices.read, self.T, rates, start, stop)
-
-
-def check_windows(window: float, overlap: float) -> None:
-    """Refuses windows that cannot be stitched.
-
-    Arguments
-    ---------
-    window, overlap : float
-        In seconds.
-
-    Raises
-    ------
-    UserError
-        Naming the value.
-    """
-    if not 1 <= window < math.inf:
-        raise UserError(f"window is {window:g} s, but must be at least 1 s.")
-    if not 0 < overlap <= window / 3 + 1e-9:
-        raise UserError(
-            f"overlap is {overlap:g} s, but must be above 0 and at most a third of "
-            f"the window, {window / 3:g} s."
-        )
-
-
-def check_outputs(spks: int) -> None:
-    """Refuses models whose outputs cannot be put in order.
-
-    Arguments
-    ---------
-    spks : int
-        Their number.
-
-    Raises
-    ------
-    UserError
-        If there are too many.
-    """
-    if spks > MOST_SPEAKERS:
-        raise UserError(
-            f"the model has {spks} outputs, but windows are stitched for at most "
-            f"{MOST_SPEAKERS}: use the exact mode."
-        )

@@ -1,0 +1,116 @@
+"""What several subcommands share: options, the model, and words to the user."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from speechbrain_spgm.errors import UserError, shown
+
+if TYPE_CHECKING:
+    from speechbrain_spgm.inference import SPGMSeparation
+
+SOURCE = (  # what a model may be named by
+    "a model folder or a run's output folder; the name of a shipped model; spgm-base "
+    "or spgm-opt, the authors' models; or a Hub repository USER/NAME"
+)
+
+
+def add_model_options(command: argparse.ArgumentParser, name: str) -> None:
+    """Which model, and where it runs."""
+    extra = {} if name.startswith("-") else {"nargs": "?"}
+    command.add_argument(
+        name,
+        metavar="SOURCE",
+        help=f"{SOURCE}; by default the shipped model",
+        **extra,
+    )
+    command.add_argument(
+        "--device",
+        metavar="NAME",
+        help="cpu, cuda, ...; by default a GPU if there is one",
+    )
+    command.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run whatever the model's hyperparams.yaml names; without it only known "
+        "parts of networks are built",
+    )
+
+
+def add_precision_option(command: argparse.ArgumentParser) -> None:
+    """How exactly the model computes."""
+    command.add_argument(
+        "--precision",
+        choices=["fp32", "bf16", "fp16", "int8"],
+        help="fp32 (default): exact; int8: on the CPU only, faster for networks of the "
+        "paper's size, not for the shipped one; bf16: faster on GPUs and processors "
+        "that have it; fp16: faster on GPUs",
+    )
+
+
+def add_views_option(command: argparse.ArgumentParser) -> None:
+    """Test-time augmentation."""
+    command.add_argument(
+        "--views",
+        type=int,
+        metavar="N",
+        help="test-time augmentation: the mean over N delays and both polarities of a "
+        "mixture, from 1 to 8: more is better and takes N times as long; by default "
+        "what the model's card asks for, or 1",
+    )
+
+
+def load_model(arguments: argparse.Namespace) -> SPGMSeparation:
+    """Loads a model in either layout; runs code of its source only if trusted."""
+    from speechbrain_spgm.inference import SPGMSeparation
+    from speechbrain_spgm.models.published import WrongLayout
+    from speechbrain_spgm.models.sources import has_speechbrain_layout, is_url, locate
+
+    source, device = arguments.model, arguments.device
+    precision = getattr(arguments, "precision", None)
+    try:
+        place = locate(source)
+        in_hparams = is_url(place) or (
+            isinstance(place, Path) and has_speechbrain_layout(place)
+        )
+        if not in_hparams:
+            try:
+                return SPGMSeparation.from_pretrained(
+                    source, device=device, precision=precision
+                )
+            except WrongLayout:
+                if isinstance(place, Path):
+                    raise
+        run_opts = {"device": device} if device else None
+        return SPGMSeparation.from_hparams(
+            source,
+            run_opts=run_opts,
+            trust_remote_code=arguments.trust_remote_code,
+            precision=precision,
+        )
+    except UserError:
+        raise
+    except Exception as error:  # a trusted yaml may raise anything
+        reason = (str(error).splitlines() or [""])[0]
+        raise UserError(
+            f"the model {source} cannot be loaded ({type(error).__name__}: {reason})."
+        ) from None
+
+
+def make_folder(folder: Path) -> None:
+    """Makes an output folder."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"the output folder {folder} cannot be made ({error.strerror}): "
+            "take another one."
+        ) from None
+
+
+def say(line: str) -> None:
+    """Tells the user something that is not a result."""
+    print(shown(line, longest=None), file=sys.stderr)
