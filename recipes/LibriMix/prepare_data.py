@@ -24,7 +24,8 @@ from speechbrain_spgm.corpora.command import (
     manifests_of_folder,
     run_command,
 )
-from speechbrain_spgm.corpora.librimix import MIXTURES, plan_librimix, scan_librimix
+from speechbrain_spgm.corpora.librimix import plan_librimix, scan_librimix
+from speechbrain_spgm.data.lists import MIXTURES
 from speechbrain_spgm.data.manifests import ManifestRow
 
 SPLITS = ("train-360", "dev", "test")

@@ -21,7 +21,7 @@ import re
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, closing, contextmanager
@@ -419,17 +419,6 @@ def wait_for(plans: Sequence[Plan], patience: float) -> None:
             )
 
 
-def resampled_length(frames: int, rate: int, target_rate: int) -> int:
-    """How many samples ``frames`` frames become at another rate.
-
-    Example
-    -------
-    >>> resampled_length(16001, 16000, 8000)
-    8001
-    """
-    return -(-frames * target_rate // rate)
-
-
 def resample(samples: np.ndarray, rate: int, target_rate: int) -> np.ndarray:
     """Samples [T] at another rate, by the filter that the corpora were made with.
 
@@ -442,19 +431,6 @@ def resample(samples: np.ndarray, rate: int, target_rate: int) -> np.ndarray:
         return samples
     divisor = gcd(rate, target_rate)
     return resample_poly(samples, target_rate // divisor, rate // divisor)
-
-
-def mixed_length(lengths: Iterable[int], mode: str) -> int:
-    """The length of a mixture of sources of these lengths.
-
-    Example
-    -------
-    >>> mixed_length([3, 5], "min"), mixed_length([3, 5], "max")
-    (3, 5)
-    """
-    if mode not in ("min", "max"):
-        raise UserError(f"The mixture mode is {mode}, but must be min or max.")
-    return min(lengths) if mode == "min" else max(lengths)
 
 
 def fit(samples: np.ndarray, length: int) -> np.ndarray:

@@ -19,7 +19,6 @@ Axes: T samples.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,23 +26,22 @@ from pathlib import Path
 
 import numpy as np
 
-from speechbrain_spgm.audio import AudioFile, open_all, open_audio, read_frames
-from speechbrain_spgm.corpora.generation import (
-    Plan,
-    fit,
-    load,
+from speechbrain_spgm.audio import AudioFile, open_all
+from speechbrain_spgm.corpora.generation import Plan, fit, load, resample
+from speechbrain_spgm.corpora.scanning import find_set, scan, source_names
+from speechbrain_spgm.data.lists import (
+    MIXTURES,
+    NOISY,
+    check_mixture,
+    count_sources,
+    load_noise,
     mixed_length,
-    resample,
+    open_noise,
+    read_list,
     resampled_length,
 )
-from speechbrain_spgm.corpora.scanning import find_set, scan, source_names
 from speechbrain_spgm.data.manifests import ManifestRow
-from speechbrain_spgm.data.recordings import read_table
 from speechbrain_spgm.errors import UserError
-
-MIXTURES = ("mix_clean", "mix_both", "mix_single")
-NOISY = ("mix_both", "mix_single")
-FADE = 0.5  # seconds of cross-fade where a short noise begins again
 
 
 @dataclass(frozen=True)
@@ -74,38 +72,6 @@ class LibriMixPlan(Plan):
             samples = resample(gain * samples, file.rate, self.sample_rate)
             parts[part] = fit(samples, self.samples)
         return parts
-
-
-def load_noise(file: AudioFile, frames: int) -> np.ndarray:
-    """The first channel of a noise [T], begun again until it has so many frames."""
-    samples = read_frames(file, frames=min(frames, file.frames)).astype(np.float64)
-    return extend(samples, frames, file.rate)
-
-
-def extend(noise: np.ndarray, frames: int, rate: int) -> np.ndarray:
-    """A noise [T], begun again with a cross-fade until it has so many frames.
-
-    Below a second there is no room for the cross-fade, and it is repeated as it is.
-
-    Example
-    -------
-    >>> extend(np.ones(6), 11, rate=4)
-    array([1., 1., 1., 1., 1., 1., 1., 1., 1., 1., 1.])
-    >>> extend(np.array([1.0, 2.0]), 3, rate=4)
-    array([1., 2., 1.])
-    """
-    fade = round(FADE * rate) + 1
-    if len(noise) < 2 * fade:
-        return np.resize(noise, frames)
-    rise = 0.5 - 0.5 * np.cos(np.pi * np.arange(fade) / (fade - 1))
-    # whole  ------------------|\\\\
-    # noise                    |////|----------------
-    #                           fade
-    whole = noise
-    while len(whole) < frames:
-        seam = whole[-fade:] * (1 - rise) + noise[:fade] * rise
-        whole = np.concatenate([whole[:-fade], seam, noise[fade:]])
-    return whole[:frames]
 
 
 def plan_librimix(
@@ -213,10 +179,7 @@ def check_folders(
 ) -> None:
     """Makes sure that the folders are there and the mixtures have names we know."""
     for name in mixtures:
-        if name not in MIXTURES:
-            raise UserError(
-                f"The mixture type is {name}, but must be one of {', '.join(MIXTURES)}."
-            )
+        check_mixture(name)
         if name in NOISY and noise_folder is None:
             raise UserError(
                 f"The mixture type {name} needs noise: give WHAM!'s folder wham_noise "
@@ -231,60 +194,6 @@ def check_folders(
         raise UserError(
             f"The noise folder {noise_folder} does not exist: give WHAM!'s wham_noise."
         )
-
-
-def read_list(path: Path, noisy: bool, num_spks: int | None) -> list[dict[str, str]]:
-    """The rows of a metadata list, with paths and finite gains for every source."""
-    rows = read_table(path, ("mixture_ID", "source_1_path", "source_1_gain"))
-    found = count_sources(rows[0])
-    if num_spks not in (None, found):
-        raise UserError(
-            f"The list {path} has {found} sources per mixture, but num_spks is "
-            f"{num_spks}: change one of them."
-        )
-    prefixes = [f"source_{i}" for i in range(1, found + 1)] + ["noise"] * noisy
-    columns = [f"{prefix}_{what}" for prefix in prefixes for what in ("path", "gain")]
-    read_table(path, columns)
-    seen = set()
-    for line, row in enumerate(rows, start=2):
-        for prefix in prefixes:
-            if not row[f"{prefix}_path"].strip() or not is_gain(row[f"{prefix}_gain"]):
-                raise UserError(
-                    f"Line {line} of the list {path} has no path or no number as gain "
-                    f"for {prefix}: it is {row[f'{prefix}_gain']!r} of mixture "
-                    f"{row['mixture_ID']}."
-                )
-        if row["mixture_ID"] in seen:
-            raise UserError(
-                f"Line {line} of the list {path} repeats the mixture_ID "
-                f"{row['mixture_ID']}."
-            )
-        seen.add(row["mixture_ID"])
-    return rows
-
-
-def count_sources(row: dict[str, str]) -> int:
-    """How many sources the columns of a list describe."""
-    return sum(bool(re.fullmatch(r"source_\d+_path", column)) for column in row)
-
-
-def is_gain(text: str) -> bool:
-    """Whether a text is a finite number."""
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
-
-
-def open_noise(path: Path) -> AudioFile:
-    """A noise file, mono or of more channels."""
-    if not path.is_file():
-        raise UserError(
-            f"The noise {path} does not exist: give WHAM!'s wham_noise as noise_folder "
-            "(LibriMix's augment_train_noise.py makes its files *sp08.wav and "
-            "*sp12.wav)."
-        )
-    return open_audio(path, mono=False)
 
 
 def split_name(list_path: Path) -> str:
@@ -345,10 +254,7 @@ def scan_librimix(
         than its mixture, or the number of speakers is another.
     """
     mixed_length([1], mode)
-    if mixture not in MIXTURES:
-        raise UserError(
-            f"The mixture type is {mixture}, but must be one of {', '.join(MIXTURES)}."
-        )
+    check_mixture(mixture)
     tail = librimix_folder("", num_spks, sample_rate, mode).parts
     folder = find_set(Path(data_folder), tail, split, mixture)
     sources = source_names(1 if mixture == "mix_single" else num_spks)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from speechbrain_spgm.audio import AudioFile, open_all
+from speechbrain_spgm.data.lists import NOISY
 from speechbrain_spgm.data.manifests import ManifestRow
 from speechbrain_spgm.data.recordings import AUDIO_SUFFIXES
 from speechbrain_spgm.errors import UserError
@@ -109,7 +110,7 @@ def scan(
             f"The folder {folder} has a source {further}, but num_spks is "
             f"{len(sources)}: change num_spks or data_folder."
         )
-    noisy = mixture in ("mix_both", "mix_single") and (folder / "noise").is_dir()
+    noisy = mixture in NOISY and (folder / "noise").is_dir()
     parts = [mixture, *sources, *(["noise"] if noisy else [])]
     files = [open_folder(folder / part) for part in parts]
 

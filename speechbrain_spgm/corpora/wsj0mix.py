@@ -23,16 +23,11 @@ import numpy as np
 
 from speechbrain_spgm.audio import AudioFile, open_all
 from speechbrain_spgm.corpora.active_level import active_level
-from speechbrain_spgm.corpora.generation import (
-    Plan,
-    fit,
-    load,
-    mixed_length,
-    resample,
-    resampled_length,
-)
+from speechbrain_spgm.corpora.generation import Plan, fit, load, resample
 from speechbrain_spgm.corpora.scanning import find_set, scan, source_names
+from speechbrain_spgm.data.lists import mixed_length, resampled_length
 from speechbrain_spgm.data.manifests import ManifestRow
+from speechbrain_spgm.data.recordings import to_number
 from speechbrain_spgm.errors import UserError
 
 SPLITS = ("tr", "cv", "tt")
@@ -200,7 +195,7 @@ def read_mix_list(path: str | Path) -> list[tuple[ListedSource, ...]]:
                 f"{line.strip()!r}."
             )
         for source in sources:
-            if not is_finite(source.gain):
+            if math.isnan(to_number(source.gain)):
                 raise UserError(
                     f"Line {number} of the list {path} has the gain {source.gain!r}, "
                     "which is not a number of dB."
@@ -214,14 +209,6 @@ def read_mix_list(path: str | Path) -> list[tuple[ListedSource, ...]]:
     if not lines:
         raise UserError(f"The list {path} is empty.")
     return lines
-
-
-def is_finite(text: str) -> bool:
-    """Whether a text is a finite number."""
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
 
 
 def find_recordings(wsj0: Path, names: Iterable[str]) -> list[Path]:

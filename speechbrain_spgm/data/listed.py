@@ -18,15 +18,16 @@ from speechbrain_spgm.audio import (
     open_all,
     read_frames,
 )
-from speechbrain_spgm.corpora.generation import resampled_length
-from speechbrain_spgm.corpora.librimix import (
+from speechbrain_spgm.data.batch import Mixture
+from speechbrain_spgm.data.lists import (
     NOISY,
     count_sources,
     load_noise,
+    mixed_length,
     open_noise,
     read_list,
+    resampled_length,
 )
-from speechbrain_spgm.data.batch import Mixture
 from speechbrain_spgm.data.manifests import ManifestRow, read_manifest
 from speechbrain_spgm.data.recordings import read_table
 from speechbrain_spgm.data.seeded import SeededDataset
@@ -245,8 +246,7 @@ class MixtureList(VariedDataset):
     ) -> None:
         variation = Variation(speeds, augmentations)
         super().__init__(sample_rate, segment_seconds, seed, variation)
-        if mode not in ("min", "max"):
-            raise UserError(f"The mixture mode is {mode}, but must be min or max.")
+        mixed_length([1], mode)
         self.path = Path(path)
         self.mode = mode
         self.num_spks = num_spks
@@ -263,8 +263,7 @@ class MixtureList(VariedDataset):
             gain * change_rate(load(file), file.rate, self.sample_rate)
             for file, gain in sources
         ]
-        fit = min if self.mode == "min" else max
-        length = fit(len(wave) for wave in waves)
+        length = mixed_length(map(len, waves), self.mode)
         # A negative padding cuts; mix_single leaves out all but the first. [T, spks]
         waves = [pad(wave, (0, length - len(wave))) for wave in waves[: self.num_spks]]
         stack = torch.stack(waves, dim=-1)
@@ -290,9 +289,9 @@ class MixtureList(VariedDataset):
     @property
     def seconds(self) -> list[float]:
         """How long each item is at most, give or take a sample."""
-        fit = min if self.mode == "min" else max
         durations = (
-            fit(file.seconds for file, _ in sources) for _, sources in self.entries
+            mixed_length((file.seconds for file, _ in sources), self.mode)
+            for _, sources in self.entries
         )
         return [self.seconds_of(round(d * self.sample_rate)) for d in durations]
 

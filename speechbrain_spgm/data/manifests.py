@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import os
 import re
 from collections.abc import Iterable
@@ -35,7 +34,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from speechbrain_spgm.audio import open_audio
-from speechbrain_spgm.data.recordings import read_table
+from speechbrain_spgm.data.recordings import check_columns, read_table, to_number
 from speechbrain_spgm.errors import UserError
 from speechbrain_spgm.files import replacing
 
@@ -152,10 +151,10 @@ def read_manifest(path: str | Path, num_spks: int | None = None) -> list[Manifes
     """
     path = Path(path)
     table = translate(read_table(path, columns=()), path)
-    read_columns(path, table, ("id", "duration", "mix", "s1"))
+    check_columns(path, table[0], ("id", "duration", "mix", "s1"))
     found = sum(bool(re.fullmatch(r"s[1-9]\d*", column)) for column in table[0])
     names = [f"s{i}" for i in range(1, found + 1)]
-    read_columns(path, table, names)  # s1, s2, ... without a gap
+    check_columns(path, table[0], names)  # s1, s2, ... without a gap
     if num_spks not in (None, found):
         raise UserError(
             f"The manifest {path} has {found} source(s) per mixture, but num_spks is "
@@ -184,27 +183,12 @@ def read_manifest(path: str | Path, num_spks: int | None = None) -> list[Manifes
 
 def parse_duration(text: str, place: str) -> float:
     """Seconds as a number above 0, or a sentence that says where there is none."""
-    try:
-        duration = float(text)
-    except ValueError:
-        duration = math.nan
-    if not 0 < duration < math.inf:
+    duration = to_number(text)
+    if not duration > 0:
         raise UserError(
             f"{place} has the duration {text!r}, but it must be seconds above 0."
         )
     return duration
-
-
-def read_columns(
-    path: Path, table: list[dict[str, str]], columns: Iterable[str]
-) -> None:
-    """Makes sure that a table has some columns."""
-    for column in columns:
-        if column not in table[0]:
-            raise UserError(
-                f"The list {path} has no column {column}; its columns are "
-                f"{', '.join(table[0])}."
-            )
 
 
 def translate(table: list[dict[str, str]], path: Path) -> list[dict[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import math
 import os
 from collections.abc import Iterable
 from fnmatch import fnmatch
@@ -202,12 +203,7 @@ def read_table(path: Path, columns: Iterable[str]) -> list[dict[str, str]]:
             rows, header = list(reader), reader.fieldnames or []
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"The list {path} is not a CSV file: {error}.") from None
-    missing = [column for column in columns if column not in header]
-    if missing:
-        raise UserError(
-            f"The list {path} has no column {missing[0]}; "
-            f"its columns are {', '.join(header) or 'none'}."
-        )
+    check_columns(path, header, columns)
     if not rows:
         raise UserError(f"The list {path} has no rows.")
     for number, row in enumerate(rows, start=2):
@@ -217,6 +213,25 @@ def read_table(path: Path, columns: Iterable[str]) -> list[dict[str, str]]:
                 f"header has columns ({len(header)})."
             )
     return rows
+
+
+def check_columns(path: Path, header: Iterable[str], columns: Iterable[str]) -> None:
+    """Makes sure that a table has some columns."""
+    for column in columns:
+        if column not in header:
+            raise UserError(
+                f"The list {path} has no column {column}; "
+                f"its columns are {', '.join(header) or 'none'}."
+            )
+
+
+def to_number(text: str) -> float:
+    """A finite number; NaN for any other text."""
+    try:
+        number = float(text)
+    except ValueError:
+        return math.nan
+    return number if math.isfinite(number) else math.nan
 
 
 def trim(samples: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError
 from speechbrain.utils.run_opts import RunOptions
 
-from speechbrain_spgm.corpora.librimix import MIXTURES
+from speechbrain_spgm.data.lists import MIXTURES
 from speechbrain_spgm.errors import UserError
 
 YAML_FILE = "hyperparams.yaml"  # what a run was told, in its folder

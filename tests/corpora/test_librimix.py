@@ -9,8 +9,9 @@ import soundfile
 from scipy.signal import resample_poly
 
 from speechbrain_spgm.corpora.generation import generate
-from speechbrain_spgm.corpora.librimix import extend, plan_librimix, scan_librimix
+from speechbrain_spgm.corpora.librimix import plan_librimix, scan_librimix
 from speechbrain_spgm.data import ManifestDataset, MixtureList, UserError
+from speechbrain_spgm.data.lists import extend
 from speechbrain_spgm.data.manifests import write_manifest
 
 BIT = 1 / 32768
