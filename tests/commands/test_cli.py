@@ -14,6 +14,7 @@ import soundfile
 import torch
 
 from speechbrain_spgm import __version__, cli
+from speechbrain_spgm.commands import separate
 from speechbrain_spgm.inference import SPGMSeparation, save_published
 from speechbrain_spgm.models import sources as module
 from speechbrain_spgm.models.published import build
@@ -359,7 +360,7 @@ def test_a_channel(run, model, tmp_path):
 
 def test_what_c_libraries_print_is_muted(capfd):
     """Also what C keeps in its buffer until the process ends."""
-    with cli.quiet_streams():
+    with separate.quiet_streams():
         ctypes.CDLL(None).puts(b"from the library")
         os.write(2, b"from the library")
     print("ours", flush=True)
