@@ -1,11 +1,13 @@
 """What it costs to separate while the talk goes on.
 
-    python -m benchmarks.live --data-folder LibriSpeech/test-clean --seconds 24
+    python -m benchmarks.live --data-folder LibriSpeech --seconds 24
+    python -m benchmarks.live --data-folder LibriSpeech --list libri2mix_test-clean.csv
 
-Separates mixtures of two people who both talk all the time, with averages over the
-whole recording, over a window, over the chunks so far, and as a stream, and prints the
-mean SI-SDRi of each and its difference from the first, with 95% intervals. Nothing but
-the statistics differs.
+Separates mixtures of two people who both talk all the time (of a list: its first that
+are long enough, cut; else utterances of the speakers in test-clean, one after the
+other) with averages over the whole recording, over a window, over the chunks so far,
+and as a stream, and prints the mean SI-SDRi of each and its difference from the first,
+with 95% intervals. Nothing but the statistics differs.
 
 Axes: T samples, spks sources.
 """
@@ -23,6 +25,7 @@ from torch import Tensor
 from benchmarks.conversations import RMS, find_speakers
 from benchmarks.conversations import _speech as speech_of
 from benchmarks.long import interval
+from speechbrain_spgm.data import MixtureList
 from speechbrain_spgm.inference import SPGMSeparation
 from speechbrain_spgm.lobes.statistics import statistics_of
 from speechbrain_spgm.training.losses import pit_si_sdr_loss
@@ -49,6 +52,7 @@ def ways(model: SPGMSeparation, horizon: float) -> dict[str, Separate]:
         "whole": batch("whole"),
         "running": batch("running", warm_up=0),
         "running, 1 s warm-up": batch("running"),
+        "running, 2 s warm-up": batch("running", warm_up=2),
         f"running, 1 s, horizon {horizon:g} s": batch("running", horizon=horizon),
         "window 8 s": batch("window"),
         "stream, 1 s warm-up": stream,
@@ -57,7 +61,7 @@ def ways(model: SPGMSeparation, horizon: float) -> dict[str, Separate]:
 
 def overlapped(folder: Path, seconds: float, rate: int) -> Iterator[Tensor]:
     """Two speakers who both talk all the time, ``[T, spks]``; new ones each time."""
-    speakers, T = find_speakers(folder), round(seconds * rate)
+    speakers, T = find_speakers(folder / "test-clean"), round(seconds * rate)
     for seed in range(10_000):
         draw = np.random.default_rng(seed)
         names = draw.choice(sorted(speakers), 2, replace=False)
@@ -68,6 +72,16 @@ def overlapped(folder: Path, seconds: float, rate: int) -> Iterator[Tensor]:
             yield torch.from_numpy(np.stack(parts, 1)).float()
 
 
+def listed(path: Path, folder: Path, seconds: float, rate: int) -> Iterator[Tensor]:
+    """The sources of a list's mixtures that are long enough, ``[T, spks]``."""
+    T = round(seconds * rate)
+    mixtures = MixtureList(path, folder, num_spks=2, sample_rate=rate)
+    for i in range(len(mixtures)):
+        sources = mixtures[i].sources
+        if len(sources) >= T:
+            yield sources[:T]
+
+
 def si_sdr_of(est: Tensor, sources: Tensor) -> float:
     """The mean over the voices in their best order, in dB; both ``[T, spks]``."""
     return -float(pit_si_sdr_loss(est[None], sources[None]).loss)
@@ -76,7 +90,8 @@ def si_sdr_of(est: Tensor, sources: Tensor) -> float:
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.live")
-    parser.add_argument("--data-folder", type=Path, required=True, help="test-clean")
+    parser.add_argument("--data-folder", type=Path, required=True, help="LibriSpeech")
+    parser.add_argument("--list", type=Path, help="LibriMix's CSV file")
     parser.add_argument("--mixtures", type=int, default=30)
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--horizon", type=float, default=20.0, metavar="SECONDS")
@@ -84,7 +99,8 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     model = SPGMSeparation.from_pretrained(arguments.model, device="cpu")
     found: dict[str, list[float]] = {}
-    drawn = overlapped(arguments.data_folder, arguments.seconds, model.sample_rate)
+    where = (arguments.data_folder, arguments.seconds, model.sample_rate)
+    drawn = listed(arguments.list, *where) if arguments.list else overlapped(*where)
     for _, sources in zip(range(arguments.mixtures), drawn, strict=False):
         mix = sources.sum(1)
         before = si_sdr_of(torch.stack([mix, mix], 1), sources)
