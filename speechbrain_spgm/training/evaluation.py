@@ -210,7 +210,7 @@ def check_metrics(metrics: Iterable[str], sample_rate: int) -> None:
     >>> check_metrics(["si_sdr", "pesq"], 44100)
     Traceback (most recent call last):
     ...
-    speechbrain_spgm.data.errors.UserError: PESQ is defined at 8000 and 16000 Hz, not at 44100 Hz: leave it out.
+    speechbrain_spgm.errors.UserError: PESQ is defined at 8000 and 16000 Hz, not at 44100 Hz: leave it out.
     """  # noqa: E501
     metrics = list(metrics)
     for metric in metrics:
