@@ -22,7 +22,7 @@ from speechbrain.utils.distributed import main_process_only
 from speechbrain.utils.logger import get_logger
 from torch import nn
 
-from speechbrain_spgm.data.errors import writing
+from speechbrain_spgm.data.errors import UserError, writing
 
 logger = get_logger(__name__)
 
@@ -65,7 +65,7 @@ class WholeCheckpointer(Checkpointer):
                 checkpoint = super().save_checkpoint(*args, **kwargs)
                 metafile = checkpoint.path / METAFNAME
                 os.replace(partial_name(metafile), metafile)
-        except BaseException:
+        except UserError:
             with suppress(OSError):
                 self._sweep()
             raise
