@@ -6,10 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from speechbrain_spgm.audio import FORMATS, SUBTYPES
 from speechbrain_spgm.cli import make_parser
 from speechbrain_spgm.errors import UserError
 from speechbrain_spgm.inference import SPGMSeparation
-from speechbrain_spgm.inference.options import WRITING, Options
+from speechbrain_spgm.inference.options import MODES, WRITING, Options
 
 MODEL = SimpleNamespace(num_spks=2, views=3)  # what options ask of a model
 
@@ -72,6 +73,18 @@ def test_the_command_knows_the_options_and_their_defaults():
     assert {n: chosen[n] for n in known - {"format"}} == {
         n: defaults[n] for n in known - {"format"}
     }
+
+
+@pytest.mark.parametrize(
+    ("option", "values"),
+    [("--format", FORMATS), ("--subtype", SUBTYPES), ("--mode", MODES)],
+)
+def test_the_command_offers_every_value(option, values):
+    command = ["separate", "a.wav", "--output", "b", option]
+    for value in values:
+        make_parser().parse_args([*command, value])
+    with pytest.raises(SystemExit):
+        make_parser().parse_args([*command, "another"])
 
 
 def test_unknown_names_are_refused_before_anything_is_read(model, tmp_path):
