@@ -71,17 +71,7 @@ class Recording(NamedTuple):
 
 
 class Heard(NamedTuple):
-    """What was read.
-
-    Arguments
-    ---------
-    rate : int
-        In Hz.
-    missing : int
-        How many samples the file lacks of those that it promises.
-    remarks : list of str
-        What the user should know, in sentences.
-    """
+    """What was read: the rate in Hz, the samples that the file lacks, and remarks."""
 
     rate: int
     missing: int
@@ -378,20 +368,7 @@ def _open_path(path: Path, name: str) -> BinaryIO:
 
 
 def check_file(path: Path, name: str | None = None) -> None:
-    """Refuses what is no file with something in it.
-
-    Arguments
-    ---------
-    path : Path
-        Where it should be.
-    name : str, optional
-        For messages.
-
-    Raises
-    ------
-    AudioFileError
-        Saying what it is.
-    """
+    """Refuses what is no file with something in it."""
     name = name or str(path)
     try:
         kind = path.stat()
@@ -446,25 +423,8 @@ def from_array(
 ) -> Heard:
     """Takes a recording that is in memory as ``stream_audio`` takes a file.
 
-    Arguments
-    ---------
-    samples : np.ndarray or torch.Tensor
-        ``[T]`` or ``[T, channels]``: floats, full scale is 1, or signed integers, or
-        bytes from 0 to 255.
-    use, name, channel
-        As in ``stream_audio``.
-    rate : int
-        In Hz.
-
-    Returns
-    -------
-    heard : Heard
-        As from ``stream_audio``.
-
-    Raises
-    ------
-    AudioFileError
-        If the shape, the type or the rate is wrong, or a sample NaN or infinite.
+    ``[T]`` or ``[T, channels]``: floats, full scale is 1, or signed integers, or bytes
+    from 0 to 255.
     """
     if isinstance(samples, Tensor):
         samples = samples.detach().cpu()
@@ -653,15 +613,7 @@ def read_frames(file: AudioFile, start: int = 0, frames: int = -1) -> np.ndarray
 
 
 class Format(NamedTuple):
-    """How voices are written.
-
-    Arguments
-    ---------
-    name : str
-        One of ``FORMATS``.
-    subtype : str
-        libsndfile's name.
-    """
+    """How voices are written: one of ``FORMATS``, libsndfile's name of the subtype."""
 
     name: str = "wav"
     subtype: str = "FLOAT"
@@ -930,6 +882,17 @@ def resample(samples: Tensor, old_rate: int, new_rate: int) -> Tensor:
     return _interpolate(samples, old, new)
 
 
+def resampled_length(frames: int, rate: int, target_rate: int) -> int:
+    """How many samples ``frames`` become after ``resample``.
+
+    Example
+    -------
+    >>> resampled_length(441, 44100, 8000), resampled_length(7, 8000, 44100)
+    (80, 39)
+    """
+    return -(-frames * target_rate // rate)
+
+
 def _interpolate(samples: Tensor, old: int, new: int) -> Tensor:
     """Resamples ``[..., T]`` with torchaudio's filter, computed where it is needed.
 
@@ -939,7 +902,7 @@ def _interpolate(samples: Tensor, old: int, new: int) -> Tensor:
     zeros, base = 6, 0.99 * min(old, new)  # as torchaudio's defaults
     width = math.ceil(zeros * old / base)
     T, shape = samples.shape[-1], samples.shape[:-1]
-    length = -(-T * new // old)
+    length = resampled_length(T, old, new)
     padded = torch.nn.functional.pad(samples.reshape(-1, T), (width, width + 1))
     taps = torch.arange(2 * width + 1, device=samples.device)
     result = samples.new_empty(len(padded), length)

@@ -22,17 +22,10 @@ Pieces = tuple["bytes | tuple[int, int]", ...]
 class Part(NamedTuple):
     """One recording within a file.
 
-    Arguments
-    ---------
-    pieces : tuple
-        Bytes, or (start, stop) in the file.
-    lost, held : int
-        Bytes of audio that the header promises beyond those that there are, and these;
-        0 if it does not promise more.
-    frames : int, optional
-        Frames that there should be, where libsndfile cannot see that in the pieces.
-    stretch : int
-        Bytes by which the part is to look longer than it is.
+    ``pieces`` are bytes, or (start, stop) in the file. ``lost`` bytes of audio are
+    promised by the header beyond those ``held``; 0 if it does not promise more.
+    ``frames`` that there should be, where libsndfile cannot see that; ``stretch`` bytes
+    by which the part is to look longer than it is.
     """
 
     pieces: Pieces
@@ -104,19 +97,9 @@ class View(io.RawIOBase):
 
 
 def find_parts(file: BinaryIO, thorough: bool = True) -> list[Part]:
-    """The recordings in a file, in their order.
+    """The recordings in a seekable file, in order; one if nothing is to put right.
 
-    Arguments
-    ---------
-    file : file object
-        Seekable; its position is changed.
-    thorough : bool
-        Whether to look through all of a file where that is the only way.
-
-    Returns
-    -------
-    parts : list of Part
-        One that shows the file as it is, if there is nothing to put right.
+    ``thorough`` looks through all of a file where that is the only way.
     """
     size = file.seek(0, io.SEEK_END)
     head = _at(file, 0, 64)

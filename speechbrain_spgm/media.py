@@ -44,32 +44,11 @@ def is_media(head: bytes) -> bool:
 def media_blocks(
     file: BinaryIO, name: str, remarks: list[str]
 ) -> Iterator[tuple[np.ndarray, int, float]]:
-    """Decodes the first audio stream.
+    """Decodes the first audio stream of a seekable file.
 
-    Arguments
-    ---------
-    file : file object
-        Seekable.
-    name : str
-        For messages.
-    remarks : list of str
-        Gets what the user should know.
-
-    Yields
-    ------
-    block : np.ndarray
-        ``[frames, channels]``, float32, full scale is 1.
-    rate : int
-        In Hz.
-    seconds : float
-        The duration that the file states; 0 if it states none.
-
-    Raises
-    ------
-    MissingPackage
-        If PyAV is not installed.
-    ValueError, OSError
-        If there is nothing that FFmpeg can read.
+    Yields blocks ``[frames, channels]``, their rate and the seconds that the file
+    states, or 0; ``remarks`` gets what the user should know. Raises MissingPackage
+    without PyAV, and ValueError or OSError if there is nothing that FFmpeg can read.
     """
     av = require("av", "av", f"{name} is in a format that")
     file.seek(0)

@@ -5,7 +5,9 @@ import importlib
 import pkgutil
 import re
 import sys
+from collections.abc import Container
 from configparser import ConfigParser
+from graphlib import CycleError, TopologicalSorter
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -199,6 +201,51 @@ def test_arrows_between_the_rooms_point_one_way(room: str) -> None:
             if parts[1] not in MAY_IMPORT[room] | GROUND | {room}:
                 wrong.append(f"{file.name} imports {name}")
     assert not wrong
+
+
+def test_no_imports_go_in_a_circle() -> None:
+    """Those in functions and for type checkers included."""
+    package = ROOT / "speechbrain_spgm"
+    modules = {dotted(file): file for file in package.rglob("*.py")}
+    sorter = TopologicalSorter[str]()
+    for module, file in modules.items():
+        for name in imported(file):
+            sorter.add(module, *(needed_by(module, name, modules) - {module}))
+    try:
+        sorter.prepare()
+    except CycleError as error:
+        pytest.fail(" <- ".join(error.args[1]))
+
+
+def dotted(file: Path) -> str:
+    """A module's full name."""
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def needed_by(module: str, name: str, modules: Container[str]) -> set[str]:
+    """The modules that an import runs; not the packages in which ``module`` lies."""
+    parts = name.split(".")
+    runs = {".".join(parts[:count]) for count in range(1, len(parts) + 1)}
+    while name not in modules and name:
+        name = name.rpartition(".")[0]
+    around = {part for part in runs if f"{module}.".startswith(f"{part}.")} - {name}
+    return {part for part in runs - around if part in modules}
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "found"),
+    [
+        ("p.a.x", "p.b.y.thing", {"p.b", "p.b.y"}),
+        ("p.a.x", "p.a.y.thing", {"p.a.y"}),
+        ("p.a", "p.a.x.thing", {"p.a.x"}),
+        ("p.a.x", "p.version", {"p"}),
+        ("p.a.x", "os.path", set()),
+    ],
+)
+def test_what_an_import_runs(module: str, name: str, found: set[str]) -> None:
+    modules = {"p", "p.a", "p.a.x", "p.a.y", "p.b", "p.b.y"}
+    assert needed_by(module, name, modules) == found
 
 
 def imported(file: Path) -> list[str]:

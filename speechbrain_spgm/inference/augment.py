@@ -26,24 +26,7 @@ MOST_VIEWS = 8  # each costs as much time as the first
 
 
 def check_views(views: object, where: str = "views") -> int:
-    """A number of views, if it is one.
-
-    Arguments
-    ---------
-    views : object
-        Should be a whole number from 1 to ``MOST_VIEWS``.
-    where : str
-        What holds it, for the message.
-
-    Returns
-    -------
-    views : int
-
-    Raises
-    ------
-    UserError
-        If it is anything else.
-    """
+    """A number of views from 1 to ``MOST_VIEWS``, or a UserError that names it."""
     if type(views) is not int or not 1 <= views <= MOST_VIEWS:
         raise UserError(
             f"{where} is {views!r}, but must be a whole number from 1 to {MOST_VIEWS}."
@@ -53,16 +36,6 @@ def check_views(views: object, where: str = "views") -> int:
 
 def views_of(config: object) -> int:
     """How many views a model's card asks for where whole recordings are separated.
-
-    Arguments
-    ---------
-    config : object
-        What config.json holds; nothing in it need be as it should.
-
-    Returns
-    -------
-    views : int
-        1 if the card says nothing.
 
     Example
     -------
@@ -83,24 +56,9 @@ def separate_augmented(
 ) -> Tensor:
     """The mean over several views, each utterance as it would be alone.
 
-    Arguments
-    ---------
-    once : callable
-        From ``[B, T]``, the valid samples ``[B]`` and the number of the view, from 0,
-        to ``[B, T, spks]``, zero beyond them.
-    mix : torch.Tensor
-        ``[B, T]``.
-    lengths : torch.Tensor
-        Valid samples of every mixture, ``[B]``.
-    views : int
-        V, at least 1; the first is the mixture as it is.
-    period : int
-        Samples after which a delay changes nothing: from one chunk to the next.
-
-    Returns
-    -------
-    est : torch.Tensor
-        ``[B, T, spks]``.
+    ``once`` gives ``[B, T, spks]``, zero beyond the valid samples ``[B]``, from ``[B,
+    T]``, these and the number of the view; the first is the mixture as it is. After
+    ``period`` samples, from one chunk to the next, a delay changes nothing.
 
     Example
     -------
@@ -122,17 +80,7 @@ def separate_augmented(
 
 
 def in_order_of(first: Tensor, est: Tensor) -> Tensor:
-    """Puts the voices of each utterance in the order in which they agree best.
-
-    Arguments
-    ---------
-    first, est : torch.Tensor
-        ``[B, T, spks]``.
-
-    Returns
-    -------
-    est : torch.Tensor
-        ``[B, T, spks]``.
+    """Puts the voices ``[B, T, spks]`` of each utterance in the order of ``first``.
 
     Example
     -------

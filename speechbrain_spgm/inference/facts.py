@@ -25,16 +25,8 @@ STATED = {
 def describe(model: SPGMSeparation) -> dict[str, str]:
     """The facts about a model, in the order in which ``spgm info`` shows them.
 
-    Arguments
-    ---------
-    model : SPGMSeparation
-        A loaded model.
-
-    Returns
-    -------
-    facts : dict of str to str
-        Sizes; licence, training data and measured quality ("not stated" if there is no
-        card); then whatever else the card holds.
+    Sizes; licence, training data and measured quality ("not stated" if there is no
+    card); then whatever else the card holds.
     """
     config = getattr(model.hparams, "config", {})
     facts = {"name": str(config.get("config_name", NOT_STATED)), **_sizes(model)}

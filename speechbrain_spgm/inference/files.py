@@ -53,17 +53,7 @@ DOUBT = 0.9  # confidence below which a seam is called doubtful
 
 
 class Way(NamedTuple):
-    """How a recording is separated.
-
-    Arguments
-    ---------
-    mode : str
-        ``"exact"`` or ``"stitched"``.
-    estimate : int
-        Bytes that the exact mode takes.
-    limit : int
-        Bytes that it may take.
-    """
+    """Exact or stitched; the bytes that the exact mode takes, and may take."""
 
     mode: str
     estimate: int
@@ -71,27 +61,7 @@ class Way(NamedTuple):
 
 
 def choose_mode(model: Separable, samples: int, rate: int, options: Options) -> Way:
-    """Chooses the mode: exact, which has no seams, if it fits.
-
-    Arguments
-    ---------
-    model : Separable
-        The separator.
-    samples, rate : int
-        Length of the recording and its rate in Hz.
-    options : Options
-        What the user wants; checked.
-
-    Returns
-    -------
-    way : Way
-        A recording no longer than a window is always separated exactly.
-
-    Raises
-    ------
-    UserError
-        If the exact mode is asked for and does not fit.
-    """
+    """Chooses the mode: exact, which has no seams, if it fits or a window holds all."""
     estimate = estimate_bytes(model, samples, rate, options.views or 1)
     limit = options.max_memory
     if limit is None:
@@ -111,24 +81,7 @@ def choose_mode(model: Separable, samples: int, rate: int, options: Options) -> 
 def separate_to_tensor(
     model: Separable, sound: Sound, name: str, options: Options
 ) -> Tensor:
-    """``SPGMSeparation.separate_file``.
-
-    Arguments
-    ---------
-    model : Separable
-        The separator.
-    sound : callable
-        What hands over the samples; see ``from_file``.
-    name : str
-        For messages.
-    options : Options
-        How; checked.
-
-    Returns
-    -------
-    est : torch.Tensor
-        ``[1, T, spks]``.
-    """
+    """``SPGMSeparation.separate_file`` with checked options: ``[1, T, spks]``."""
     with (
         TemporaryDirectory(prefix="spgm-") as folder,
         _Source(sound, name, folder, options.channel) as s,
@@ -154,29 +107,10 @@ def separate_to_files(
     report: Path | None = None,
     reading: Callable[[], AbstractContextManager] = nullcontext,
 ) -> dict[str, Any]:
-    """``SPGMSeparation.separate_to_files``.
+    """``SPGMSeparation.separate_to_files`` with checked options.
 
-    Arguments
-    ---------
-    model : Separable
-        The separator.
-    sound : callable
-        What hands over the samples; see ``from_file``.
-    name : str
-        For messages.
-    outputs : sequence of Path
-        One file per voice; they appear, with the report, when all is done.
-    options : Options
-        How; checked.
-    report : Path, optional
-        A JSON file.
-    reading : callable
-        Gives the context in which the file is read.
-
-    Returns
-    -------
-    facts : dict
-        What the report holds.
+    The files appear, with the report, when all is done; ``reading`` gives the context
+    in which the recording is read.
     """
     spks = model.num_spks
     if len(outputs) != spks:
@@ -329,11 +263,6 @@ def _choose(model: Separable, source: _Source, options: Options) -> Way:
 def describe_mode(facts: dict[str, Any]) -> str:
     """One line about the mode.
 
-    Arguments
-    ---------
-    facts : dict
-        From ``separate_to_files``.
-
     Example
     -------
     >>> facts = {"file": "a.wav", "mode": "exact"}
@@ -348,13 +277,7 @@ def describe_mode(facts: dict[str, Any]) -> str:
 
 
 def explain(facts: dict[str, Any]) -> list[str]:
-    """What the user of the command line should know about a file, in sentences.
-
-    Arguments
-    ---------
-    facts : dict
-        From ``separate_to_files``.
-    """
+    """What the user of the command line should know about a file, in sentences."""
     lines = []
     if facts["missing_samples"]:
         held, lost = facts["samples"], facts["missing_samples"]

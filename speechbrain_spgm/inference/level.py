@@ -40,10 +40,7 @@ COPIES = 1e-4
 class Centre(NamedTuple):
     """What frees a recording of its mean and brings its numbers near 1.
 
-    Arguments
-    ---------
-    mean, peak, scale : torch.Tensor
-        Scalars, float64; the scale is 1 / peak, or 0 where there is no sound.
+    Scalars, float64; the scale is 1 / peak, or 0 where there is no sound.
     """
 
     mean: Tensor
@@ -56,16 +53,7 @@ class Centre(NamedTuple):
 
 
 def find_centre(pieces: Iterable[Tensor]) -> Centre:
-    """Where a recording has its middle, and how far it reaches.
-
-    Arguments
-    ---------
-    pieces : iterable of torch.Tensor
-        The recording, piece by piece.
-
-    Returns
-    -------
-    centre : Centre
+    """Where a recording, piece by piece, has its middle, and how far it reaches.
 
     Example
     -------
@@ -87,20 +75,7 @@ def find_centre(pieces: Iterable[Tensor]) -> Centre:
 
 
 def check_peak(name: str, centre: Centre) -> None:
-    """Refuses a recording whose voices may not fit into 32-bit floats.
-
-    Arguments
-    ---------
-    name : str
-        The recording's.
-    centre : Centre
-        Likewise.
-
-    Raises
-    ------
-    AudioFileError
-        Saying what to do.
-    """
+    """Refuses a recording whose voices may not fit into 32-bit floats."""
     if centre.peak > LOUDEST:
         raise AudioFileError(
             f"{name} is too loud for the model (peak {centre.peak:.3g}, full scale is "
@@ -109,20 +84,7 @@ def check_peak(name: str, centre: Centre) -> None:
 
 
 def check_voices(name: str, est: Tensor) -> None:
-    """Refuses what a model makes of a recording if it is no sound.
-
-    Arguments
-    ---------
-    name : str
-        The recording's.
-    est : torch.Tensor
-        Outputs, of any shape.
-
-    Raises
-    ------
-    AudioFileError
-        If there is NaN or infinity.
-    """
+    """Refuses what a model makes of a recording if it is no sound."""
     if not est.isfinite().all():
         raise AudioFileError(
             f"{name} cannot be separated: the model's output holds NaN or infinity; "
@@ -131,17 +93,9 @@ def check_voices(name: str, est: Tensor) -> None:
 
 
 def frame_powers(samples: Tensor) -> Tensor:
-    """The mean power of each frame, float64.
+    """The mean power of each frame of ``[T]``, float64 ``[ceil(T / FRAME)]``.
 
-    Arguments
-    ---------
-    samples : torch.Tensor
-        ``[T]``; what is left at the end counts as a frame with silence behind it.
-
-    Returns
-    -------
-    powers : torch.Tensor
-        ``[ceil(T / FRAME)]``.
+    What is left at the end counts as a frame with silence behind it.
     """
     T = len(samples)
     frames = F.pad(samples.double(), (0, -T % FRAME)).view(-1, FRAME)
@@ -149,17 +103,9 @@ def frame_powers(samples: Tensor) -> Tensor:
 
 
 def level_gain(powers: Tensor) -> Tensor:
-    """What brings a recording to ``LEVEL``, whatever it has of pauses and clicks.
+    """What brings a recording of powers ``[F]`` to ``LEVEL``; 0 for silence.
 
-    Arguments
-    ---------
-    powers : torch.Tensor
-        From ``frame_powers``, ``[F]``.
-
-    Returns
-    -------
-    gain : torch.Tensor
-        A scalar, float64; 0 for silence.
+    Whatever it has of pauses and clicks; a scalar, float64.
 
     Example
     -------
@@ -179,21 +125,10 @@ def level_gain(powers: Tensor) -> Tensor:
 
 
 def bring_to_level(mix: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Frees mixtures of their means and brings each to ``LEVEL``.
+    """Frees mixtures ``[B, T]`` of their means and brings each to ``LEVEL``.
 
-    Arguments
-    ---------
-    mix : torch.Tensor
-        ``[B, T]``.
-    lengths : sequence of int
-        Valid samples of each; no others are read.
-
-    Returns
-    -------
-    levelled : torch.Tensor
-        ``[B, T]``, float64, zero beyond the lengths; without any sound all zero.
-    levels : torch.Tensor
-        ``[B]``, float64: times these, they have the mixtures' own levels.
+    Only the valid samples ``lengths`` are read. Float64 ``[B, T]``, zero beyond them
+    and without sound; and ``[B]``: times these, they have the mixtures' own levels.
 
     Example
     -------
@@ -216,20 +151,7 @@ def bring_to_level(mix: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]
 
 
 def check_levels(normalize: str | None, consistent: bool) -> None:
-    """Refuses levels that cannot be.
-
-    Arguments
-    ---------
-    normalize : str, optional
-        Should be None or ``"peak"``.
-    consistent : bool
-        Whether the voices sum to the mixture.
-
-    Raises
-    ------
-    UserError
-        Naming the value.
-    """
+    """Refuses levels that cannot be."""
     if normalize not in (None, "peak"):
         raise UserError(f'normalize is {normalize!r}, but must be None or "peak".')
     if normalize and consistent:
@@ -246,23 +168,9 @@ def restore_level(
     normalize: str | None = None,
     consistent: bool = False,
 ) -> Tensor:
-    """Voices at the level of their recording, or as the user wants them.
+    """Voices ``[T, spks]`` of any level at that of ``[T]``, or as the user wants them.
 
-    Arguments
-    ---------
-    est : torch.Tensor
-        Outputs at any level, ``[T, spks]``, float32.
-    mix : torch.Tensor
-        The recording, ``[T]``.
-    centre : Centre
-        The recording's.
-    normalize, consistent
-        As in ``SPGMSeparation.separate_file``.
-
-    Returns
-    -------
-    est : torch.Tensor
-        ``[T, spks]``, without their means unless ``consistent`` shares one out.
+    Without their means, unless ``consistent`` shares one out.
     """
     voices = est.double()
     voices -= voices.mean(0)
@@ -273,19 +181,7 @@ def restore_level(
 
 
 def share_rest(voices: Tensor, mix: Tensor) -> Tensor:
-    """Shares out equally what voices lack, in place, so that they sum to the mixture.
-
-    Arguments
-    ---------
-    voices : torch.Tensor
-        At the mixture's level, ``[T, spks]``, float64.
-    mix : torch.Tensor
-        The mixture, ``[T]``.
-
-    Returns
-    -------
-    voices : torch.Tensor
-        ``[T, spks]``, float64.
+    """Shares out, in place, what voices ``[T, spks]`` lack of a mixture ``[T]``.
 
     Example
     -------
@@ -297,24 +193,12 @@ def share_rest(voices: Tensor, mix: Tensor) -> Tensor:
 
 
 def fit_mixture(est: Tensor, mix: Tensor) -> Tensor:
-    """Scales every output by its own gain, so that their sum fits the mixture.
+    """Scales every output ``[T, spks]`` so that their sum fits the mixture ``[T]``.
 
     The gains g minimise ``|mix - sum_i g_i est_i|^2``. A gain may be negative: training
     by SI-SDR leaves the polarity open as well as the level. Outputs that are copies of
     each other share one gain (the smallest gains among those that fit equally well);
     silent outputs stay silent.
-
-    Arguments
-    ---------
-    est : torch.Tensor
-        Outputs at any level, ``[T, spks]``.
-    mix : torch.Tensor
-        The mixture, ``[T]``.
-
-    Returns
-    -------
-    scaled : torch.Tensor
-        ``[T, spks]``.
 
     Example
     -------
@@ -329,19 +213,10 @@ def fit_mixture(est: Tensor, mix: Tensor) -> Tensor:
 
 
 def mixture_gains(gram: Tensor, target: Tensor) -> Tensor:
-    """The gains of ``fit_mixture`` from sums that may be taken piece by piece.
+    """The gains ``[spks]`` of ``fit_mixture`` from sums taken piece by piece, float64.
 
-    Arguments
-    ---------
-    gram : torch.Tensor
-        Products of the outputs with each other, ``[spks, spks]``, float64.
-    target : torch.Tensor
-        Products of the outputs with the mixture, ``[spks]``, float64.
-
-    Returns
-    -------
-    gains : torch.Tensor
-        ``[spks]``, float64.
+    Products of the outputs with each other ``[spks, spks]``, with the mixture
+    ``[spks]``.
 
     Example
     -------
@@ -356,17 +231,7 @@ def mixture_gains(gram: Tensor, target: Tensor) -> Tensor:
 
 
 def scale_to_peak(est: Tensor) -> Tensor:
-    """Scales every output to peak 1, as SpeechBrain does; silence stays silence.
-
-    Arguments
-    ---------
-    est : torch.Tensor
-        Outputs, ``[T, spks]``.
-
-    Returns
-    -------
-    scaled : torch.Tensor
-        ``[T, spks]``.
+    """Scales outputs ``[T, spks]`` to peak 1, as SpeechBrain does, but silence.
 
     Example
     -------

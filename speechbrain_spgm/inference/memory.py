@@ -37,22 +37,7 @@ UNKNOWN_FREE = 4 * 2**30  # where the system does not say
 
 
 def parse_bytes(text: str) -> int:
-    """A number of bytes as people write it.
-
-    Arguments
-    ---------
-    text : str
-        For example ``"4G"``, ``"512M"`` or ``"1.5GiB"``; units are powers of 1024.
-
-    Returns
-    -------
-    bytes : int
-        At least 1.
-
-    Raises
-    ------
-    UserError
-        If it is no such number.
+    """A number of bytes as people write it; units are powers of 1024.
 
     Example
     -------
@@ -80,24 +65,10 @@ def format_bytes(size: float) -> str:
 
 
 def estimate_bytes(model: Separable, samples: int, rate: int, views: int = 1) -> int:
-    """The peak memory of separating a whole recording, over the loaded model.
+    """The peak memory of separating a whole recording, over the loaded model, in bytes.
 
-    Arguments
-    ---------
-    model : Separable
-        The model; that of a GPU counts its memory.
-    samples : int
-        Length of the recording.
-    rate : int
-        Its sample rate in Hz.
-    views : int
-        See ``SPGMSeparation.separate_batch``.
-
-    Returns
-    -------
-    bytes : int
-        For the engine (CPU), the state twice, voices and mixture; elsewhere a
-        generous multiple.
+    ``samples`` at ``rate`` Hz. For the engine (CPU): the state twice, voices and
+    mixture; elsewhere a generous multiple.
 
     Example
     -------
@@ -136,19 +107,10 @@ def estimate_bytes(model: Separable, samples: int, rate: int, views: int = 1) ->
 
 
 def free_bytes(device: torch.device | str = "cpu") -> int:
-    """The memory that a new computation may take: free, and within all limits.
+    """The memory that a new computation on a device may take, in bytes.
 
-    Those are ``ulimit -v`` and ``-d``, and those of containers and batch systems.
-
-    Arguments
-    ---------
-    device : torch.device or str
-        Of the computation.
-
-    Returns
-    -------
-    bytes : int
-        Of the GPU, or of the computer.
+    Free, and within ``ulimit -v`` and ``-d`` and the limits of containers and batch
+    systems.
     """
     device = torch.device(device)
     if device.type == "cuda":

@@ -197,24 +197,7 @@ def require_onnx() -> None:
 
 
 def trace(plain: PlainSeparator, rate: int) -> torch.onnx.ONNXProgram:
-    """The separator as an ONNX program whose length is free.
-
-    Arguments
-    ---------
-    plain : PlainSeparator
-        On the CPU, in evaluation mode.
-    rate : int
-        Sample rate in Hz.
-
-    Returns
-    -------
-    program : torch.onnx.ONNXProgram
-
-    Raises
-    ------
-    ModelError
-        If the exporter cannot express something in it.
-    """
+    """The separator as an ONNX program whose length is free."""
     conv = plain.encoder.conv1d
     shortest = conv.kernel_size[0] + conv.stride[0]
     length = max(shortest + 1, int(TRACED_SECONDS * rate))
@@ -237,18 +220,7 @@ def trace(plain: PlainSeparator, rate: int) -> torch.onnx.ONNXProgram:
 
 
 def metadata(model: SPGMSeparation) -> dict[str, str]:
-    """What a program needs to know to use the file, and the card.
-
-    Arguments
-    ---------
-    model : SPGMSeparation
-        A loaded model.
-
-    Returns
-    -------
-    facts : dict of str to str
-        ONNX metadata are texts.
-    """
+    """What a program needs to know to use the file, and the card, as texts."""
     config: Mapping[str, Any] = getattr(model.hparams, "config", {})
     return {
         "sample_rate": str(model.sample_rate),
@@ -261,22 +233,7 @@ def metadata(model: SPGMSeparation) -> dict[str, str]:
 def compare(
     path: Path, model: SPGMSeparation, seconds: Sequence[float] = CHECKED_SECONDS
 ) -> dict[float, float]:
-    """Runs an ONNX file and the model on the same noise.
-
-    Arguments
-    ---------
-    path : Path
-        The file.
-    model : SPGMSeparation
-        On the CPU.
-    seconds : sequence of float
-        Lengths of the noise, whose peak is 1.
-
-    Returns
-    -------
-    errors : dict of float to float
-        Largest difference of a sample by length.
-    """
+    """The largest difference of a sample from the model's, on noise, by its seconds."""
     onnxruntime = importlib.import_module("onnxruntime")  # of the extra onnx
     session = onnxruntime.InferenceSession(
         str(path), providers=["CPUExecutionProvider"]

@@ -706,23 +706,7 @@ def find_published(
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
 ) -> Path:
-    """The folder of a model in the published layout.
-
-    Arguments
-    ---------
-    source, revision, token, cache_dir
-        See ``SPGMSeparation.from_pretrained``.
-
-    Returns
-    -------
-    folder : Path
-        Existing folder, downloaded if need be.
-
-    Raises
-    ------
-    ModelError
-        If there is none or it is a SpeechBrain-style folder.
-    """
+    """The folder of a model in the published layout, downloaded if need be."""
     place = locate(source)
     if isinstance(place, Path):
         if has_speechbrain_layout(place):
@@ -742,25 +726,7 @@ def find_published(
 def check_source(
     source: str | Path | FetchSource, hparams_file: str
 ) -> str | Path | FetchSource:
-    """Where from_hparams finds a source.
-
-    Arguments
-    ---------
-    source : str or Path or FetchSource
-        As in ``SPGMSeparation.from_hparams``.
-    hparams_file : str
-        The name of the yaml.
-
-    Returns
-    -------
-    place : str or Path or FetchSource
-        An existing folder, web address or Hub repository.
-
-    Raises
-    ------
-    ModelError
-        If it is no folder with such a yaml, web address or Hub repository.
-    """
+    """Where from_hparams finds a source, if there is such a yaml."""
     if not isinstance(source, FetchSource):
         source = locate(source)
         if isinstance(source, Path) and not (source / hparams_file).is_file():
@@ -773,20 +739,7 @@ def check_source(
 
 
 def check_hparams(hparams: Mapping[str, Any], hparams_file: str) -> None:
-    """Refuses a built yaml that makes no separator.
-
-    Arguments
-    ---------
-    hparams : mapping
-        The built yaml.
-    hparams_file : str
-        Its name.
-
-    Raises
-    ------
-    ModelError
-        If a value that is used is wrong, or a module is none.
-    """
+    """Refuses a built yaml that makes no separator."""
     for name, highest in {"sample_rate": 1_000_000, "num_spks": 100}.items():
         value = hparams.get(name, 1)
         if type(value) is not int or not 1 <= value <= highest:
@@ -814,18 +767,10 @@ def check_hparams(hparams: Mapping[str, Any], hparams_file: str) -> None:
 
 
 def packed(masknet: nn.Module) -> nn.Module:
-    """Runs a Dual_Path_Model with SPGM blocks as an SPGMMaskNet.
+    """Runs a Dual_Path_Model with SPGM blocks as an SPGMMaskNet on the same parameters.
 
-    Arguments
-    ---------
-    masknet : torch.nn.Module
-        Any mask network.
-
-    Returns
-    -------
-    masknet : torch.nn.Module
-        An SPGMMaskNet on the same parameters, or the network itself if it has no SPGM
-        blocks or cannot be packed; then its blocks are told to keep utterances apart.
+    The network itself if it has no SPGM blocks or cannot be packed; then its blocks are
+    told to keep utterances apart.
 
     Example
     -------
@@ -852,27 +797,7 @@ def packed(masknet: nn.Module) -> nn.Module:
 def prepare_precision(
     precision: str | None, modules: nn.ModuleDict, device: str
 ) -> str:
-    """Checks a precision; for int8, puts a quantised mask network in place.
-
-    Arguments
-    ---------
-    precision : str, optional
-        One of ``PRECISIONS``.
-    modules : torch.nn.ModuleDict
-        On their device; may be changed.
-    device : str
-        That device.
-
-    Returns
-    -------
-    precision : str
-        ``"fp32"`` by default.
-
-    Raises
-    ------
-    ModelError
-        If the device or the network has no such precision.
-    """
+    """Checks a precision; for int8, puts a quantised mask network in place."""
     precision = precision or "fp32"
     if precision not in PRECISIONS:
         raise ModelError(
@@ -902,21 +827,6 @@ def prepare_precision(
 def usable_device(device: str | torch.device | int) -> str:
     """The full name of a device, if this machine has it.
 
-    Arguments
-    ---------
-    device : str or torch.device or int
-        For example ``"cpu"``, ``"cuda"`` or ``"cuda:1"``; 1 is ``"cuda:1"``.
-
-    Returns
-    -------
-    device : str
-        As SpeechBrain wants it, with an index for CUDA.
-
-    Raises
-    ------
-    ModelError
-        If there is no such device.
-
     Example
     -------
     >>> usable_device(torch.device("cpu"))
@@ -934,24 +844,7 @@ def usable_device(device: str | torch.device | int) -> str:
 
 
 def samples_of(lengths: Tensor | Sequence[float], B: int, T: int) -> Tensor:
-    """Lengths in samples, from samples or from shares of T.
-
-    Arguments
-    ---------
-    lengths : torch.Tensor or sequence
-        ``[B]``: whole numbers from 1 to T, or floats above 0 and up to 1.
-    B, T : int
-        Shape of the batch.
-
-    Returns
-    -------
-    samples : torch.Tensor
-        ``[B]``, int64.
-
-    Raises
-    ------
-    UserError
-        If a shape or value is wrong.
+    """Lengths ``[B]`` in samples, int64, from samples or from shares of T.
 
     Example
     -------
@@ -974,20 +867,7 @@ def samples_of(lengths: Tensor | Sequence[float], B: int, T: int) -> Tensor:
 
 
 def check_finite(mix: Tensor, samples: Tensor | None) -> None:
-    """Refuses NaN and infinity in the valid part of a batch.
-
-    Arguments
-    ---------
-    mix : torch.Tensor
-        ``[B, T]``.
-    samples : torch.Tensor, optional
-        Valid samples, ``[B]``; by default all.
-
-    Raises
-    ------
-    UserError
-        Naming the first such utterance.
-    """
+    """Refuses NaN and infinity in the valid samples ``[B]`` of a batch ``[B, T]``."""
     bad = ~mix.isfinite()
     if samples is not None:
         beyond = torch.arange(mix.shape[1], device="cpu") >= samples.unsqueeze(

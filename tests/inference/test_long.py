@@ -15,13 +15,13 @@ import soundfile
 import torch
 from tqdm import tqdm
 
-from speechbrain_spgm.audio import resample
+from speechbrain_spgm.audio import resample, resampled_length
 from speechbrain_spgm.errors import UserError
 from speechbrain_spgm.inference import SPGMSeparation, files, memory
 from speechbrain_spgm.inference.level import bring_to_level
 from speechbrain_spgm.inference.long import stitching
 from speechbrain_spgm.inference.long.assignment import assign, distances, timbre
-from speechbrain_spgm.inference.long.spool import resampled, resampled_length
+from speechbrain_spgm.inference.long.spool import resampled
 from speechbrain_spgm.inference.long.windows import lay_out
 from speechbrain_spgm.inference.memory import estimate_bytes, parse_bytes
 
@@ -100,7 +100,7 @@ def test_silence_gives_no_confidence_and_no_failure() -> None:
 def test_pieces_are_resampled_as_the_whole(rates: tuple[int, int]) -> None:
     signal = torch.randn(30001, 2)
     whole = resample(signal.T.contiguous(), *rates).T
-    total = resampled_length(30001, rates)
+    total = resampled_length(30001, *rates)
     assert len(whole) == total
     step = 1234
     pieces = [

@@ -44,12 +44,9 @@ ROUNDS = 20
 class Timbre(NamedTuple):
     """Mean log spectra of the outputs of a window.
 
-    Arguments
-    ---------
-    spectra : torch.Tensor
-        ``[spks, F]``, natural logarithm of power, mean over the bands removed.
-    share : torch.Tensor
-        ``[spks]``: for how much of the window each output is the loudest and heard.
+    ``spectra`` ``[spks, F]``, natural logarithm of power, mean over the bands removed,
+    and ``share`` ``[spks]``: for how much of the window each output is the loudest and
+    heard.
     """
 
     spectra: Tensor
@@ -59,13 +56,9 @@ class Timbre(NamedTuple):
 class Assignment(NamedTuple):
     """Outputs of all windows in the order of the speakers.
 
-    Arguments
-    ---------
-    orders : list of list of int
-        ``orders[w][k]`` is the output of window w that holds speaker k.
-    confidence : list of float
-        For each seam, from 0.5 to 1: of the chosen permutation against the best other
-        one, all evidence of the recording considered.
+    ``orders[w][k]`` is the output of window w that holds speaker k; ``confidence``, for
+    each seam, from 0.5 to 1: of the chosen permutation against the best other one, all
+    evidence of the recording considered.
     """
 
     orders: list[list[int]]
@@ -73,17 +66,9 @@ class Assignment(NamedTuple):
 
 
 def distances(before: Tensor, after: Tensor) -> Tensor:
-    """Energy of the differences of all pairs of outputs in an overlap.
+    """Energy of the differences of all pairs of outputs ``[T, spks]`` in an overlap.
 
-    Arguments
-    ---------
-    before, after : torch.Tensor
-        What two windows make of the same samples, ``[T, spks]``.
-
-    Returns
-    -------
-    energy : torch.Tensor
-        ``[spks, spks]``, float64.
+    Float64, ``[spks, spks]``.
     """
     before, after = before.double(), after.double()
     return torch.stack(
@@ -92,20 +77,7 @@ def distances(before: Tensor, after: Tensor) -> Tensor:
 
 
 def timbre(est: Tensor, loudness: float) -> Timbre:
-    """Describes the sound of a window's outputs.
-
-    Arguments
-    ---------
-    est : torch.Tensor
-        ``[T, spks]``.
-    loudness : float
-        Mean power of the recording.
-
-    Returns
-    -------
-    timbre : Timbre
-        Zeros for outputs that are never heard.
-    """
+    """The sound of a window's outputs ``[T, spks]``; zeros where never heard."""
     T, spks = est.shape
     padded = torch.nn.functional.pad(est.T, (0, max(0, FFT - T)))
     spectrum = torch.stft(
@@ -155,28 +127,10 @@ def check_speakers(spks: int) -> None:
 def assign(
     pairs: list[Tensor], energies: list[float], loudness: float, timbres: list[Timbre]
 ) -> Assignment:
-    """The permutations of all windows.
+    """The permutations of all W windows; the first keeps its order.
 
-    Arguments
-    ---------
-    pairs : list of torch.Tensor
-        For each of the W-1 seams, the ``distances`` in the overlap.
-    energies : list of float
-        For each seam, the energy of the mixture in the overlap.
-    loudness : float
-        Energy of the mixture in an overlap of mean power.
-    timbres : list of Timbre
-        Of each window.
-
-    Returns
-    -------
-    assignment : Assignment
-        The first window keeps its order.
-
-    Raises
-    ------
-    UserError
-        If there are more than ``MOST_SPEAKERS`` speakers.
+    For each seam ``distances`` and the mixture's energy in the overlap; ``loudness`` is
+    the energy of an overlap of mean power.
     """
     W, spks = len(timbres), len(timbres[0].share)
     check_speakers(spks)

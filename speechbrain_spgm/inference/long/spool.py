@@ -82,21 +82,8 @@ def resampled(
         resampled                       |====|====|
         the piece                         |-----|
 
-    Arguments
-    ---------
-    read : callable
-        ``read(start, stop)`` gives ``[stop - start, columns]``.
-    T : int
-        Samples of the whole signal.
-    rates : tuple of int
-        Its rate and the new one, in Hz.
-    start, stop : int
-        The piece, in samples of the new rate.
-
-    Returns
-    -------
-    piece : torch.Tensor
-        ``[stop - start, columns]``.
+    ``read(start, stop)`` gives ``[stop - start, columns]`` of T samples at the first of
+    the two rates; the piece ``[stop - start, columns]`` is in samples of the second.
 
     Example
     -------
@@ -116,14 +103,3 @@ def resampled(
     samples = read(first * old, min(T, last * old))
     piece = resample(samples.T.contiguous(), *rates).T
     return piece[start - first * new : stop - first * new]
-
-
-def resampled_length(T: int, rates: tuple[int, int]) -> int:
-    """Samples of a whole signal of T after ``resample``.
-
-    Example
-    -------
-    >>> resampled_length(441, (44100, 8000)), resampled_length(7, (8000, 44100))
-    (80, 39)
-    """
-    return -(-T * rates[1] // rates[0])

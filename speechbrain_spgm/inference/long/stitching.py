@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from speechbrain_spgm.audio import resampled_length
 from speechbrain_spgm.inference.level import (
     FRAME,
     check_peak,
@@ -42,7 +43,7 @@ from speechbrain_spgm.inference.long.assignment import (
     distances,
     timbre,
 )
-from speechbrain_spgm.inference.long.spool import Spool, resampled, resampled_length
+from speechbrain_spgm.inference.long.spool import Spool, resampled
 from speechbrain_spgm.inference.long.windows import Windows, lay_out
 from speechbrain_spgm.inference.options import Options
 from speechbrain_spgm.inference.separable import Separable
@@ -58,16 +59,9 @@ HEARD = 0.01  # share of the energy that makes a voice active in an overlap
 class Seam(NamedTuple):
     """Where two windows meet.
 
-    Arguments
-    ---------
-    time : float
-        The middle of the cross-fade, in seconds.
-    permutation : list of int
-        Which output of the window behind the seam is which voice.
-    confidence : float
-        From 0.5 to 1.
-    both_active : bool
-        Whether every output is heard in the overlap.
+    The middle of the cross-fade in seconds, which output of the window behind it is
+    which voice, the confidence from 0.5 to 1, whether every output is heard in the
+    overlap.
     """
 
     time: float
@@ -112,7 +106,7 @@ class Stitcher:
     ) -> None:
         self.model, self.recording, self.rate, self.name = model, recording, rate, name
         self.options = options
-        self.T = resampled_length(len(recording), (rate, model.sample_rate))
+        self.T = resampled_length(len(recording), rate, model.sample_rate)
         length = round(options.window * model.sample_rate)
         overlap = min(round(options.overlap * model.sample_rate), length // 3)
         self.windows: Windows = lay_out(self.T, length, overlap)

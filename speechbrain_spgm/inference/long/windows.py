@@ -25,16 +25,9 @@ from torch import Tensor
 
 
 class Windows(NamedTuple):
-    """Equally long windows that cover a recording.
+    """Equally long windows that cover a recording, in samples.
 
-    Arguments
-    ---------
-    starts : tuple of int
-        First samples; the steps differ by at most one sample.
-    length : int
-        Samples of each window.
-    fade : int
-        Samples of each cross-fade, in the middle of an overlap.
+    The steps between starts differ by at most one; fades lie in the middle of overlaps.
     """
 
     starts: tuple[int, ...]
@@ -77,24 +70,11 @@ class Windows(NamedTuple):
 
 
 def lay_out(T: int, length: int, overlap: int) -> Windows:
-    """As few windows as cover T samples, evenly spread.
+    """As few windows as cover T samples, evenly spread; one of all T if it is enough.
 
     None is shorter than the others: every window gives the network the same context.
-
-    Arguments
-    ---------
-    T : int
-        Samples of the recording.
-    length : int
-        Samples of a window.
-    overlap : int
-        Samples that neighbours share at least, and that a cross-fade takes; at most a
-        third of a window, so that fades never meet.
-
-    Returns
-    -------
-    windows : Windows
-        One of all T samples if that is no longer than a window.
+    Neighbours share at least ``overlap``, which a cross-fade takes: at most a third of
+    a window, so that fades never meet.
 
     Example
     -------
