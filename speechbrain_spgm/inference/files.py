@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -35,7 +34,7 @@ from speechbrain_spgm.audio import (
     writing,
 )
 from speechbrain_spgm.errors import UserError
-from speechbrain_spgm.files import replacing
+from speechbrain_spgm.files import replacing, temporary_folder
 from speechbrain_spgm.inference.augment import check_views
 from speechbrain_spgm.inference.level import check_levels
 from speechbrain_spgm.inference.long.spool import Spool
@@ -180,7 +179,7 @@ def separate_to_tensor(
     """
     options = check_options(model, options)
     with (
-        TemporaryDirectory(prefix="spgm-") as folder,
+        temporary_folder() as folder,
         _Source(sound, name, folder, options.channel) as s,
     ):
         plan = _plan(model, s, options)
@@ -189,7 +188,7 @@ def separate_to_tensor(
         stitcher = _stitcher(model, s, options)
         parts: list[Tensor] = []
         stitcher.run(
-            Path(folder),
+            folder,
             lambda voices: parts.extend(
                 stitcher.pieces(voices, options.normalize, options.consistent)
             ),
@@ -241,7 +240,7 @@ def separate_to_files(
         home.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             # Beside the outputs: folders for temporary files may lie in memory.
-            folder = stack.enter_context(TemporaryDirectory(prefix=".spgm-", dir=home))
+            folder = stack.enter_context(temporary_folder(home))
             source = stack.enter_context(
                 _Source(sound, name, folder, options.channel, reading)
             )
@@ -269,7 +268,7 @@ def separate_to_files(
                         for file, voice in zip(files, piece.T, strict=True):
                             file.write((voice * gain).contiguous().numpy())
 
-                stitcher.run(Path(folder), write, options.progress)
+                stitcher.run(folder, write, options.progress)
                 seams = stitcher.seams
             facts = _facts(source, plan, options, seams, gain)
             if target:
@@ -330,11 +329,11 @@ class _Source:
         self,
         sound: Sound,
         name: str,
-        folder: str,
+        folder: Path,
         channel: int | None = None,
         reading: Callable[[], AbstractContextManager] = nullcontext,
     ) -> None:
-        self.sound, self.name, self.folder = sound, name, Path(folder)
+        self.sound, self.name, self.folder = sound, name, folder
         self.channel, self.reading = channel, reading
         self.rate = self.missing = 0
         self.remarks: list[str] = []
