@@ -1,11 +1,29 @@
-"""Files that are either whole or not there."""
+"""Files and folders that are either whole or not there, and what kills leave of them.
+
+A temporary name tells who uses it: machine, process, and when the process began. The
+next process of ours that writes into the folder removes what the dead have left.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import os
+import re
+import shutil
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import gettempdir
 from uuid import uuid4
+
+# Of every temporary file and folder; the second form is that of earlier versions.
+TEMPORARY = re.compile(
+    r"\.spgm-(?P<machine>[0-9a-f]{8})-(?P<process>\d+)-(?P<began>[0-9a-f]{8})"
+    r"-[0-9a-f]{12}\.part|\.[0-9a-f]{32}\.part"
+)
+
+_swept: set[tuple[int, Path]] = set()  # folders, by the process that looked at them
 
 
 @contextmanager
@@ -33,7 +51,7 @@ def replacing(path: Path) -> Iterator[Path]:
     >>> path.read_text(), len(list(path.parent.iterdir()))
     ('whole', 1)
     """
-    temporary = path.with_name(f".{uuid4().hex}.part")
+    temporary = temporary_name(path.parent)
     try:
         temporary.touch()  # with the rights that the user gives to new files,
         mode = temporary.stat().st_mode
@@ -42,6 +60,57 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(target: Path) -> Iterator[Path]:
+    """A new folder that takes the place of ``target`` when the block ends well.
+
+    Example
+    -------
+    >>> target = getfixture("tmp_path") / "a"
+    >>> with replacing_folder(target) as temporary:
+    ...     _ = (temporary / "b").write_text("c")
+    >>> [path.name for path in target.iterdir()]
+    ['b']
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary, old = (temporary_name(target.parent) for _ in range(2))
+    temporary.mkdir()
+    try:
+        yield temporary
+        if target.exists():
+            target.replace(old)
+        temporary.replace(target)
+    finally:
+        if old.exists() and not target.exists():
+            old.replace(target)
+        for folder in (temporary, old):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
+    """A folder of this process alone, removed when the block ends.
+
+    Arguments
+    ---------
+    parent : Path, optional
+        Where it lies; by default where the system keeps temporary files.
+
+    Example
+    -------
+    >>> with temporary_folder() as folder:
+    ...     _ = (folder / "a").write_text("b")
+    >>> folder.exists()
+    False
+    """
+    folder = temporary_name(Path(gettempdir()) if parent is None else parent)
+    folder.mkdir(mode=0o700)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_writable(folder: Path) -> None:
@@ -56,8 +125,91 @@ def check_writable(folder: Path) -> None:
     -------
     >>> check_writable(getfixture("tmp_path"))
     """
-    probe = folder / f".{uuid4().hex}.part"
+    probe = temporary_name(folder)
     try:
         probe.write_bytes(bytes(4096))
     finally:
         probe.unlink(missing_ok=True)
+
+
+def temporary_name(folder: Path) -> Path:
+    """A new name in a folder, in which no dead process keeps anything any more.
+
+    Example
+    -------
+    >>> name = temporary_name(getfixture("tmp_path"))
+    >>> bool(TEMPORARY.fullmatch(name.name)), name.exists(), is_left(name.name)
+    (True, False, False)
+    """
+    here = os.getpid(), folder.absolute()
+    if here not in _swept:  # once is enough: a folder may hold very many files
+        _swept.add(here)
+        sweep(folder)
+    process = os.getpid()
+    mark = f"{machine()}-{process}-{beginning(process) or '0' * 8}"
+    return folder / f".spgm-{mark}-{uuid4().hex[:12]}.part"
+
+
+def sweep(folder: Path) -> None:
+    """Removes the temporary files and folders that killed processes left in a folder.
+
+    What another user, another machine or a live process may be using stays.
+    """
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if is_left(os.fsdecode(entry.name)):
+                with suppress(OSError):
+                    if entry.stat(follow_symlinks=False).st_uid != os.geteuid():
+                        continue
+                    if entry.is_dir(follow_symlinks=False):
+                        shutil.rmtree(entry.path)
+                    else:
+                        os.unlink(entry.path)
+
+
+def is_left(name: str) -> bool:
+    """Whether a name is one that a process of this machine made which is dead by now.
+
+    Example
+    -------
+    >>> is_left("mix_spk1.wav"), is_left(f".{'0' * 32}.part")
+    (False, False)
+    """
+    found = TEMPORARY.fullmatch(name)
+    if not found or found["machine"] != machine():
+        return False
+    process = int(found["process"])
+    try:
+        os.kill(process, 0)  # asks whether it exists
+    except (ProcessLookupError, OverflowError):
+        return True
+    except OSError:
+        return False  # it is another user's
+    # A number is given again, after a restart of the machine at the latest.
+    return beginning(process) not in (None, found["began"])
+
+
+def machine() -> str:
+    """Where process numbers mean the same: this host, in this container."""
+    try:
+        numbers = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        numbers = ""
+    return _digest(f"{socket.gethostname()} {numbers}")
+
+
+def beginning(process: int) -> str | None:
+    """When a process began, as 8 digits; "dead" if it has ended, None if unknown."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            boot = file.read()
+        with open(f"/proc/{process}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()  # its name comes before
+        state, start = fields[0], fields[19].decode("ascii")
+    except (OSError, IndexError):
+        return None
+    return "dead" if state in (b"Z", b"X") else _digest(boot + start)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]

@@ -6,7 +6,6 @@ import argparse
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from speechbrain_spgm.errors import UserError, count, shown
@@ -85,6 +84,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Assembles, shows and uploads."""
+    from speechbrain_spgm.files import temporary_folder
     from speechbrain_spgm.models.sources import shipped_models
     from speechbrain_spgm.publishing import assemble, upload
 
@@ -98,7 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
         target = arguments.output
         if target is None:
             try:
-                target = Path(stack.enter_context(TemporaryDirectory())) / "assembled"
+                target = stack.enter_context(temporary_folder()) / "assembled"
             except OSError as error:
                 raise UserError(
                     f"there is no temporary folder to write to ({error.strerror}): set "

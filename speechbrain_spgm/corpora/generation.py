@@ -40,11 +40,10 @@ from speechbrain_spgm.audio import THREADS, AudioFile, read_frames
 from speechbrain_spgm.data.manifests import ManifestRow, write_if_new
 from speechbrain_spgm.data.recordings import read_table
 from speechbrain_spgm.errors import UserError
-from speechbrain_spgm.files import replacing
+from speechbrain_spgm.files import TEMPORARY, replacing
 
 FULL_SCALE = 32768
 WAV_HEADER = 44  # bytes
-TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.part")  # the names that ``replacing`` uses
 PATIENCE = 1800  # seconds without a new file from the other processes of a launch
 CHUNK = 8  # mixtures that a worker takes at a time
 

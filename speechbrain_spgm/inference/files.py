@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from threading import Lock
 from typing import Any, NamedTuple
 
@@ -34,7 +33,7 @@ from speechbrain_spgm.audio import (
     write_voices,
 )
 from speechbrain_spgm.errors import UserError
-from speechbrain_spgm.files import replacing
+from speechbrain_spgm.files import replacing, temporary_folder
 from speechbrain_spgm.inference.long.spool import Spool
 from speechbrain_spgm.inference.long.stitching import Seam, Stitcher
 from speechbrain_spgm.inference.memory import (
@@ -83,7 +82,7 @@ def separate_to_tensor(
 ) -> Tensor:
     """``SPGMSeparation.separate_file`` with checked options: ``[1, T, spks]``."""
     with (
-        TemporaryDirectory(prefix="spgm-") as folder,
+        temporary_folder() as folder,
         _Source(sound, name, folder, options.channel) as s,
     ):
         way = _choose(model, s, options)
@@ -91,10 +90,7 @@ def separate_to_tensor(
             return _separate_exactly(model, s, options)
         stitcher = Stitcher(model, s.spool, s.rate, s.name, options)
         parts: list[Tensor] = []
-        stitcher.run(
-            Path(folder),
-            lambda voices: parts.extend(stitcher.pieces(voices)),
-        )
+        stitcher.run(folder, lambda voices: parts.extend(stitcher.pieces(voices)))
         return torch.cat(parts).unsqueeze(0)
 
 
@@ -121,7 +117,7 @@ def separate_to_files(
         home.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             # Beside the outputs: folders for temporary files may lie in memory.
-            folder = stack.enter_context(TemporaryDirectory(prefix=".spgm-", dir=home))
+            folder = stack.enter_context(temporary_folder(home))
             source = stack.enter_context(
                 _Source(sound, name, folder, options.channel, reading)
             )
@@ -150,7 +146,7 @@ def separate_to_files(
                         for file, voice in zip(files, piece.T, strict=True):
                             file.write((voice * gain).contiguous().numpy())
 
-                stitcher.run(Path(folder), write)
+                stitcher.run(folder, write)
                 seams = stitcher.seams
             facts = _facts(source, way, options, seams, gain)
             if target:
@@ -209,11 +205,11 @@ class _Source:
         self,
         sound: Sound,
         name: str,
-        folder: str,
+        folder: Path,
         channel: int | None = None,
         reading: Callable[[], AbstractContextManager] = nullcontext,
     ) -> None:
-        self.sound, self.name, self.folder = sound, name, Path(folder)
+        self.sound, self.name, self.folder = sound, name, folder
         self.channel, self.reading = channel, reading
         self.rate = self.missing = 0
         self.remarks: list[str] = []

@@ -15,7 +15,6 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import torch
 from safetensors.torch import save_file
@@ -23,7 +22,7 @@ from speechbrain.lobes.models.dual_path import Decoder, Dual_Path_Model, Encoder
 from torch import Tensor, nn
 
 from speechbrain_spgm import __version__
-from speechbrain_spgm.files import replacing
+from speechbrain_spgm.files import replacing, replacing_folder
 from speechbrain_spgm.lobes.separator import separate
 from speechbrain_spgm.models.published import (
     CONFIG_FILE,
@@ -215,20 +214,12 @@ def convert(
         }
         for part in PARTS:  # what is written is compared with the rounded source
             parts[part].half()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}-{uuid4().hex}")
-    temporary.mkdir()
-    try:
+    with replacing_folder(target) as temporary:
         write = write_published if to == "published" else write_speechbrain
         write(temporary, state, config)
         _copy_card(find, temporary)
         _write_json(temporary / MARK, {"layout": to})
         check_same(temporary, to, state, parts, config)
-        if target.exists():
-            shutil.rmtree(target)
-        temporary.replace(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def check_target(target: Path) -> None:

@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
-from uuid import uuid4
 
 import soundfile
 import torch
@@ -27,6 +25,7 @@ from torch import Tensor, nn
 
 from speechbrain_spgm.audio import read_audio, resample
 from speechbrain_spgm.errors import require
+from speechbrain_spgm.files import replacing_folder
 from speechbrain_spgm.inference.separation import SPGMSeparation
 from speechbrain_spgm.models.convert import YAML_FILE, write_speechbrain
 from speechbrain_spgm.models.published import (
@@ -154,34 +153,6 @@ def file_errors(source: str | Path) -> Iterator[None]:
             f"{error.filename or source} cannot be read or written ({reason}): check "
             "its rights and the space on the disk."
         ) from None
-
-
-@contextmanager
-def replacing_folder(target: Path) -> Iterator[Path]:
-    """A new folder that takes the place of ``target`` when the block ends well.
-
-    Example
-    -------
-    >>> target = getfixture("tmp_path") / "a"
-    >>> with replacing_folder(target) as temporary:
-    ...     _ = (temporary / "b").write_text("c")
-    >>> [path.name for path in target.iterdir()]
-    ['b']
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{uuid4().hex}.part")
-    old = target.with_name(f".{uuid4().hex}.part")
-    temporary.mkdir()
-    try:
-        yield temporary
-        if target.exists():
-            target.replace(old)
-        temporary.replace(target)
-    finally:
-        if old.exists() and not target.exists():
-            old.replace(target)
-        for folder in (temporary, old):
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_target(target: Path, repo: str, source: Path) -> None:
