@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from torch import nn
-
 from speechbrain_spgm.inference.separation import SPGMSeparation
 from speechbrain_spgm.lobes.spgm import SPGMBlock
+from speechbrain_spgm.models.config import count_parameters
 from speechbrain_spgm.models.published import CARD
 
 NOT_STATED = "not stated"
@@ -54,17 +53,6 @@ def _sizes(model: SPGMSeparation) -> dict[str, str]:
         "speakers": str(model.num_spks),
         "receptive chunk": chunk,
     }
-
-
-def count_parameters(modules: list[nn.Module]) -> int:
-    """How many numbers the modules have learned together.
-
-    Example
-    -------
-    >>> count_parameters([nn.Linear(3, 2), nn.ReLU()])
-    8
-    """
-    return sum(p.numel() for p in nn.ModuleList(modules).parameters())
 
 
 def _flatten(label: str, value: Any) -> Iterator[tuple[str, str]]:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from speechbrain_spgm.inference.facts import count_parameters
+from speechbrain_spgm.models.config import count_parameters
 from speechbrain_spgm.models.published import ModelError
 from speechbrain_spgm.publishing.source import (
     NOTES_BEGIN,
