@@ -34,7 +34,8 @@ from speechbrain_spgm.inference.separation import find_published
 from speechbrain_spgm.lobes.quantised import quantise
 from speechbrain_spgm.lobes.separator import separate
 from speechbrain_spgm.lobes.spgm import SPGMBlock
-from speechbrain_spgm.models.published import config_of, load_published
+from speechbrain_spgm.models.config import config_of
+from speechbrain_spgm.models.published import load_published
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {

@@ -11,7 +11,7 @@ import soundfile
 import torch
 
 from speechbrain_spgm.inference import SPGMSeparation, save_published
-from speechbrain_spgm.models.published import build
+from speechbrain_spgm.models.config import build
 from tests.hub_server import TOKEN, serve
 
 RATE = 8000

@@ -11,7 +11,7 @@ import torch
 
 from speechbrain_spgm.errors import UserError
 from speechbrain_spgm.inference import save_published
-from speechbrain_spgm.models.published import build
+from speechbrain_spgm.models.config import build
 
 DEMO = Path(__file__).resolve().parents[1] / "demo" / "demo.py"
 

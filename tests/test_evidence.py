@@ -13,7 +13,7 @@ from benchmarks import evidence, first_steps, modulation
 from speechbrain_spgm.data.manifests import read_manifest
 from speechbrain_spgm.data.recordings import read_voices
 from speechbrain_spgm.lobes.separator import separate
-from speechbrain_spgm.models.published import build
+from speechbrain_spgm.models.config import build
 from speechbrain_spgm.training.experiment import load_hparams, open_datasets
 
 

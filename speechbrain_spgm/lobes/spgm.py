@@ -32,7 +32,7 @@ class Pooling(nn.Module):
         att_dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.name = pool
+        self.name, self.att_h, self.att_dropout = pool, att_h, att_dropout
         self.model = build_pooling(pool, n_embd, att_h, att_dropout)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -21,18 +21,20 @@ from safetensors.torch import save_file
 from speechbrain.lobes.models.dual_path import Decoder, Dual_Path_Model, Encoder
 from torch import Tensor, nn
 
-from speechbrain_spgm import __version__
 from speechbrain_spgm.files import replacing, replacing_folder
 from speechbrain_spgm.lobes.separator import separate
-from speechbrain_spgm.models.published import (
+from speechbrain_spgm.models.config import (
     CONFIG_FILE,
     FIELDS,
+    config_of,
+    speechbrain_yaml,
+)
+from speechbrain_spgm.models.published import (
     WEIGHTS_FILE,
     WEIGHTS_FILES,
     YAML_FILE,
     ModelError,
     WrongLayout,
-    config_of,
     find_weights,
     load_published,
     read_published,
@@ -49,82 +51,6 @@ README_FILE = "README.md"
 INTERFACE = "speechbrain_interface"  # how the Hub knows SpeechBrain's models
 MARK = ".converted.json"  # in folders that convert wrote, which it may replace
 LAYOUTS = ("published", "speechbrain")
-
-# Only numbers, flags and fixed words are put in, for a yaml's texts can run code.
-YAML = """\
-# SPGM separator, written by speechbrain_spgm {version}. Loads by SepformerSeparation of
-# SpeechBrain (with speechbrain_spgm installed) and by SPGMSeparation.
-sample_rate: {sample_rate}
-num_spks: {masknet_numspks}
-
-Encoder: !new:speechbrain.lobes.models.dual_path.Encoder
-    kernel_size: {encoder_kernel_size}
-    out_channels: {encoder_out_nchannels}
-
-intra: !new:speechbrain.lobes.models.dual_path.SBTransformerBlock
-    num_layers: {intra_numlayers}
-    d_model: {encoder_out_nchannels}
-    nhead: {intra_nhead}
-    d_ffn: {intra_dffn}
-    dropout: {intra_dropout}
-    use_positional_encoding: {intra_use_positional}
-    norm_before: {intra_norm_before}
-
-inter: !new:speechbrain_spgm.lobes.spgm.SPGMBlock
-    n_embd: {encoder_out_nchannels}
-    pool: {spgm_block_pool}
-    att_h: {spgm_block_att_h}
-    att_dropout: {spgm_block_att_dropout}
-    chunk_size: {masknet_chunksize}
-
-MaskNet: !new:speechbrain_spgm.lobes.masknet.SPGMMaskNet
-    in_channels: {encoder_out_nchannels}
-    out_channels: {encoder_out_nchannels}
-    intra_model: !ref <intra>
-    inter_model: !ref <inter>
-    num_layers: {masknet_numlayers}
-    norm: {masknet_norm}
-    K: {masknet_chunksize}
-    num_spks: {masknet_numspks}
-    skip_around_intra: {masknet_extraskipconnection}
-    linear_layer_after_inter_intra: {masknet_useextralinearlayer}
-
-Decoder: !new:speechbrain.lobes.models.dual_path.Decoder
-    in_channels: {encoder_out_nchannels}
-    out_channels: 1
-    kernel_size: {encoder_kernel_size}
-    stride: {stride}
-    bias: false
-
-modules:
-    encoder: !ref <Encoder>
-    masknet: !ref <MaskNet>
-    decoder: !ref <Decoder>
-
-pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
-    loadables:
-        encoder: !ref <Encoder>
-        masknet: !ref <MaskNet>
-        decoder: !ref <Decoder>
-"""
-
-
-def speechbrain_yaml(config: Mapping[str, Any]) -> str:
-    """The hyperparams.yaml of a model.
-
-    Arguments
-    ---------
-    config : mapping
-        Valid fields of config.json, see ``check_config``.
-
-    Returns
-    -------
-    text : str
-        HyperPyYAML.
-    """
-    fields = {name: json.dumps(config[name]) for name in FIELDS}
-    stride = config["encoder_kernel_size"] // 2
-    return YAML.format(version=__version__, stride=stride, **fields)
 
 
 def write_speechbrain(

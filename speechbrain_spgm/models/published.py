@@ -18,25 +18,26 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save_file
-from speechbrain.lobes.models.dual_path import Decoder, Encoder, SBTransformerBlock
+from speechbrain.lobes.models.dual_path import Decoder, Encoder
 from torch import Tensor, nn
 
 from speechbrain_spgm.files import replacing
-from speechbrain_spgm.lobes.intra import is_standard
 from speechbrain_spgm.lobes.masknet import SPGMMaskNet
-from speechbrain_spgm.lobes.pooling import AttentionFeedForwardPooling
-from speechbrain_spgm.lobes.spgm import SPGMBlock
+from speechbrain_spgm.models.config import (
+    CONFIG_FILE,
+    build,
+    check_config,
+    show,
+    with_defaults,
+)
 from speechbrain_spgm.models.tensors import ModelError, open_file, read_tensors
 
 logger = logging.getLogger(__name__)
 
-CONFIG_FILE = "config.json"
 YAML_FILE = "hyperparams.yaml"  # of the other layout
 WEIGHTS_FILE = "model.safetensors"  # what is written
 WEIGHTS_FILES = (WEIGHTS_FILE, "pytorch_model.bin")  # what is read, the first there is
-SAMPLE_RATE = 8000  # of a config without: the first published one has none
 CARD = "speechbrain_spgm"  # key of our own card (licence, data, quality) in config.json
-LONGEST_POSITION = 2500  # where SpeechBrain's positional encoding ends
 TENSORS_PER_LAYER = 12  # of one layer of the intra transformer
 LARGEST_CONFIG = 2**20  # bytes
 MOST_LAYERS = 2**10  # that are built before the weights are there
@@ -45,66 +46,6 @@ MOST_PARAMETERS = 10**9  # 4 GB; spgm-base has 26 million
 
 class WrongLayout(ModelError):
     """A source that lacks the files of the layout it was loaded as."""
-
-
-class Rule(NamedTuple):
-    """What a field of config.json may hold, in words and as a test."""
-
-    words: str
-    holds: Callable[[Any], bool]
-
-
-def whole(lowest: int, highest: int) -> Rule:
-    """A whole number within bounds."""
-    return Rule(
-        f"a whole number from {lowest} to {highest}",
-        lambda value: type(value) is int and lowest <= value <= highest,
-    )
-
-
-def one_of(*choices: object) -> Rule:
-    """One of a few values, of the same type."""
-    return Rule(
-        " or ".join(json.dumps(choice) for choice in choices),
-        lambda value: any(type(value) is type(c) and value == c for c in choices),
-    )
-
-
-def either(first: Rule, second: Rule) -> Rule:
-    """What one of two rules allows."""
-    return Rule(
-        f"{first.words} or {second.words}",
-        lambda value: first.holds(value) or second.holds(value),
-    )
-
-
-RATE = Rule(
-    "a number from 0 to below 1",
-    lambda value: type(value) in (int, float) and 0 <= value < 1,
-)
-FLAG = one_of(True, False)
-
-FIELDS = {
-    "sample_rate": whole(1, 1_000_000),
-    "encoder_kernel_size": whole(2, 2**16),
-    "encoder_in_nchannels": one_of(1),
-    "encoder_out_nchannels": whole(1, 2**16),
-    "masknet_chunksize": whole(2, 2**20),
-    "masknet_numlayers": whole(1, 1024),
-    "masknet_norm": one_of("ln", "gln"),
-    "masknet_useextralinearlayer": FLAG,
-    "masknet_extraskipconnection": FLAG,
-    "masknet_numspks": whole(1, 100),
-    "intra_numlayers": whole(1, 1024),
-    "intra_nhead": whole(1, 2**10),
-    "intra_dffn": whole(1, 2**20),
-    "intra_dropout": RATE,
-    "intra_use_positional": FLAG,
-    "intra_norm_before": FLAG,
-    "spgm_block_pool": one_of("att", "avg", "max", "lem", "none"),
-    "spgm_block_att_h": either(one_of(None), whole(1, 2**20)),
-    "spgm_block_att_dropout": RATE,
-}
 
 
 class PublishedModel(NamedTuple):
@@ -143,13 +84,12 @@ def read_config(path: str | Path) -> dict[str, Any]:
             "it is not a model in the published layout."
         )
     check_inside(path.parent, path)
-    config = read_fields(path)
-    lacks_rate = "sample_rate" not in config
-    if lacks_rate:
-        config["sample_rate"] = SAMPLE_RATE
+    given = read_fields(path)
+    config = with_defaults(given)
     check_config(config, path)
-    if lacks_rate:
-        logger.warning("%s names no sample_rate: %d Hz is taken.", path, SAMPLE_RATE)
+    if "sample_rate" not in given:
+        rate = config["sample_rate"]
+        logger.warning("%s names no sample_rate: %d Hz is taken.", path, rate)
     return config
 
 
@@ -199,7 +139,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for name, value in pairs:
         if name in fields:
-            raise _Twice(_show(name))
+            raise _Twice(show(name))
         fields[name] = value
     return fields
 
@@ -237,180 +177,6 @@ def check_inside(folder: Path, path: Path) -> None:
         )
 
 
-def check_config(config: Mapping[str, Any], path: str | Path = CONFIG_FILE) -> None:
-    """Refuses a config that describes no SPGM separator.
-
-    Arguments
-    ---------
-    config : mapping
-        The fields of config.json.
-    path : str or Path
-        For the message.
-
-    Raises
-    ------
-    ModelError
-        Naming every wrong field, its value and what it must be.
-    """
-    problems = list(_problems(config))
-    if problems:
-        raise ModelError(f"{path} describes no SPGM separator: {'; '.join(problems)}.")
-
-
-def _problems(config: Mapping[str, Any]) -> Iterator[str]:
-    if config.get("model_type", "spgm") != "spgm":
-        yield f'model_type is {_show(config["model_type"])}, but must be "spgm"'
-    wrong = False
-    for name, rule in FIELDS.items():
-        if name not in config:
-            wrong = True
-            yield f"{name} is missing"
-        elif not rule.holds(config[name]):
-            wrong = True
-            yield f"{name} is {_show(config[name])}, but must be {rule.words}"
-    if not wrong:
-        yield from _conflicts(config)
-
-
-def _conflicts(config: Mapping[str, Any]) -> Iterator[str]:
-    N, K = config["encoder_out_nchannels"], config["masknet_chunksize"]
-    if N % config["intra_nhead"]:
-        yield f"intra_nhead is {config['intra_nhead']}, but must divide the {N} filters"
-    if config["intra_use_positional"] and N % 2:
-        yield f"encoder_out_nchannels is {N}, but must be even for positional encoding"
-    if config["intra_use_positional"] and K > LONGEST_POSITION:
-        yield (
-            f"masknet_chunksize is {K}, but positional encoding "
-            f"ends at {LONGEST_POSITION} frames"
-        )
-
-
-def _show(value: object) -> str:
-    text = json.dumps(value, default=repr)
-    return text if len(text) <= 40 else text[:37] + "..."
-
-
-def build(config: Mapping[str, Any]) -> tuple[Encoder, SPGMMaskNet, Decoder]:
-    """Builds the network that a checked config describes, with fresh parameters.
-
-    Arguments
-    ---------
-    config : mapping
-        What ``read_config`` returned.
-
-    Returns
-    -------
-    encoder, masknet, decoder : torch.nn.Module
-        In training mode.
-    """
-    N, kernel = config["encoder_out_nchannels"], config["encoder_kernel_size"]
-    encoder = Encoder(kernel_size=kernel, out_channels=N)
-    intra = SBTransformerBlock(
-        num_layers=config["intra_numlayers"],
-        d_model=N,
-        nhead=config["intra_nhead"],
-        d_ffn=config["intra_dffn"],
-        dropout=config["intra_dropout"],
-        use_positional_encoding=config["intra_use_positional"],
-        norm_before=config["intra_norm_before"],
-    )
-    spgm = SPGMBlock(
-        N,
-        config["spgm_block_pool"],
-        att_h=config["spgm_block_att_h"],
-        att_dropout=config["spgm_block_att_dropout"],
-    )
-    masknet = SPGMMaskNet(
-        N,
-        N,
-        intra,
-        spgm,
-        num_layers=config["masknet_numlayers"],
-        norm=config["masknet_norm"],
-        K=config["masknet_chunksize"],
-        num_spks=config["masknet_numspks"],
-        skip_around_intra=config["masknet_extraskipconnection"],
-        linear_layer_after_inter_intra=config["masknet_useextralinearlayer"],
-    )
-    decoder = Decoder(N, 1, kernel_size=kernel, stride=kernel // 2, bias=False)
-    return encoder, masknet, decoder
-
-
-def config_of(
-    encoder: Encoder,
-    masknet: nn.Module,
-    decoder: Decoder,
-    sample_rate: int,
-    name: str,
-) -> dict[str, Any]:
-    """The config that describes built parts: the inverse of :func:`build`.
-
-    Arguments
-    ---------
-    encoder, masknet, decoder : torch.nn.Module
-        The parts; ``masknet`` may be an SPGMMaskNet or a Dual_Path_Model.
-    sample_rate : int
-        In Hz.
-    name : str
-        The model's name, ``config_name``.
-
-    Returns
-    -------
-    config : dict
-        The fields of config.json.
-
-    Raises
-    ------
-    ModelError
-        If the published layout cannot express these parts.
-    """
-    block = masknet.dual_mdl[0]
-    intra, spgm = block.intra_mdl, block.inter_mdl
-    if not is_standard(intra) or not isinstance(spgm, SPGMBlock):
-        raise ModelError(
-            "The published layout holds blocks of SBTransformerBlock and SPGMBlock, "
-            f"not of {type(intra).__name__} and {type(spgm).__name__}."
-        )
-    layer, pooling = intra.mdl.layers[0], spgm.pool.model
-    activation = layer.pos_ffn.ffn[1]
-    if not isinstance(activation, nn.ReLU):
-        raise ModelError(
-            "The published layout holds transformers with ReLU, not with "
-            f"{type(activation).__name__}."
-        )
-    if decoder.stride != encoder.conv1d.stride:
-        raise ModelError(
-            "The published layout holds decoders with the encoder's stride "
-            f"{encoder.conv1d.stride[0]}, not with {decoder.stride[0]}."
-        )
-    hidden = isinstance(pooling, AttentionFeedForwardPooling)
-    config = {
-        "model_type": "spgm",
-        "sample_rate": sample_rate,
-        "config_name": name,
-        "encoder_kernel_size": encoder.conv1d.kernel_size[0],
-        "encoder_in_nchannels": encoder.in_channels,
-        "encoder_out_nchannels": encoder.conv1d.out_channels,
-        "masknet_chunksize": masknet.K,
-        "masknet_numlayers": masknet.num_layers,
-        "masknet_norm": block.norm,
-        "masknet_useextralinearlayer": block.linear_layer_after_inter_intra,
-        "masknet_extraskipconnection": block.skip_around_intra,
-        "masknet_numspks": masknet.num_spks,
-        "intra_numlayers": len(intra.mdl.layers),
-        "intra_nhead": layer.self_att.att.num_heads,
-        "intra_dffn": layer.pos_ffn.ffn[0].out_features,
-        "intra_dropout": layer.dropout1.p,
-        "intra_use_positional": intra.use_positional_encoding,
-        "intra_norm_before": layer.normalize_before,
-        "spgm_block_pool": spgm.pool.name,
-        "spgm_block_att_h": pooling.linear1.out_features if hidden else None,
-        "spgm_block_att_dropout": pooling.dropout.p if hidden else 0,
-    }
-    check_config(config)
-    return config
-
-
 def weights_in(folder: str | Path) -> Path | None:
     """The file of weights in a folder in the published layout, if there is one.
 
@@ -430,7 +196,7 @@ def weights_in(folder: str | Path) -> Path | None:
 
 def largest_weights(path: Path) -> int:
     """How many bytes the weights of a config.json may have, with room for a header."""
-    config = {"sample_rate": SAMPLE_RATE, **read_fields(path)}
+    config = with_defaults(read_fields(path))
     check_config(config, path)
     if config["masknet_numlayers"] * config["intra_numlayers"] > MOST_LAYERS:
         return 8 * MOST_PARAMETERS

@@ -47,8 +47,8 @@ from speechbrain.utils.fetching import (
 from tqdm.auto import tqdm
 
 from speechbrain_spgm.audio import AudioFileError, Source
+from speechbrain_spgm.models.config import CONFIG_FILE
 from speechbrain_spgm.models.published import (
-    CONFIG_FILE,
     LARGEST_CONFIG,
     MOST_PARAMETERS,
     WEIGHTS_FILES,

@@ -15,12 +15,8 @@ from speechbrain.utils.checkpoints import hook_on_loading_state_dict_checkpoint
 from speechbrain.utils.parameter_transfer import Pretrainer
 from torch import Tensor, nn
 
-from speechbrain_spgm.models.published import (
-    CONFIG_FILE,
-    ModelError,
-    misfit,
-    read_fields,
-)
+from speechbrain_spgm.models.config import CONFIG_FILE
+from speechbrain_spgm.models.published import ModelError, misfit, read_fields
 from speechbrain_spgm.models.sources import is_run
 from speechbrain_spgm.models.tensors import read_tensors
 

@@ -18,15 +18,13 @@ from speechbrain.lobes.models.dual_path import Dual_Path_Model
 from speechbrain_spgm.inference.augment import check_views, views_of
 from speechbrain_spgm.inference.separation import SPGMSeparation
 from speechbrain_spgm.lobes.spgm import SPGMBlock
+from speechbrain_spgm.models.config import CONFIG_FILE, FIELDS, config_of
 from speechbrain_spgm.models.convert import YAML_FILE
 from speechbrain_spgm.models.published import (
     CARD,
-    CONFIG_FILE,
-    FIELDS,
     WEIGHTS_FILE,
     ModelError,
     check_inside,
-    config_of,
     weights_in,
 )
 from speechbrain_spgm.models.sources import (

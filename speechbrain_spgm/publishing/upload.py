@@ -16,8 +16,9 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.hf_api import ModelInfo
 
+from speechbrain_spgm.models.config import CONFIG_FILE
 from speechbrain_spgm.models.convert import YAML_FILE
-from speechbrain_spgm.models.published import CONFIG_FILE, ModelError
+from speechbrain_spgm.models.published import ModelError
 from speechbrain_spgm.publishing.assemble import Assembled, list_files
 
 

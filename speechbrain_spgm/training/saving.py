@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,12 @@ import torch
 from ruamel.yaml import YAML
 
 from speechbrain_spgm.files import replacing
+from speechbrain_spgm.lobes.spgm import SPGMBlock
 from speechbrain_spgm.metrics.scores import as_quality
-from speechbrain_spgm.models.published import (
-    CARD,
-    CONFIG_FILE,
-    ModelError,
-    config_of,
-    save_published,
-)
+from speechbrain_spgm.models.config import CONFIG_FILE, config_of
+from speechbrain_spgm.models.published import CARD, ModelError, save_published
+
+logger = logging.getLogger(__name__)
 
 # What stands below the network's definition in a folder that SpeechBrain can load.
 PRETRAINER = """
@@ -39,7 +38,8 @@ def save_model(hparams: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
     """Writes ``<output_folder>/model``, what ``spgm separate --model`` takes.
 
     The folder has the published layout where that can express the modules, else, as for
-    SepFormer, the layout of SpeechBrain's own models.
+    SepFormer, the layout of SpeechBrain's own models; of a network with SPGM blocks a
+    warning says why.
 
     Arguments
     ---------
@@ -61,7 +61,9 @@ def save_model(hparams: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
     modules = dict(hparams["modules"])
     try:
         config = config_of(**modules, sample_rate=hparams["sample_rate"], name=name)
-    except ModelError:
+    except ModelError as reason:
+        if any(isinstance(part, SPGMBlock) for part in modules["masknet"].modules()):
+            logger.warning("%s is written in SpeechBrain's layout: %s", folder, reason)
         save_for_speechbrain(folder, hparams, {"config_name": name, CARD: card})
     else:
         save_published(folder, **modules, config=config, card=card)

@@ -17,7 +17,7 @@ from speechbrain_spgm import __version__, cli
 from speechbrain_spgm.commands import separate
 from speechbrain_spgm.inference import SPGMSeparation, save_published
 from speechbrain_spgm.models import sources as module
-from speechbrain_spgm.models.published import build
+from speechbrain_spgm.models.config import build
 from tests.conftest import CONFIG
 
 THREE = {

@@ -14,7 +14,7 @@ from speechbrain_spgm.cli import main
 from speechbrain_spgm.data.manifests import ManifestRow, write_manifest
 from speechbrain_spgm.inference import SPGMSeparation, save_published
 from speechbrain_spgm.metrics.si_sdr import pit_si_sdr_loss
-from speechbrain_spgm.models.published import build
+from speechbrain_spgm.models.config import build
 from tests.conftest import CONFIG
 
 SPEAKERS = "speaker,gender\n61,M\n84,F\n"

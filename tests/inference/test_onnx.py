@@ -11,7 +11,7 @@ import torch
 
 from speechbrain_spgm.cli import main
 from speechbrain_spgm.inference import SPGMSeparation, onnx, save_published
-from speechbrain_spgm.models.published import build
+from speechbrain_spgm.models.config import build
 
 DOCUMENTATION = Path(__file__).resolve().parents[2] / "docs" / "onnx.md"
 EXAMPLE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -19,7 +19,7 @@ from speechbrain_spgm.inference import ModelError, SPGMSeparation, save_publishe
 from speechbrain_spgm.lobes.masknet import SPGMMaskNet
 from speechbrain_spgm.lobes.spgm import SPGMBlock
 from speechbrain_spgm.models import sources as module
-from speechbrain_spgm.models.published import build
+from speechbrain_spgm.models.config import build
 
 LENGTHS = [800, 3, 511, 16]
 CPU = {"device": "cpu"}

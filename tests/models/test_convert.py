@@ -11,7 +11,7 @@ from speechbrain.inference.separation import SepformerSeparation
 
 from speechbrain_spgm.cli import main
 from speechbrain_spgm.inference import SPGMSeparation, save_published
-from speechbrain_spgm.models.published import build
+from speechbrain_spgm.models.config import build
 from tests.inference.test_separation import (
     DUAL_PATH,
     PACKED,

@@ -16,8 +16,8 @@ from speechbrain.inference.separation import SepformerSeparation
 
 from speechbrain_spgm.cli import main
 from speechbrain_spgm.inference import ModelError, SPGMSeparation
+from speechbrain_spgm.models.config import build
 from speechbrain_spgm.models.convert import write_speechbrain
-from speechbrain_spgm.models.published import build
 from speechbrain_spgm.models.safe_yaml import load_safely
 
 CPU = {"device": "cpu"}

@@ -23,7 +23,7 @@ from speechbrain_spgm.inference import (
 )
 from speechbrain_spgm.lobes.separator import separate
 from speechbrain_spgm.lobes.spgm import SPGMBlock
-from speechbrain_spgm.models.published import build, config_of
+from speechbrain_spgm.models.config import build, config_of
 
 PARTS = ("encoder", "masknet", "decoder")
 

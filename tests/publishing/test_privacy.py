@@ -12,7 +12,7 @@ import pytest
 
 from speechbrain_spgm.inference import ModelError
 from speechbrain_spgm.inference.separation import find_published
-from speechbrain_spgm.models.convert import speechbrain_yaml
+from speechbrain_spgm.models.config import speechbrain_yaml
 from speechbrain_spgm.models.published import CARD, read_config
 from speechbrain_spgm.publishing.privacy import check_folder, find_leaks
 

@@ -67,7 +67,7 @@ import sys, torch
 from huggingface_hub import PyTorchModelHubMixin
 from speechbrain.inference.separation import SepformerSeparation
 from speechbrain_spgm.inference import SPGMSeparation
-from speechbrain_spgm.models.published import build
+from speechbrain_spgm.models.config import build
 from speechbrain_spgm.lobes.separator import separate
 
 class ByMixin(torch.nn.Module, PyTorchModelHubMixin):

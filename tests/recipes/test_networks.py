@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from speechbrain_spgm.models.published import config_of
+from speechbrain_spgm.models.config import config_of
 from speechbrain_spgm.training.experiment import load_hparams
 
 ROOT = Path(__file__).resolve().parents[2]

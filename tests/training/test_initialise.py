@@ -18,7 +18,8 @@ from speechbrain_spgm.errors import UserError
 from speechbrain_spgm.lobes.masknet import SPGMMaskNet
 from speechbrain_spgm.lobes.separator import separate
 from speechbrain_spgm.lobes.spgm import SPGMBlock
-from speechbrain_spgm.models.published import build, save_published
+from speechbrain_spgm.models.config import build
+from speechbrain_spgm.models.published import save_published
 from speechbrain_spgm.training.initialise import initialise, load_weights
 from tests.conftest import CONFIG
 from tests.hub_server import Repository
