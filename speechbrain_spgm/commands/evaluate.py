@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from speechbrain_spgm.data import MixtureBatch
     from speechbrain_spgm.data.listed import VariedDataset
     from speechbrain_spgm.inference import SPGMSeparation
-    from speechbrain_spgm.metrics.scores import Score, Worst
+    from speechbrain_spgm.metrics.report import Worst
+    from speechbrain_spgm.metrics.scores import Score
 
 LEVEL_STEPS = (2, 5)  # dB between the loudest and the softest source
 
@@ -122,14 +123,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Evaluates; returns the exit code."""
     from speechbrain_spgm.data.recordings import tell_lower_rates
     from speechbrain_spgm.inference.augment import check_views
-    from speechbrain_spgm.metrics.scores import (
+    from speechbrain_spgm.metrics.report import (
         Worst,
-        breakdown,
-        check_metrics,
         format_groups,
         format_table,
         write_results,
     )
+    from speechbrain_spgm.metrics.scores import breakdown, check_metrics
 
     model = load_model(arguments)
     if arguments.views is None:
@@ -218,8 +218,7 @@ def separate_and_score(
 
     from speechbrain_spgm.data import MixtureBatch
     from speechbrain_spgm.data.batching import BucketBatchSampler
-    from speechbrain_spgm.metrics.scores import score_batch
-    from speechbrain_spgm.metrics.si_sdr import pit_si_sdr_loss
+    from speechbrain_spgm.metrics.scores import match, score_batch
 
     batch_size = arguments.batch_size
     if batch_size is None and arguments.batch_seconds is None:
@@ -243,7 +242,7 @@ def separate_and_score(
             estimates = model.separate_batch(
                 batch.mix, batch.lengths, arguments.views, level=True
             )
-            pit = pit_si_sdr_loss(estimates, batch.sources, batch.lengths)
+            pit = match(estimates, batch)
             new = score_batch(estimates, batch, pit, metrics, model.sample_rate)
             worst.add(new, estimates, batch, pit)
             scores += new

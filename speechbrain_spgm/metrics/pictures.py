@@ -21,7 +21,7 @@ import torch
 
 from speechbrain_spgm.errors import require
 from speechbrain_spgm.files import replacing
-from speechbrain_spgm.metrics.si_sdr import SILENCE, si_sdr
+from speechbrain_spgm.metrics.si_sdr import SILENCE, octaves, si_sdr
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -176,13 +176,17 @@ def fit_for_listening(example: Example) -> Example:
     )
     power = estimates.square().mean(0)
     wanted = references.square().mean(0)
-    gains = torch.where(
-        power.minimum(wanted) > SILENCE, (wanted / power.clamp_min(SILENCE)).sqrt(), 1.0
-    )
-    estimates = estimates * gains
+    heard = (power > 0) & ~is_silent(references, mix)
+    estimates = estimates * torch.where(heard, wanted / power, 1.0).sqrt()
     peak = max(signal.abs().max().item() for signal in (mix, estimates, references))
     gain = 1 / max(peak, 1.0)
     return Example(example.id, mix * gain, estimates * gain, references * gain)
+
+
+def is_silent(references: torch.Tensor, mix: torch.Tensor) -> torch.Tensor:
+    """Which references [T, spks] are silent beside their mixture [T]: [spks]."""
+    loudest = max(references.abs().max(), mix.abs().max())
+    return references.square().mean(0) <= SILENCE * loudest.square()
 
 
 def file_name(id: str) -> str:
@@ -218,8 +222,9 @@ def draw_example(path: str | Path, example: Example, sample_rate: int) -> None:
     axes = figure.subplot_mosaic(
         [["mix", "mix"], *([f"est {k}", f"ref {k}"] for k in range(spks))]
     )
-    scores = si_sdr(example.estimates[None], example.references[None])[0]
-    silent = example.references.square().mean(0) <= SILENCE
+    levelled = (x * octaves(x.abs().amax(0)) for x in example[2:])
+    scores = si_sdr(*(x[None] for x in levelled))[0]
+    silent = is_silent(example.references, example.mix)
     panels = [("mix", f"Mixture {example.id}", example.mix, MIXTURE_COLOR)]
     for k in range(spks):
         color = VOICE_COLORS[k % len(VOICE_COLORS)]

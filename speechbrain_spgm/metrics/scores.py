@@ -1,22 +1,17 @@
-"""Scores of separated utterances: per utterance, on average, and on disk.
+"""Scores of separated utterances: per utterance and on average, at any level.
 
 Axes: B utterances, T samples, spks sources, R pairs of a signal and its reference.
 """
 
 from __future__ import annotations
 
-import csv
-import json
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 import torch
-from speechbrain.utils.logger import get_logger
 from torch.nn.functional import pad
 from torchmetrics.functional.audio import (
     scale_invariant_signal_distortion_ratio,
@@ -24,22 +19,20 @@ from torchmetrics.functional.audio import (
 )
 
 from speechbrain_spgm.data import MixtureBatch
-from speechbrain_spgm.errors import MissingPackage, UserError, require, shown
-from speechbrain_spgm.files import replacing
-from speechbrain_spgm.metrics.pictures import (
-    Example,
-    draw_improvement,
-    write_examples,
+from speechbrain_spgm.errors import UserError, require
+from speechbrain_spgm.metrics.si_sdr import (
+    PitResult,
+    centre,
+    is_active,
+    octaves,
+    pit_si_sdr_loss,
+    reorder,
 )
-from speechbrain_spgm.metrics.si_sdr import PitResult, centre, reorder
-
-logger = get_logger(__name__)
 
 TAPS = 512  # of the distortion filter that SDR forgives, as in BSS Eval
 LIMIT_DB = 100.0  # SDR is cut to this range: a perfect estimate has no finite one
 DIAGONAL = 10 ** (-LIMIT_DB / 10)  # makes a singular correlation matrix solvable
 PESQ_MODES = {8000: "nb", 16000: "wb"}  # narrow and wide band
-KEPT = 5  # worst utterances
 
 
 class Score(NamedTuple):
@@ -67,12 +60,16 @@ class Metric(NamedTuple):
     """A metric: its name, its unit, and what measures it.
 
     ``measure`` takes signals [R, T] and references [R, T], their lengths [R] (beyond
-    them both are zero) and the sample rate; it returns [R].
+    them both are zero) and the sample rate; it returns [R]. One that needs a
+    ``package`` gets tensors on the CPU, and may give NaN for what it cannot measure. It
+    is defined at ``rates`` in Hz; None: at all.
     """
 
     name: str
     unit: str
     measure: Callable[..., torch.Tensor]
+    package: str | None = None
+    rates: tuple[int, ...] | None = None
 
 
 def measure_si_sdr(
@@ -89,7 +86,7 @@ def measure_si_sdr(
     """
     # centre knows the lengths; zeros beyond them add nothing to torchmetrics' sums.
     signals, references = (
-        centre(x.unsqueeze(2), lengths).squeeze(1) for x in (signals, references)
+        even(centre(x.unsqueeze(2), lengths).squeeze(1)) for x in (signals, references)
     )
     return scale_invariant_signal_distortion_ratio(signals, references)
 
@@ -127,7 +124,7 @@ def measure_sdr(
     """
     # torchmetrics' correlations need at least as many samples as the filter has taps.
     missing = max(0, TAPS - signals.shape[-1])
-    signals, references = (pad(x, (0, missing)) for x in (signals, references))
+    signals, references = (even(pad(x, (0, missing))) for x in (signals, references))
     try:
         ratio = signal_distortion_ratio(signals, references, filter_length=TAPS)
     except torch.linalg.LinAlgError:  # some reference is, for example, periodic
@@ -172,6 +169,7 @@ def measure_stoi(
 ) -> torch.Tensor:
     """STOI, between 0 and 1."""
     pystoi = require("pystoi", "pystoi", "The metric STOI")
+    signals, references = even(signals), even(references)
     return torch.tensor(
         [
             float(pystoi.stoi(r[:n].numpy(), s[:n].numpy(), sample_rate))
@@ -183,10 +181,9 @@ def measure_stoi(
 METRICS = {
     "si_sdr": Metric("SI-SDR", " dB", measure_si_sdr),
     "sdr": Metric("SDR", " dB", measure_sdr),
-    "pesq": Metric("PESQ", "", measure_pesq),
-    "stoi": Metric("STOI", "", measure_stoi),
+    "pesq": Metric("PESQ", "", measure_pesq, "pesq", tuple(PESQ_MODES)),
+    "stoi": Metric("STOI", "", measure_stoi, "pystoi"),
 }
-OPTIONAL = {"pesq": "pesq", "stoi": "pystoi"}  # metric -> package
 
 
 def check_metrics(metrics: Iterable[str], sample_rate: int) -> None:
@@ -220,15 +217,57 @@ def check_metrics(metrics: Iterable[str], sample_rate: int) -> None:
             )
     if "si_sdr" not in metrics:
         raise UserError("The metric si_sdr must be among the metrics: add it.")
-    if "pesq" in metrics and sample_rate not in PESQ_MODES:
-        raise UserError(
-            f"PESQ is defined at 8000 and 16000 Hz, not at {sample_rate} Hz: "
-            "leave it out."
-        )
-    for metric in metrics:
-        if metric in OPTIONAL:
-            package = OPTIONAL[metric]
-            require(package, package, f"The metric {METRICS[metric].name}")
+    for name, _, _, package, rates in map(METRICS.get, metrics):
+        if rates is not None and sample_rate not in rates:
+            raise UserError(
+                f"{name} is defined at {' and '.join(map(str, rates))} Hz, not at "
+                f"{sample_rate} Hz: leave it out."
+            )
+        if package is not None:
+            require(package, package, f"The metric {name}")
+
+
+def match(estimates: torch.Tensor, batch: MixtureBatch) -> PitResult:
+    """Which estimate belongs to which reference, at whatever level they are.
+
+    A reference is silent if it is 100 dB below the loudest sample of its utterance.
+
+    Arguments
+    ---------
+    estimates : torch.Tensor
+        [B, T, spks].
+    batch : MixtureBatch
+        Mixtures and references.
+
+    Returns
+    -------
+    PitResult
+        As ``pit_si_sdr_loss`` returns it.
+
+    Example
+    -------
+    >>> from speechbrain_spgm.data import Mixture
+    >>> sources = 1e-6 * torch.randn(1000, 2)
+    >>> batch = MixtureBatch.collate([Mixture("quiet", sources.sum(-1), sources)])
+    >>> match(batch.sources.flip(-1), batch).permutation
+    tensor([[1, 0]])
+    """
+    samples = torch.arange(batch.mix.shape[1], device=batch.mix.device)
+    beyond = (samples >= batch.lengths.unsqueeze(1)).unsqueeze(2)  # [B, T, 1]
+    estimates, sources, mix = (
+        x.detach().float().masked_fill(beyond, 0.0)
+        for x in (estimates, batch.sources, batch.mix.unsqueeze(2))
+    )
+    loudest = torch.cat([sources, mix], dim=2).abs().amax((1, 2), keepdim=True)
+    together = centre(sources * octaves(loudest), batch.lengths)
+    silent = ~is_active(together, batch.lengths)
+    sources = sources.masked_fill(silent.unsqueeze(1), 0.0)
+    return pit_si_sdr_loss(even(estimates, 1), even(sources, 1), batch.lengths)
+
+
+def even(signals: torch.Tensor, axis: int = -1) -> torch.Tensor:
+    """Signals along an axis with peaks from a half to 1, for what knows no level."""
+    return signals * octaves(signals.abs().amax(axis, keepdim=True))
 
 
 def score_batch(
@@ -268,7 +307,8 @@ def score_batch(
     beyond = samples >= lengths.unsqueeze(1)  # [R, T]
     estimates = reorder(estimates.detach().float(), pit.permutation)
     # Each is [R, T], on the CPU if a library for numpy arrays follows.
-    device = "cpu" if set(metrics) & set(OPTIONAL) else lengths.device
+    on_cpu = any(METRICS[metric].package for metric in metrics)
+    device = "cpu" if on_cpu else lengths.device
     references, separated, mixtures = (
         x.float().masked_fill(beyond, 0.0).to(device)
         for x in (
@@ -303,63 +343,14 @@ def score_batch(
 
 
 def known(value: float, metric: str) -> float | None:
-    """None for what PESQ or STOI could not measure; other metrics always have a value.
+    """None for what a package could not measure; our own metrics always have a value.
 
     Example
     -------
     >>> known(float("nan"), "pesq"), known(float("nan"), "si_sdr"), known(1.5, "pesq")
     (None, nan, 1.5)
     """
-    return None if metric in OPTIONAL and math.isnan(value) else value
-
-
-class Worst:
-    """Keeps the audio of the utterances with the lowest SI-SDRi.
-
-    Arguments
-    ---------
-    number : int
-        How many.
-    """
-
-    def __init__(self, number: int = KEPT) -> None:
-        self.number = number
-        self.kept: list[tuple[Score, Example]] = []
-
-    def add(
-        self,
-        scores: Sequence[Score],
-        estimates: torch.Tensor,
-        batch: MixtureBatch,
-        pit: PitResult,
-    ) -> None:
-        """Takes what was scored, ``scores`` being what ``score_batch`` returned."""
-        estimates = reorder(estimates.detach(), pit.permutation)
-        places = {id: b for b, id in enumerate(batch.ids)}
-        for score in scores:
-            if len(self.kept) == self.number and badness(score) <= badness(
-                self.kept[-1][0]
-            ):
-                continue
-            b = places[score.id]
-            length = batch.lengths[b]
-            signals = (batch.mix[b], estimates[b], batch.sources[b])
-            example = Example(score.id, *(x[:length].cpu().clone() for x in signals))
-            self.merge([*self.kept, (score, example)])
-
-    def merge(self, pairs: Sequence[tuple[Score, Example]]) -> None:
-        """Keeps the worst of ``pairs``, for example those of all ranks."""
-        self.kept = sorted(pairs, key=lambda pair: -badness(pair[0]))[: self.number]
-
-    @property
-    def examples(self) -> list[Example]:
-        """The worst first."""
-        return [example for _, example in self.kept]
-
-
-def badness(score: Score) -> float:
-    """The higher, the worse; NaN is the worst."""
-    return math.inf if math.isnan(score.si_sdri) else -score.si_sdri
+    return None if METRICS[metric].package and math.isnan(value) else value
 
 
 def average(scores: Sequence[Score]) -> dict[str, float]:
@@ -442,146 +433,6 @@ def breakdown(
     return {name: summarise(members[name]) for name in sorted(members)}
 
 
-def write_results(
-    scores: Sequence[Score],
-    folder: str | Path,
-    *,
-    about: Mapping[str, Any] | None = None,
-    groups: Mapping[str, Mapping[str, str]] | None = None,
-    worst: Sequence[Example] = (),
-    sample_rate: int = 8000,
-) -> MissingPackage | None:
-    """Writes all that a test found out.
-
-    ``test_results.csv`` has a row per utterance, ``test_summary.json`` and
-    ``test_results.md`` the means and 95% confidence intervals, ``test_results.png`` the
-    spread of SI-SDRi (if matplotlib is installed), and ``worst/`` the utterances in
-    ``worst``. Each file is whole or not there.
-
-    Arguments
-    ---------
-    scores : sequence of Score
-        At least one.
-    folder : str or Path
-        Where to; it exists.
-    about : mapping, optional
-        What was evaluated, for the summary: ``test_set``, ``model`` and so on.
-    groups : mapping, optional
-        From a heading such as "speakers" to a mapping for ``breakdown``.
-    worst : sequence of Example
-        The worst first.
-    sample_rate : int
-        Of ``worst`` in Hz.
-
-    Returns
-    -------
-    MissingPackage or None
-        Why there are no pictures, if there are none.
-    """
-    folder = Path(folder)
-    with (
-        replacing(folder / "test_results.csv") as unfinished,
-        unfinished.open("w", newline="", encoding="utf-8") as file,
-    ):
-        writer = csv.writer(file)
-        writer.writerow(["id", *scores[0].values])
-        for id, values in scores:
-            cells = ("" if x is None else f"{x:.4f}" for x in values.values())
-            writer.writerow([id, *cells])
-
-    parts = {
-        heading: breakdown(scores, names) for heading, names in (groups or {}).items()
-    }
-    summary = {**(about or {}), **summarise(scores)}
-    if parts:
-        summary["groups"] = parts
-    write_text(folder / "test_summary.json", json.dumps(summary, indent=2))
-    tables = [format_table(scores), *map(format_groups, parts, parts.values())]
-    write_text(folder / "test_results.md", "\n\n".join(tables))
-
-    try:
-        if worst:  # first the recordings, which need no package
-            write_worst(folder / "worst", worst, sample_rate)
-        points = [(s.values["si_sdr_mix"], s.values["si_sdri"]) for s in scores]
-        points = [point for point in points if all(map(math.isfinite, point))]
-        if points:
-            draw_improvement(folder / "test_results.png", *zip(*points, strict=True))
-    except MissingPackage as error:
-        logger.info(f"No pictures of this test: {error}")
-        return error
-    return None
-
-
-def write_worst(folder: Path, worst: Sequence[Example], sample_rate: int) -> None:
-    """Writes examples in place of those that an earlier test left."""
-    earlier = set()
-    if folder.is_dir():
-        made_here = re.compile(r"\d+_.+_((mix|est\d+|ref\d+)\.wav)|\d+_.+\.png")
-        earlier = {path for path in folder.iterdir() if made_here.fullmatch(path.name)}
-    for path in earlier:
-        path.unlink()
-    write_examples(folder, worst, sample_rate)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file, which is whole or not there."""
-    with replacing(path) as unfinished:
-        unfinished.write_text(text + "\n", encoding="utf-8")
-
-
-def format_table(scores: Sequence[Score]) -> str:
-    """The summary as a Markdown table.
-
-    Example
-    -------
-    >>> print(format_table([Score("a", {"sdri": 8.0}), Score("b", {"sdri": 6.0})]))
-    | 2 utterances  |    mean | 95% CI |
-    |---------------|--------:|-------:|
-    | SDRi          | 7.00 dB | ± 1.96 |
-    """
-    summary = summarise(scores)
-    count = summary.pop("n")
-    noun = "utterance" if count == 1 else "utterances"
-    lines = [
-        f"| {f'{count} {noun}':<13} |    mean | 95% CI |",
-        "|---------------|--------:|-------:|",
-    ]
-    for key, entry in summary.items():
-        title, unit = title_of(key)
-        mean, interval = cells_of(entry, unit)
-        lines.append(f"| {title:<13} | {mean:>7} | {interval:>6} |")
-    return "\n".join(lines)
-
-
-def format_groups(heading: str, parts: Mapping[str, Mapping[str, Any]]) -> str:
-    """A breakdown as a Markdown table of the improvements.
-
-    Example
-    -------
-    >>> parts = {"F+F": {"n": 1, "si_sdri": {"mean": 6.0, "ci95": None}}}
-    >>> print(format_groups("speakers", parts))
-    | speakers | n | SI-SDRi |
-    |---|---:|---:|
-    | F+F | 1 | 6.00 dB |
-    """
-    wanted = [f"{metric}i" for metric in METRICS]
-    keys = [key for key in wanted if any(key in part for part in parts.values())]
-    titles = [title_of(key)[0] for key in keys]
-    lines = [
-        f"| {' | '.join([heading, 'n', *titles])} |",
-        "|---" + "|---:" * (1 + len(keys)) + "|",
-    ]
-    for name, part in parts.items():
-        cells = [
-            " ".join(cells_of(part[key], title_of(key)[1])).strip()
-            if key in part
-            else ""
-            for key in keys
-        ]
-        lines.append(f"| {' | '.join([shown(name), str(part['n']), *cells])} |")
-    return "\n".join(lines)
-
-
 def title_of(key: str) -> tuple[str, str]:
     """The title and the unit of a key of ``Score.values``.
 
@@ -590,7 +441,7 @@ def title_of(key: str) -> tuple[str, str]:
     >>> title_of("si_sdr_mix"), title_of("stoii")
     (('SI-SDR, mix', ' dB'), ('STOIi', ''))
     """
-    for metric, (name, unit, _) in METRICS.items():
+    for metric, (name, unit, *_) in METRICS.items():
         titles = {
             f"{metric}_mix": f"{name}, mix",
             metric: name,

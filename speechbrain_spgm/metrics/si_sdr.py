@@ -187,6 +187,15 @@ def is_active(references: torch.Tensor, lengths: torch.Tensor | None) -> torch.T
     return references.square().sum(-1) > SILENCE * lengths.unsqueeze(1)
 
 
+def octaves(peaks: torch.Tensor) -> torch.Tensor:
+    """The powers of two that bring peaks to [0.5, 1); 1 for silence and infinity.
+
+    Such a factor changes no digit, but SILENCE and EPS then mean the same at any level.
+    """
+    gains = torch.ldexp(torch.ones_like(peaks), -torch.frexp(peaks).exponent)
+    return torch.where(peaks.isfinite() & (peaks > 0), gains, 1.0)
+
+
 def pairwise_si_sdr(estimates: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
     """SI-SDR of every estimate i with every reference j: [B, spks (i), spks (j)]."""
     # [B, spks, 1, T] against [B, 1, spks, T]

@@ -26,14 +26,13 @@ from speechbrain_spgm.data import MixtureBatch, UserError
 from speechbrain_spgm.data.batching import BucketBatchSampler
 from speechbrain_spgm.data.seeded import SeededDataset
 from speechbrain_spgm.lobes.separator import separate
+from speechbrain_spgm.metrics.report import Worst, format_table, write_results
 from speechbrain_spgm.metrics.scores import (
     Score,
-    Worst,
     average,
     check_metrics,
-    format_table,
+    match,
     score_batch,
-    write_results,
 )
 from speechbrain_spgm.metrics.si_sdr import is_kept, pit_si_sdr_loss, training_loss
 from speechbrain_spgm.training.activations import checkpoint_activations
@@ -74,12 +73,14 @@ class SeparationBrain(sb.Brain):
     hparams : dict, optional
         Needed: ``sample_rate``, ``output_folder``, ``epoch_counter``, and
         ``train_logger`` (one of SpeechBrain's or a list of them). Optional:
-        ``seed`` (of the order of the data and of dropout), ``loss_threshold`` (dB;
-        training drops utterances with a loss below it), ``warmup_steps``,
+        ``seed`` (of the order of the data and of dropout), ``loss`` (of estimates,
+        references and lengths, like ``pit_si_sdr_loss``, the default),
+        ``loss_threshold`` (training drops utterances with a loss below it),
+        ``warmup_steps``,
         ``lr_annealing`` (see ``schedule.anneal``), ``activation_checkpointing``,
         ``ema_decay`` (validates and tests a moving average of the weights),
         ``average_checkpoints`` (tests the mean of that many best checkpoints),
-        ``metrics`` (what a test measures, see ``evaluation.METRICS``),
+        ``metrics`` (what a test measures, see ``scores.METRICS``),
         ``num_examples`` (separated mixtures written after each epoch).
     run_opts : RunOptions or dict, optional
         Device, precision, clipping and so on, as in SpeechBrain.
@@ -115,6 +116,7 @@ class SeparationBrain(sb.Brain):
         if self._option("activation_checkpointing"):
             checkpoint_activations(self.networks["masknet"])
         self.progress = Progress()
+        self.loss = self._option("loss") or pit_si_sdr_loss
         self.seed = self._option("seed", 0)
         self.epoch = 0
         self.train_set: Dataset | None = None
@@ -172,11 +174,12 @@ class SeparationBrain(sb.Brain):
     def compute_objectives(
         self, estimates: torch.Tensor, batch: MixtureBatch, stage: sb.Stage
     ) -> torch.Tensor:
-        """The mean negative SI-SDR in dB; outside of training, scores are kept too."""
-        pit = pit_si_sdr_loss(estimates, batch.sources, batch.lengths)
-        self.losses = pit.loss.detach()
+        """The mean loss, outside of training negative SI-SDR, whose scores are kept."""
         if stage == sb.Stage.TRAIN:
+            pit = self.loss(estimates, batch.sources, batch.lengths)
+            self.losses = pit.loss.detach()
             return training_loss(pit.loss, self._option("loss_threshold"))
+        pit = match(estimates, batch)
         if stage == sb.Stage.VALID:
             self.scores += score_batch(estimates, batch, pit)
         else:

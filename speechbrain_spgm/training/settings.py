@@ -86,8 +86,13 @@ TEXT = Rule("a name", lambda x: isinstance(x, str) and bool(x.strip()))
 ABOVE_0 = number("above 0", lambda x: x > 0)
 FROM_0 = number("from 0", lambda x: x >= 0)
 MAYBE_TEXT, MAYBE_ABOVE_0 = either(TEXT, NULL), either(ABOVE_0, NULL)
+SHARE = number("from 0 to 1", lambda x: 0 <= x <= 1)
 RANGE_DB = several(number(""), "two numbers in dB, such as [-33, -25]", 2)
 SIZE = whole(1, 100_000)
+KEYS = Rule("keys with values, as in the yaml", lambda x: isinstance(x, dict))
+BUILT = Rule(
+    "what !new: or !name: builds, as in the yaml", lambda x: isinstance(x, dict)
+)
 
 RULES = {
     "num_spks": whole(1, 20),
@@ -116,7 +121,10 @@ RULES = {
     "speeds": several(whole(1, 1000), "a list of per cents, such as [95, 100, 105]"),
     "augmentations": Rule(
         "names with probabilities, such as {shift: 0.5}",
-        lambda x: isinstance(x, (dict, list)),
+        lambda x: (
+            isinstance(x, list)
+            or (isinstance(x, dict) and all(map(SHARE.holds, x.values())))
+        ),
     ),
     **dict.fromkeys(
         [
@@ -129,7 +137,7 @@ RULES = {
     ),
     "train_splits": either(TEXT, several(TEXT, "a list of names")),
     "mixtures_per_epoch": either(whole(1), NULL),
-    "speaker_power": number("from 0 to 1", lambda x: 0 <= x <= 1),
+    "speaker_power": SHARE,
     "levels": TEXT,
     "loudness_db": RANGE_DB,
     "noise_loudness_db": RANGE_DB,
@@ -162,6 +170,8 @@ RULES = {
     "stride": SIZE,
     "pool": one_of("att", "avg", "max", "lem", "none"),
     "att_h": either(SIZE, NULL),
+    **dict.fromkeys(["card", "net", "modules", "train_loader", "eval_loader"], KEYS),
+    **dict.fromkeys(["loss", "opt_class", "epoch_counter", "train_logger"], BUILT),
     # SpeechBrain's own options
     "debug_batches": whole(1),
     "debug_epochs": Rule("a whole number", lambda x: isinstance(x, int)),
@@ -479,6 +489,8 @@ def shown(value: Any) -> str:
 
 def check_device(run_opts: RunOptions, values: Mapping[str, Any]) -> None:
     """Makes sure that the device is there and computes in the precision asked for."""
+    if run_opts.jit or run_opts.jit_module_keys:
+        raise UserError("SpeechBrain's layers cannot be scripted: leave --jit out.")
     device = run_opts.device
     if device is not None:
         try:

@@ -16,15 +16,16 @@ from torchmetrics.functional.audio import (
 from speechbrain_spgm.data import Mixture, MixtureBatch
 from speechbrain_spgm.errors import MissingPackage, UserError
 from speechbrain_spgm.metrics import scores
+from speechbrain_spgm.metrics.report import Worst, format_table, write_results
 from speechbrain_spgm.metrics.scores import (
+    METRICS,
+    Metric,
     Score,
-    Worst,
     check_metrics,
-    format_table,
+    match,
     measure_sdr,
     score_batch,
     summarise,
-    write_results,
 )
 from speechbrain_spgm.metrics.si_sdr import pit_si_sdr_loss
 
@@ -81,6 +82,49 @@ def test_scores_equal_torchmetrics_on_each_utterance_alone(spks):
             assert values[f"{metric}i"] == pytest.approx(gain)
         assert values["si_sdr"] == pytest.approx(10, abs=1)
         assert values["sdr"] >= values["si_sdr"]  # the filter forgives more
+
+
+@pytest.mark.parametrize("gain", [1e-6, 1e-4, 0.3, 1e2])
+def test_scores_know_no_level(gain):
+    batch, estimates = make_batch()
+    batch.sources[0, :, 1] *= 1e-3  # 60 dB below the other, and no silence
+    batch.sources[1, :, 1] *= 1e-7  # silence
+    batch.mix = batch.sources.sum(-1) + 0.1 * torch.randn_like(batch.mix)
+
+    def scores_at(gain, own):
+        scaled = MixtureBatch(
+            batch.ids, gain * batch.mix, gain * batch.sources, batch.lengths
+        )
+        pit = match(own * estimates, scaled)
+        return pit, score_batch(own * estimates, scaled, pit, ["si_sdr", "sdr"])
+
+    pit, expected = scores_at(1, 1)
+    assert pit.active.tolist() == [[True, True], [True, False], [True, True]]
+    for own in (gain, torch.tensor([gain, 1.0])):
+        other, found = scores_at(gain, own)
+        assert torch.equal(other.active, pit.active)
+        assert torch.equal(other.permutation, pit.permutation)
+        torch.testing.assert_close(other.loss, pit.loss, atol=1e-3, rtol=0)
+        for one, two in zip(found, expected, strict=True):
+            assert one.values == pytest.approx(two.values, abs=1e-3)
+
+
+def test_a_metric_is_one_entry(monkeypatch, tmp_path):
+    def loudness(signals, references, lengths, sample_rate):
+        return signals.square().sum(-1) / lengths
+
+    monkeypatch.setitem(METRICS, "power", Metric("Power", " W", loudness, None, (8,)))
+    with pytest.raises(UserError, match="Power is defined at 8 Hz, not at 9 Hz"):
+        check_metrics(["si_sdr", "power"], 9)
+    check_metrics(["si_sdr", "power"], 8)
+    batch, estimates = make_batch()
+    scores = score(batch, estimates, ["si_sdr", "power"])
+    write_results(scores, tmp_path, groups={"all": {s.id: "x" for s in scores}})
+    table = (tmp_path / "test_results.md").read_text()
+    assert (
+        "| Power, mix    |  2." in table and "| all | n | SI-SDRi | Poweri |" in table
+    )
+    assert "power_mix,power,poweri" in (tmp_path / "test_results.csv").read_text()
 
 
 def test_si_sdr_by_hand():

@@ -135,6 +135,20 @@ def test_noise_for_one_speaker(train: Callable[..., Path], tmp_path: Path) -> No
     assert epochs(train("LibriMix-spgm", *flags)) == ["epoch: 1", "epoch loaded: 1"]
 
 
+def test_a_loss_is_one_key(
+    train: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "from speechbrain_spgm.metrics.si_sdr import pit_si_sdr_loss\n\n\n"
+    code += "def loss(*batch):\n    pit = pit_si_sdr_loss(*batch)\n"
+    code += "    return pit._replace(loss=0 * pit.loss + 7)\n"
+    (tmp_path / "own_losses.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    output = train("WSJ0Mix-spgm", "--loss=!name:own_losses.loss")
+    first, _ = (output / "train_log.txt").read_text().splitlines()
+    assert "train si_sdr: -7.00e+00" in first
+    assert "!name:own_losses.loss" in (output / "hyperparams.yaml").read_text()
+
+
 def test_only_testing_needs_no_training_data(train: Callable[..., Path]) -> None:
     train("LibriMix-spgm-small")
     own = "tests/samples/own"
@@ -312,6 +326,16 @@ WRONG = {
     "--train_logger=!new:no.such.Class": "There is no such class as no.such.Class",
     "--lr_annealing=!new:torch.nn.Linear": "cannot be built with these values",
     "--optimizer_step_limit=x": "optimizer_step_limit is",
+    "--loss=si_snr": 'loss is "si_snr"',
+    "--loss=!name:no.such.loss": "There is no such entity as no.such.loss",
+    "--card=x": 'card is "x", but must be keys with values',
+    "--modules=x": "modules is",
+    "--train_loader=[1]": "train_loader is [1]",
+    "--opt_class=Adam": 'opt_class is "Adam", but must be what !new: or !name: builds',
+    "--epoch_counter=5": "epoch_counter is 5",
+    "--augmentations={shift: often}": 'augmentations is {"shift": "often"}',
+    "--augmentations={shift: 2}": 'augmentations is {"shift": 2}',
+    "--jit": "leave --jit out",
 }
 
 
