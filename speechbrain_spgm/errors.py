@@ -69,6 +69,18 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, to quote in a sentence, else its class.
+
+    Example
+    -------
+    >>> first_line(OSError("\\nNo answer:\\nagain")), first_line(KeyError())
+    ('No answer', 'KeyError')
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".:") if lines else type(error).__name__
+
+
 class UserError(ValueError):
     """Wrong input; the message is one sentence naming the value and the remedy.
 

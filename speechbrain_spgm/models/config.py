@@ -25,6 +25,7 @@ from speechbrain.lobes.models.dual_path import (
 from torch import nn
 
 from speechbrain_spgm import __version__
+from speechbrain_spgm.files import replacing
 from speechbrain_spgm.lobes.intra import is_standard
 from speechbrain_spgm.lobes.masknet import SPGMMaskNet
 from speechbrain_spgm.lobes.pooling import POOLINGS, find_pooling
@@ -446,6 +447,13 @@ def loading(names: Mapping[str, str]) -> str:
     lines = ["", "modules:", *refs("    "), ""]
     lines.append("pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer")
     return "\n".join([*lines, "    loadables:", *refs("        ")]) + "\n"
+
+
+def write_json(path: Path, fields: Mapping[str, Any]) -> None:
+    """Writes a JSON object for people to read too, whole or not at all."""
+    text = json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def count_parameters(modules: list[nn.Module]) -> int:

@@ -10,7 +10,6 @@ round them to float16.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -28,6 +27,7 @@ from speechbrain_spgm.models.config import (
     FIELDS,
     config_of,
     speechbrain_yaml,
+    write_json,
 )
 from speechbrain_spgm.models.published import (
     WEIGHTS_FILE,
@@ -49,14 +49,18 @@ from speechbrain_spgm.models.speechbrain import (
 
 README_FILE = "README.md"
 INTERFACE = "speechbrain_interface"  # how the Hub knows SpeechBrain's models
+INTERFACE_CLASS = "SepformerSeparation"
 MARK = ".converted.json"  # in folders that convert wrote, which it may replace
 LAYOUTS = ("published", "speechbrain")
 
 
 def write_speechbrain(
-    folder: str | Path, state: Mapping[str, Tensor], config: Mapping[str, Any]
+    folder: str | Path,
+    state: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    text: str | None = None,
 ) -> None:
-    """Writes SpeechBrain's layout.
+    """Writes SpeechBrain's layout, each file whole or not at all.
 
     Arguments
     ---------
@@ -65,37 +69,35 @@ def write_speechbrain(
     state : mapping of str to torch.Tensor
         The weights under their published names: ``encoder.conv1d.weight`` and so on.
     config : mapping
-        Valid fields of config.json, with the card if there is one.
+        Fields of config.json, with the card if there is one.
+    text : str, optional
+        The yaml; by default that of the config, whose fields must then be valid.
     """
     folder = Path(folder)
     for part in PARTS:
-        torch.save(
-            {
-                name.removeprefix(f"{part}."): value.clone()
-                for name, value in state.items()
-                if name.startswith(f"{part}.")
-            },
-            folder / f"{part}.ckpt",
-        )
-    (folder / YAML_FILE).write_text(speechbrain_yaml(config), encoding="utf-8")
-    _write_json(folder / CONFIG_FILE, {**config, INTERFACE: "SepformerSeparation"})
+        own = {
+            name.removeprefix(f"{part}."): value.detach().cpu().clone()
+            for name, value in state.items()
+            if name.startswith(f"{part}.")
+        }
+        with replacing(folder / f"{part}.ckpt") as temporary:
+            with open(temporary, "wb") as file:  # by its name, that would be in it
+                torch.save(own, file)
+    with replacing(folder / YAML_FILE) as temporary:
+        temporary.write_text(text or speechbrain_yaml(config), encoding="utf-8")
+    write_json(folder / CONFIG_FILE, config)
 
 
 def write_published(
     folder: str | Path, state: Mapping[str, Tensor], config: Mapping[str, Any]
 ) -> None:
-    """Writes the published layout; the arguments are those of write_speechbrain."""
+    """Writes the published layout: see write_speechbrain."""
     folder = Path(folder)
     state = {name: value.clone().contiguous() for name, value in state.items()}
     with replacing(folder / WEIGHTS_FILE) as temporary:
         save_file(state, temporary, metadata={"format": "pt"})
     kept = {name: value for name, value in config.items() if name != INTERFACE}
-    _write_json(folder / CONFIG_FILE, kept)
-
-
-def _write_json(path: Path, fields: Mapping[str, Any]) -> None:
-    text = json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
-    path.write_text(text, encoding="utf-8")
+    write_json(folder / CONFIG_FILE, kept)
 
 
 def convert(
@@ -141,10 +143,13 @@ def convert(
         for part in PARTS:  # what is written is compared with the rounded source
             parts[part].half()
     with replacing_folder(target) as temporary:
-        write = write_published if to == "published" else write_speechbrain
-        write(temporary, state, config)
+        if to == "published":
+            write_published(temporary, state, config)
+        else:
+            fields = {**config, INTERFACE: INTERFACE_CLASS}
+            write_speechbrain(temporary, state, fields)
         _copy_card(find, temporary)
-        _write_json(temporary / MARK, {"layout": to})
+        write_json(temporary / MARK, {"layout": to})
         check_same(temporary, to, state, parts, config)
 
 

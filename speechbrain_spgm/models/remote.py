@@ -47,6 +47,7 @@ from speechbrain.utils.fetching import (
 from tqdm.auto import tqdm
 
 from speechbrain_spgm.audio import AudioFileError, Source
+from speechbrain_spgm.errors import first_line
 from speechbrain_spgm.models.config import CONFIG_FILE
 from speechbrain_spgm.models.published import (
     LARGEST_CONFIG,
@@ -257,7 +258,7 @@ def _reason(error: Exception) -> str:
         return f"cannot be had from the Hub now (HTTP {status}): try again later"
     if isinstance(error, OfflineModeIsEnabled | ConnectionError):
         return OUT_OF_REACH
-    return f"could not be downloaded ({_first_line(error)}): try again"
+    return f"could not be downloaded ({first_line(error)}): try again"
 
 
 class TooLarge(Exception):
@@ -542,7 +543,3 @@ def _is_remote(path: Source | FetchSource) -> bool:
         return False
     repo, _, name = path.rpartition("/")
     return is_repo_id(repo) and bool(name) and not Path(repo).parent.exists()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -9,7 +9,6 @@ Axes: T samples, spks sources.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,10 +23,16 @@ from speechbrain.inference.separation import SepformerSeparation
 from torch import Tensor, nn
 
 from speechbrain_spgm.audio import read_audio, resample
-from speechbrain_spgm.errors import require
+from speechbrain_spgm.errors import first_line, require
 from speechbrain_spgm.files import replacing_folder
 from speechbrain_spgm.inference.separation import SPGMSeparation
-from speechbrain_spgm.models.convert import YAML_FILE, write_speechbrain
+from speechbrain_spgm.models.config import write_json
+from speechbrain_spgm.models.convert import (
+    INTERFACE,
+    INTERFACE_CLASS,
+    YAML_FILE,
+    write_speechbrain,
+)
 from speechbrain_spgm.models.published import (
     CARD,
     WEIGHTS_FILE,
@@ -190,7 +195,7 @@ def check_target(target: Path, repo: str, source: Path) -> None:
 
 def _write_files(source: Source, terms: Terms, target: Path) -> None:
     _write_model(source, terms, target)
-    _write_json(target / SUMMARY_FILE, source.results.summary)
+    write_json(target / SUMMARY_FILE, source.results.summary)
     if source.picture is not None:
         copy_picture(source.picture, target / PICTURE)
     if source.example is not None:
@@ -220,7 +225,7 @@ def copy_picture(source: Path, target: Path) -> None:
             pixels = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
     except (OSError, SyntaxError, ValueError) as error:
         raise ModelError(
-            f"{source} is damaged or no PNG picture ({_first_line(error)}): take it "
+            f"{source} is damaged or no PNG picture ({first_line(error)}): take it "
             "out of the folder, or plot it again."
         ) from None
     image.frombytes(pixels.mode, pixels.size, pixels.tobytes()).save(target, "PNG")
@@ -299,12 +304,8 @@ def _write_model(source: Source, terms: Terms, target: Path) -> None:
     config = {**source.config, CARD: card}
     save_published(target, **modules, config=config)
     # Writes config.json once more, with the name of SpeechBrain's class in it.
-    write_speechbrain(target, nn.ModuleDict(modules).state_dict(), config)
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    text = json.dumps(content, indent=2, ensure_ascii=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    fields = {**config, INTERFACE: INTERFACE_CLASS}
+    write_speechbrain(target, nn.ModuleDict(modules).state_dict(), fields)
 
 
 def _write_example(model: SPGMSeparation, path: Path, folder: Path) -> None:
@@ -359,7 +360,7 @@ def check_outputs(source: Source, target: Path) -> None:
             raise
         except Exception as error:  # SpeechBrain's own loader may raise anything
             raise ModelError(
-                f"The weights do not load back by {way} ({_first_line(error)})."
+                f"The weights do not load back by {way} ({first_line(error)})."
             ) from None
         if not torch.equal(got, references[type(model)]):
             raise ModelError(
@@ -395,7 +396,3 @@ def _noise(config: Mapping[str, Any]) -> Tensor:
     chunks = 3 * config["masknet_chunksize"] * (kernel // 2) + kernel + 3
     T = min(chunks, int(LONGEST_TEST * config["sample_rate"]))
     return 0.1 * torch.randn(1, T, generator=torch.Generator().manual_seed(0))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

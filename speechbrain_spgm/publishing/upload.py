@@ -16,6 +16,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.hf_api import ModelInfo
 
+from speechbrain_spgm.errors import first_line
 from speechbrain_spgm.models.config import CONFIG_FILE
 from speechbrain_spgm.models.convert import YAML_FILE
 from speechbrain_spgm.models.published import ModelError
@@ -157,14 +158,14 @@ def _reason(error: BaseException, has_token: bool) -> str:
     if status == 429:
         return "the Hub asks to slow down: try again in a few minutes"
     if status is not None:
-        return f"the Hub answered {status} ({_first_line(http)}): try again later"
+        return f"the Hub answered {status} ({first_line(http)}): try again later"
     if isinstance(error, ValueError) and "metadata" in str(error):
         return f"the Hub does not accept the card ({' '.join(str(error).split())})"
     while error.__cause__ is not None:  # the client says which file, this says why
         error = error.__cause__
     return (
         f"the connection to the Hub failed ({type(error).__name__}: "
-        f"{_first_line(error)}). What is there stays as it was, and files that arrived "
+        f"{first_line(error)}). What is there stays as it was, and files that arrived "
         "are not sent again: try again"
     )
 
@@ -173,8 +174,3 @@ def _cause(error: BaseException | None, kind: type) -> BaseException | None:
     while error is not None and not isinstance(error, kind):
         error = error.__cause__ or error.__context__
     return error
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".:") if lines else type(error).__name__
