@@ -19,12 +19,11 @@ from pathlib import Path
 from speechbrain_spgm.corpora.command import (
     add_generate,
     add_manifests,
-    find_lists,
-    generate_with_manifests,
+    generate_lists,
     manifests_of_folder,
     run_command,
 )
-from speechbrain_spgm.corpora.librimix import plan_librimix, scan_librimix
+from speechbrain_spgm.corpora.librimix import LibriMixPlan, plan_librimix, scan_librimix
 from speechbrain_spgm.data.lists import MIXTURES
 from speechbrain_spgm.data.manifests import ManifestRow
 
@@ -74,13 +73,9 @@ def prepare_librimix(
 
 def generate(arguments: argparse.Namespace) -> Iterator[str]:
     """The subcommand ``generate``."""
-    lists = find_lists(arguments.lists, "libri*mix_*.csv")
-    plans = [
-        plan
-        for path in lists
-        for sample_rate in arguments.sample_rates
-        for mode in arguments.modes
-        for plan in plan_librimix(
+
+    def plan(path: Path, sample_rate: int, mode: str) -> list[LibriMixPlan]:
+        return plan_librimix(
             arguments.librispeech_folder,
             path,
             arguments.output_folder,
@@ -89,10 +84,8 @@ def generate(arguments: argparse.Namespace) -> Iterator[str]:
             arguments.types,
             arguments.noise_folder,
         )
-    ]
-    report, manifests = generate_with_manifests(plans, arguments.jobs)
-    yield str(report)
-    yield from map(str, manifests)
+
+    return generate_lists(arguments, "libri*mix_*.csv", plan)
 
 
 def manifests(arguments: argparse.Namespace) -> Iterator[str]:

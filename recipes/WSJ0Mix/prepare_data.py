@@ -19,12 +19,16 @@ from pathlib import Path
 from speechbrain_spgm.corpora.command import (
     add_generate,
     add_manifests,
-    find_lists,
-    generate_with_manifests,
+    generate_lists,
     manifests_of_folder,
     run_command,
 )
-from speechbrain_spgm.corpora.wsj0mix import SPLITS, plan_wsj0mix, scan_wsj0mix
+from speechbrain_spgm.corpora.wsj0mix import (
+    SPLITS,
+    WSJ0MixPlan,
+    plan_wsj0mix,
+    scan_wsj0mix,
+)
 from speechbrain_spgm.data.manifests import ManifestRow
 
 
@@ -68,13 +72,9 @@ def prepare_wsj0mix(
 
 def generate(arguments: argparse.Namespace) -> Iterator[str]:
     """The subcommand ``generate``."""
-    lists = find_lists(arguments.lists, "mix_*_spk_*.txt")
-    plans = [
-        plan
-        for path in lists
-        for sample_rate in arguments.sample_rates
-        for mode in arguments.modes
-        for plan in plan_wsj0mix(
+
+    def plan(path: Path, sample_rate: int, mode: str) -> list[WSJ0MixPlan]:
+        return plan_wsj0mix(
             arguments.wsj0_folder,
             path,
             arguments.output_folder,
@@ -82,10 +82,8 @@ def generate(arguments: argparse.Namespace) -> Iterator[str]:
             sample_rate,
             mode,
         )
-    ]
-    report, manifests = generate_with_manifests(plans, arguments.jobs)
-    yield str(report)
-    yield from map(str, manifests)
+
+    return generate_lists(arguments, "mix_*_spk_*.txt", plan)
 
 
 def manifests(arguments: argparse.Namespace) -> Iterator[str]:

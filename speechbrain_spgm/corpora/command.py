@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import product
 from pathlib import Path
 
 from speechbrain_spgm.console import (
@@ -113,6 +114,20 @@ def generate_with_manifests(
     for path, members in rows.items():
         write_manifest(path, members)
     return report, list(rows)
+
+
+def generate_lists(
+    arguments: argparse.Namespace,
+    pattern: str,
+    plan: Callable[[Path, int, str], Sequence[Plan]],
+) -> Iterator[str]:
+    """The subcommand ``generate``; ``plan`` takes a list, a rate in Hz and a mode."""
+    lists = find_lists(arguments.lists, pattern)
+    kinds = list(product(lists, arguments.sample_rates, arguments.modes))
+    plans = [one for kind in kinds for one in plan(*kind)]
+    report, manifests = generate_with_manifests(plans, arguments.jobs)
+    yield str(report)
+    yield from map(str, manifests)
 
 
 def launched(name: str) -> int:
