@@ -618,6 +618,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--scale", type=float, default=1.0, help="of all numbers")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", default=",".join(KINDS), help=",".join(KINDS))
+    parser.add_argument(
+        "--minutes", type=float, default=math.inf, help="at most, for each kind"
+    )
     parser.add_argument("--document", type=Path, help="whose table is replaced")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)  # of which nothing is left in a forked process
@@ -625,7 +628,11 @@ def main(argv: list[str] | None = None) -> int:
     with TemporaryDirectory() as folder, surroundings():
         campaign = Campaign(Path(folder), arguments.seed, arguments.scale)
         for kind in arguments.kinds.split(","):
-            results[kind] = list(getattr(campaign, kind)())
+            results[kind], began = [], time.monotonic()
+            for text in getattr(campaign, kind)():
+                results[kind].append(text)
+                if time.monotonic() - began > 60 * arguments.minutes:
+                    break
             for text in sorted({t for t in results[kind] if t})[:20]:
                 print(f"{kind}: {text[:600]}", file=sys.stderr)
             print(f"{kind}: {results[kind].count('')} of {len(results[kind])} held")
