@@ -5,12 +5,15 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
+from benchmarks.faults import Child
 from speechbrain_spgm import files
 from speechbrain_spgm.cli import main
 from speechbrain_spgm.files import (
@@ -44,19 +47,14 @@ def left(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.rglob("*") if TEMPORARY.fullmatch(p.name))
 
 
-def start(words: list[str], folder: Path) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, *words],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+def test_a_live_process_keeps_its_files_and_a_dead_one_does_not(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
         text=True,
     )
-
-
-def test_a_live_process_keeps_its_files_and_a_dead_one_does_not(tmp_path):
-    process = start(["-c", HOLD], tmp_path)
     try:
         assert process.stdout.readline() == "ready\n"
         held = left(tmp_path)
@@ -158,36 +156,36 @@ def commands(folder: Path, model: Path) -> dict[str, list[str]]:
     }
 
 
-# The command, as it is, but still once it has written into a temporary file or folder.
-STALL = """
-import pathlib, shutil, sys, time
-from speechbrain_spgm import files
-from speechbrain_spgm.cli import main
-def stall(*_, **__):
-    print("ready", flush=True)
-    time.sleep(600)
-pathlib.Path.replace = stall
-sys.exit(main(sys.argv[1:]))
-"""
+def stalled(words: list[str], mark: Path) -> int:
+    """The command, as it is, but still before anything gets its final name."""
+
+    def stall(*_, **__):
+        mark.touch()
+        time.sleep(600)
+
+    Path.replace = stall  # in a process that ends with this
+    return main(words)
 
 
 @pytest.mark.parametrize("name", ["separate", "convert", "evaluate"])
 def test_after_a_kill_the_next_run_cleans_up(tmp_path, published, name):
     words = commands(tmp_path, published)[name]
-    out = tmp_path / "out"
+    out, mark = tmp_path / "out", tmp_path / "mark"
     for number in (signal.SIGKILL, signal.SIGTERM):
-        process = start(["-c", STALL, *words], tmp_path)
-        while (line := process.stdout.readline()) != "ready\n":
-            assert line
+        child = Child(partial(stalled, words, mark))
+        while not mark.exists():
+            assert time.monotonic() < child.began + 100
+            time.sleep(0.01)
         assert left(out)
-        process.send_signal(number)
-        process.communicate()
-        assert not [p for p in out.rglob("*.wav") if not TEMPORARY.match(p.name)]
+        os.kill(child.pid, number)
+        end = child.wait()
+        assert not [p for p in out.glob("*.*") if not TEMPORARY.fullmatch(p.name)]
         if number == signal.SIGTERM:
-            assert process.returncode == 143 and not left(out)
+            assert end.code == 143 and "interrupted" in end.said and not left(out)
             continue
-        assert process.returncode == -signal.SIGKILL and left(out)
+        assert end.code == -signal.SIGKILL and left(out)
+        files._swept.clear()
         assert main(words) == 0
         assert not left(out)
-        files._swept.clear()
         shutil.rmtree(out)
+        mark.unlink()
