@@ -366,8 +366,7 @@ class _Rows:
 
         More rows read the weights of a layer less often, fewer fit the cache: three of
         spgm-base are best. A network with narrow layers takes more, so that Python's
-        share stays small. In int8 the weights are a quarter as large, and one row is
-        best.
+        share stays small.
         """
         wanted = self.rows_per_step
         wanted = self.net.rows_per_step if wanted is None else wanted
@@ -375,8 +374,7 @@ class _Rows:
             return _split(self.S, wanted or self.S)
         _, K, N = self.x.shape
         row_bytes = K * intra.widest(block, N) * self.x.element_size()
-        step_bytes = STEP_BYTES if self.net.int8 is None else STEP_BYTES // 3
-        return _taper(self.S, max(1, step_bytes // row_bytes))
+        return _taper(self.S, max(1, STEP_BYTES // row_bytes))
 
 
 class _Utterance(_Rows):
@@ -552,7 +550,7 @@ def _add_attention(
         qkv[:, :N] += linears.queries
     q, k, v = qkv.view(R, K, 3, num_heads, -1).permute(2, 0, 3, 1, 4)
     heads = F.scaled_dot_product_attention(q, k, v)  # [R, H, K, D]
-    linears.heads.add(heads.transpose(1, 2).reshape(-1, N), out)
+    linears.heads.add(heads.transpose(1, 2).reshape(-1, N), out, scratch)
 
 
 def _add_feed_forward(
@@ -563,7 +561,7 @@ def _add_feed_forward(
         hidden = linears.rise.relu_of(x, scratch)
     else:
         hidden = activation(linears.rise.of(x, scratch))
-    linears.fall.add(hidden, out)
+    linears.fall.add(hidden, out, scratch)
 
 
 def _pointwise(layers: nn.Sequential, x: Tensor, out: Tensor) -> Tensor:

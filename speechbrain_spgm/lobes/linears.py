@@ -60,7 +60,7 @@ class Linear(NamedTuple):
         """``relu(linear(x))``, likewise."""
         return self.of(x, scratch).relu_()
 
-    def add(self, x: Tensor, out: Tensor) -> None:
+    def add(self, x: Tensor, out: Tensor, scratch: Scratch) -> None:
         """``out += linear(x)``: the product is added where the residual stands."""
         out.add_(self.bias).view(len(x), -1).addmm_(x, self.weight.t())
 
