@@ -390,15 +390,13 @@ class _Utterance:
 
         More rows read the weights of a layer less often, fewer fit the cache: three of
         spgm-base are best. A network with narrow layers takes more, so that Python's
-        share stays small. In int8 the weights are a quarter as large, and one row is
-        best.
+        share stays small.
         """
         if self.net.rows_per_step is not None:
             return _split(self.S, self.net.rows_per_step or self.S)
         _, K, N = self.x.shape
         row_bytes = K * intra.widest(block, N) * self.x.element_size()
-        step_bytes = STEP_BYTES if self.net.int8 is None else STEP_BYTES // 3
-        return _taper(self.S, max(1, step_bytes // row_bytes))
+        return _taper(self.S, max(1, STEP_BYTES // row_bytes))
 
     def _masks(self, tile: slice, scratch: Scratch) -> Tensor:
         """Overlap-add and masks of some frames, ``[n, spks, N]``."""
@@ -496,7 +494,7 @@ class Linear(NamedTuple):
         """``relu(linear(x))``, likewise."""
         return self.of(x, scratch).relu_()
 
-    def add(self, x: Tensor, out: Tensor) -> None:
+    def add(self, x: Tensor, out: Tensor, scratch: Scratch) -> None:
         """``out += linear(x)``: the product is added where the residual stands."""
         out.add_(self.bias).view(len(x), -1).addmm_(x, self.weight.t())
 
@@ -626,7 +624,7 @@ def _add_attention(
         qkv[:, :N] += linears.queries
     q, k, v = qkv.view(R, K, 3, num_heads, -1).permute(2, 0, 3, 1, 4)
     heads = F.scaled_dot_product_attention(q, k, v)  # [R, H, K, D]
-    linears.heads.add(heads.transpose(1, 2).reshape(-1, N), out)
+    linears.heads.add(heads.transpose(1, 2).reshape(-1, N), out, scratch)
 
 
 def _add_feed_forward(
@@ -637,7 +635,7 @@ def _add_feed_forward(
         hidden = linears.rise.relu_of(x, scratch)
     else:
         hidden = activation(linears.rise.of(x, scratch))
-    linears.fall.add(hidden, out)
+    linears.fall.add(hidden, out, scratch)
 
 
 def _pointwise(layers: nn.Sequential, x: Tensor, out: Tensor) -> Tensor:

@@ -40,7 +40,8 @@ class Int8Linear:
     -------
     >>> linear = nn.Linear(64, 32)
     >>> x = torch.rand(100, 64)
-    >>> y = Int8Linear(linear.weight.detach(), linear.bias.detach()).of(x, None)
+    >>> int8 = Int8Linear(linear.weight.detach(), linear.bias.detach())
+    >>> y = int8.of(x, engine.Scratch(x))
     >>> torch.allclose(y, linear(x), atol=0.02)
     True
     """
@@ -62,32 +63,34 @@ class Int8Linear:
     def __deepcopy__(self, memo: dict) -> Int8Linear:
         return self  # nothing in it changes, and packed weights cannot be copied
 
-    def of(self, x: Tensor, scratch: engine.Scratch | None) -> Tensor:
+    def of(self, x: Tensor, scratch: engine.Scratch) -> Tensor:
         """``linear(x)``, ``[M, in]`` to ``[M, out]``."""
-        return self._product(x, "none")
+        return self._product(x, "none", scratch)
 
-    def relu_of(self, x: Tensor, scratch: engine.Scratch | None) -> Tensor:
+    def relu_of(self, x: Tensor, scratch: engine.Scratch) -> Tensor:
         """``relu(linear(x))``."""
-        return self._product(x, "relu")
+        return self._product(x, "relu", scratch)
 
-    def add(self, x: Tensor, out: Tensor) -> None:
+    def add(self, x: Tensor, out: Tensor, scratch: engine.Scratch) -> None:
         """``out += linear(x)``."""
-        rounded, step, zero = _round(x, self.levels)
+        rounded, step, zero = _round(x, self.levels, scratch)
         torch.ops.onednn.qlinear_pointwise.binary(
             *(rounded, step, zero, self.packed, self.scales, self.zeros),
             *(out.view(len(x), -1), self.bias, 1.0, 0, torch.float32),
             *(1.0, 0, "sum", 1.0, "none", [], ""),
         )
 
-    def _product(self, x: Tensor, after: str) -> Tensor:
-        rounded, step, zero = _round(x, self.levels)
+    def _product(self, x: Tensor, after: str, scratch: engine.Scratch) -> Tensor:
+        rounded, step, zero = _round(x, self.levels, scratch)
         return torch.ops.onednn.qlinear_pointwise(
             *(rounded, step, zero, self.packed, self.scales, self.zeros, self.bias),
             *(1.0, 0, torch.float32, after, [], ""),
         )
 
 
-def _round(x: Tensor, levels: int) -> tuple[Tensor, float, int]:
+def _round(
+    x: Tensor, levels: int, scratch: engine.Scratch
+) -> tuple[Tensor, float, int]:
     """x as 0 to ``levels`` in uint8, the step between them, and which of them is 0."""
     low, high = (bound.item() for bound in x.aminmax())
     low, high = min(low, 0.0), max(high, 0.0)
@@ -96,9 +99,11 @@ def _round(x: Tensor, levels: int) -> tuple[Tensor, float, int]:
     if not math.isfinite(step):
         step, low = math.nan, 0.0  # and so is the product, as in float32
     zero = math.ceil(-low / step) if low else 0
-    # PyTorch converts to int8 several times as fast as to uint8: the top bit is turned.
-    rounded = x.mul(1 / step).add_(zero - 128).round_().to(torch.int8)
-    return rounded.view(torch.uint8).bitwise_xor_(128), step, zero
+    # A float32 from 2**23 on has no digits after the point, and the whole number in its
+    # lowest bits: one addition rounds and moves it there.
+    shifted = scratch.take("shifted", *x.shape)
+    torch.add(torch.tensor(2.0**23 + zero), x, alpha=1 / step, out=shifted)
+    return shifted.view(torch.int32).to(torch.uint8), step, zero
 
 
 @cache

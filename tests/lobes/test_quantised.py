@@ -40,12 +40,16 @@ def test_linear_is_what_rounding_by_hand_gives() -> None:
     wanted = rounded @ weight.t() + linear.bias
     int8 = Int8Linear(linear.weight, linear.bias)
     if int8.levels == 255:
-        torch.testing.assert_close(int8.of(x, None), wanted, rtol=0, atol=1e-4)
-    assert similarity(int8.of(x, None), linear(x)) > 30
-    torch.testing.assert_close(int8.relu_of(x, None), int8.of(x, None).relu())
+        torch.testing.assert_close(
+            int8.of(x, engine.Scratch(x)), wanted, rtol=0, atol=1e-4
+        )
+    assert similarity(int8.of(x, engine.Scratch(x)), linear(x)) > 30
+    torch.testing.assert_close(
+        int8.relu_of(x, engine.Scratch(x)), int8.of(x, engine.Scratch(x)).relu()
+    )
     out = x[:, :8].clone()
-    int8.add(x, out)
-    torch.testing.assert_close(out, x[:, :8] + int8.of(x, None))
+    int8.add(x, out, engine.Scratch(x))
+    torch.testing.assert_close(out, x[:, :8] + int8.of(x, engine.Scratch(x)))
 
 
 @torch.no_grad()
@@ -55,7 +59,9 @@ def test_no_activation_falls_outside_the_levels(low: float, scale: float) -> Non
     x = torch.cat([torch.tensor([low, 1.0]), torch.rand(998) * (1 - low) + low]) * scale
     for some in (x, -x, x[:1], torch.zeros(4)):
         for levels in (127, 255):
-            rounded, step, zero = quantised._round(some.view(1, -1), levels)
+            rounded, step, zero = quantised._round(
+                some.view(1, -1), levels, engine.Scratch(x)
+            )
             assert rounded.max() <= levels
             error = (rounded.double() - zero) * step - some.double()
             assert error.abs().max() <= step * 0.501
@@ -67,7 +73,12 @@ def test_what_is_not_finite_is_not_hidden(bad: float) -> None:
     linear = nn.Linear(64, 8)
     x = torch.randn(5, 64)
     x[2, 3] = bad
-    assert not Int8Linear(linear.weight, linear.bias).of(x, None).isfinite().any()
+    assert (
+        not Int8Linear(linear.weight, linear.bias)
+        .of(x, engine.Scratch(x))
+        .isfinite()
+        .any()
+    )
 
 
 @torch.no_grad()
