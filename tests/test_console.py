@@ -13,6 +13,7 @@ import pytest
 import soundfile
 
 from speechbrain_spgm import cli
+from speechbrain_spgm.commands import info
 from speechbrain_spgm.console import Terminated, exit_code, surroundings
 from speechbrain_spgm.corpora.command import run_command
 from tests.recipes.test_prepare_data import load
@@ -104,7 +105,7 @@ def test_sigterm_ends_like_ctrl_c(monkeypatch, capsys):
     before = signal.getsignal(signal.SIGTERM)
     for number in (signal.SIGTERM, signal.SIGINT):
         monkeypatch.setattr(
-            cli, "info", lambda _, number=number: signal.raise_signal(number)
+            info, "run", lambda _, number=number: signal.raise_signal(number)
         )
         assert cli.main(["info"]) == 128 + number
         assert "interrupted" in capsys.readouterr().err

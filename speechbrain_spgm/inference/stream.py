@@ -131,7 +131,7 @@ class SPGMStream:
     >>> stream = model.stream()
     >>> voices = [stream.push(torch.rand(n)) for n in (3000, 7000, 1)]
     >>> [len(part) for part in (*voices, stream.finish())]
-    [0, 8000, 0, 2001]
+    [0, 6000, 0, 4001]
     """
 
     def __init__(

@@ -101,7 +101,8 @@ def _round(x: Tensor, levels: int, scratch: Scratch) -> tuple[Tensor, float, int
     # A float32 from 2**23 on has no digits after the point, and the whole number in its
     # lowest bits: one addition rounds and moves it there.
     shifted = scratch.take("shifted", *x.shape)
-    torch.add(torch.tensor(2.0**23 + zero), x, alpha=1 / step, out=shifted)
+    bias = torch.tensor(2.0**23 + zero, device=x.device)
+    torch.add(bias, x, alpha=1 / step, out=shifted)
     return shifted.view(torch.int32).to(torch.uint8), step, zero
 
 
@@ -111,8 +112,8 @@ def _saturates() -> bool:
 
     Processors before VNNI do. Activations then get 7 bits.
     """
-    largest = torch.full((1, 64), 255, dtype=torch.uint8)
-    weight = torch.full((8, 64), 127, dtype=torch.int8)
+    largest = torch.full((1, 64), 255, dtype=torch.uint8, device="cpu")
+    weight = torch.full((8, 64), 127, dtype=torch.int8, device="cpu")
     packed = torch.ops.onednn.qlinear_prepack(weight, None)
     product = torch.ops.onednn.qlinear_pointwise(
         *(largest, 1.0, 0, packed, torch.ones(8), torch.zeros(8, dtype=torch.long)),

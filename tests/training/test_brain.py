@@ -99,7 +99,7 @@ def test_a_checkpoint_killed_while_written_is_not_loaded(tmp_path, monkeypatch):
         brain.checkpointer.save_checkpoint()
     monkeypatch.undo()
     again = make_brain(tmp_path / "run", epochs=1)
-    assert len(list((tmp_path / "run" / "save").iterdir())) == 1
+    assert len(list((tmp_path / "run" / "save").iterdir())) == 2
     assert again.checkpointer.recover_if_possible().path == good.path
 
 
