@@ -15,6 +15,7 @@ from queue import Empty, SimpleQueue
 from tempfile import TemporaryDirectory
 from threading import Thread
 from typing import Any
+from urllib.error import HTTPError
 
 from huggingface_hub import (
     _CACHED_NO_EXIST,
@@ -419,7 +420,8 @@ class WebFiles:
         """The downloaded file."""
         try:
             return Path(fetch(name, self.address, self.folder))
-        except Exception:  # of whatever HTTP library is at work
+        except Exception as error:  # of whatever HTTP library is at work
+            _close(error)
             raise WrongLayout(
                 f"{self.address}/{name} could not be downloaded: check the address "
                 "and your network."
@@ -528,7 +530,8 @@ def local_audio(
             local = fetch(
                 name, source, savedir or temporary, local_strategy=LocalStrategy.COPY
             )
-        except Exception:  # of whatever HTTP library is at work
+        except Exception as error:  # of whatever HTTP library is at work
+            _close(error)
             raise AudioFileError(
                 f"{path} is no local file and could not be downloaded: check its name "
                 "and your network."
@@ -543,3 +546,11 @@ def _is_remote(path: Source | FetchSource) -> bool:
         return False
     repo, _, name = path.rpartition("/")
     return is_repo_id(repo) and bool(name) and not Path(repo).parent.exists()
+
+
+def _close(error: BaseException | None) -> None:
+    """Ends the answers behind an error: Python 3.14 warns of those left open."""
+    while error is not None:
+        if isinstance(error, HTTPError):
+            error.close()
+        error = error.__cause__ or error.__context__

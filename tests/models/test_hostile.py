@@ -445,7 +445,7 @@ def test_config_files_of_strangers(folder, config):
         good.replace("8000", "1e400"): "sample_rate is Infinity, but must be a whole",
         good.replace("8000", '"8000"'): 'sample_rate is "8000", but must be a whole',
         good + " " * 2**20: "more than 1048576 bytes",
-        "[" * 10_000 + "]" * 10_000: "not valid JSON",
+        "[" * 10_000 + "]" * 10_000: "JSON",  # Python 3.14 reads it
     }.items():
         file.write_text(text)
         with pytest.raises(ModelError, match=words):
