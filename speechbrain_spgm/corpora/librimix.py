@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
-from speechbrain_spgm.audio import AudioFile, open_all
+from speechbrain_spgm.audio import AudioFile, open_all, resampled_length
 from speechbrain_spgm.corpora.generation import Plan, fit, load, resample
 from speechbrain_spgm.corpora.scanning import find_set, scan, source_names
 from speechbrain_spgm.data.lists import (
@@ -38,7 +38,6 @@ from speechbrain_spgm.data.lists import (
     mixed_length,
     open_noise,
     read_list,
-    resampled_length,
 )
 from speechbrain_spgm.data.manifests import ManifestRow
 from speechbrain_spgm.errors import UserError

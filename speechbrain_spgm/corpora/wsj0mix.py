@@ -21,11 +21,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from speechbrain_spgm.audio import AudioFile, open_all
+from speechbrain_spgm.audio import AudioFile, open_all, resampled_length
 from speechbrain_spgm.corpora.active_level import active_level
 from speechbrain_spgm.corpora.generation import Plan, fit, load, resample
 from speechbrain_spgm.corpora.scanning import find_set, scan, source_names
-from speechbrain_spgm.data.lists import mixed_length, resampled_length
+from speechbrain_spgm.data.lists import mixed_length
 from speechbrain_spgm.data.manifests import ManifestRow
 from speechbrain_spgm.data.recordings import to_number
 from speechbrain_spgm.errors import UserError

@@ -17,6 +17,7 @@ from speechbrain_spgm.audio import (
     change_rate,
     open_all,
     read_frames,
+    resampled_length,
 )
 from speechbrain_spgm.data.batch import Mixture
 from speechbrain_spgm.data.lists import (
@@ -26,7 +27,6 @@ from speechbrain_spgm.data.lists import (
     mixed_length,
     open_noise,
     read_list,
-    resampled_length,
 )
 from speechbrain_spgm.data.manifests import ManifestRow, read_manifest
 from speechbrain_spgm.data.recordings import read_table

@@ -109,17 +109,6 @@ def extend(noise: np.ndarray, frames: int, rate: int) -> np.ndarray:
     return whole[:frames]
 
 
-def resampled_length(frames: int, rate: int, target_rate: int) -> int:
-    """How many samples ``frames`` frames become at another rate.
-
-    Example
-    -------
-    >>> resampled_length(16001, 16000, 8000)
-    8001
-    """
-    return -(-frames * target_rate // rate)
-
-
 def mixed_length(lengths: Iterable[int], mode: str) -> int:
     """The length of a mixture of sources of these lengths.
 
