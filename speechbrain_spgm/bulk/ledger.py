@@ -45,13 +45,13 @@ class Ledger:
     Arguments
     ---------
     folder : Path
-        The output folder; it exists.
+        The output folder.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.state = folder, folder / STATE
         with writing(f"The output folder {folder}"):
-            self.state.mkdir(exist_ok=True)
+            self.state.mkdir(parents=True, exist_ok=True)
         mark = f"{machine()}-{os.getpid()}-{beginning(os.getpid()) or 0}"
         self.journal = self.state / f"journal-{mark}-{uuid4().hex[:8]}.jsonl"
         self.places: dict[str, tuple[Path, int]] = {}
@@ -113,6 +113,7 @@ class Ledger:
             yield
         finally:
             os.close(lock)
+            self.close()
 
     def outputs(self, key: str, speakers: int, ending: str) -> list[str]:
         """Where the voices of a row go, relative to the folder.
@@ -140,6 +141,12 @@ class Ledger:
             self._file.flush()
             self.places[key] = self.journal, place
         os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Closes the journal; what is added later begins another line of it."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def load(self, keys: Iterable[str] | None = None) -> None:
         """Reads which of some rows are done: in the journals, their files unchanged."""

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from speechbrain_spgm.commands.common import load_model, make_folder, say
+from speechbrain_spgm.commands.common import load_model, make_folder, positive, say
 from speechbrain_spgm.commands.jobs import search
 from speechbrain_spgm.console import WRONG_INPUT
 from speechbrain_spgm.errors import UserError, count
 
 if TYPE_CHECKING:
+    from speechbrain_spgm.bulk.corpus import Engine
     from speechbrain_spgm.bulk.manifest import Manifest
+    from speechbrain_spgm.inference import SPGMSeparation
 
 SAID = 5  # failures that are told on the spot
 
@@ -45,6 +48,31 @@ def add_corpus_options(command: argparse.ArgumentParser) -> None:
         default=True,
         help="leave out rows that are done (default)",
     )
+    group.add_argument(
+        "--engine",
+        choices=["threads", "ray"],
+        default="threads",
+        help="threads: this process (default); ray: workers on Ray, which must see DIR "
+        "and the recordings under the same paths; needs pip install 'ray[data]'",
+    )
+    group.add_argument(
+        "--workers",
+        type=positive(int),
+        metavar="N",
+        help="recordings that are separated at a time on CPUs, or workers on Ray; by "
+        "default one per core, or per --num-gpus",
+    )
+    group.add_argument(
+        "--ray-address",
+        metavar="ADDRESS",
+        help="of a running cluster, or auto; by default Ray starts on this machine",
+    )
+    group.add_argument(
+        "--num-gpus",
+        type=positive(float),
+        metavar="G",
+        help="GPUs of each worker on Ray; 0.5: two share one",
+    )
 
 
 def run_corpus(arguments: argparse.Namespace) -> int:
@@ -64,8 +92,9 @@ def run_corpus(arguments: argparse.Namespace) -> int:
     chosen = {name: vars(arguments).get(name) for name in Options.names()}
     options = Options.of({**chosen, "progress": True})
     make_folder(folder)
+    engine = make_engine(arguments, model)
     outcome = separate_corpus(
-        model, manifest, folder, options, shard, resume=arguments.resume
+        model, manifest, folder, options, shard, resume=arguments.resume, engine=engine
     )
     failed = len(outcome.failures)
     for failure in list(outcome.failures.values())[:SAID]:
@@ -78,6 +107,22 @@ def run_corpus(arguments: argparse.Namespace) -> int:
         f"{failed} failed."
     )
     return WRONG_INPUT if failed else 0
+
+
+def make_engine(arguments: argparse.Namespace, model: SPGMSeparation) -> Engine:
+    """Who separates the rows."""
+    from speechbrain_spgm.bulk.cluster import Cluster
+    from speechbrain_spgm.bulk.corpus import Threads
+
+    if arguments.engine == "threads":
+        return Threads(model, arguments.workers)
+    words = {**vars(arguments), "run": None}
+    return Cluster(
+        partial(load_model, argparse.Namespace(**words)),
+        arguments.ray_address,
+        arguments.num_gpus or 0.0,
+        arguments.workers,
+    )
 
 
 def open_manifest(path: Path, output: Path) -> Manifest:
