@@ -37,7 +37,7 @@ EXTENSIONS = frozenset(
 )
 LOWEST_RATE, HIGHEST_RATE = 1_000, 1_000_000  # Hz
 THREADS = 8  # opening files is mostly waiting for the disk
-BLOCK, FLAC_BLOCK = 2**18, 2**12  # frames read at a time
+BLOCK, FLAC_BLOCK = 2**18, 2**12  # frames read at a time, of up to 8 channels
 BYTES = {"PCM_S8": 1, "PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4}
 BYTES |= {"DOUBLE": 8, "ALAW": 1, "ULAW": 1}  # of a sample
 CANCELLED = 0.05  # share of the energy of unrelated channels that their mean keeps
@@ -257,6 +257,7 @@ def _blocks(file: BinaryIO, mixer: _Mixer) -> Iterator[tuple[np.ndarray, int]]:
 def _sound_blocks(sound: soundfile.SoundFile) -> Iterator[np.ndarray]:
     """Blocks of an open file; the last ends where it cannot be decoded further."""
     size = FLAC_BLOCK if sound.format == "FLAC" else BLOCK
+    size = size * 8 // max(8, sound.channels)  # a damaged header may claim 1024
     while True:
         out = np.full((size, sound.channels), np.nan, np.float32)
         try:
