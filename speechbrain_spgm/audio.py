@@ -28,7 +28,7 @@ from torchaudio.functional import resample as torchaudio_resample
 from speechbrain_spgm import media
 from speechbrain_spgm.containers import Part, View, find_parts, goes_on, with_frames
 from speechbrain_spgm.errors import MissingPackage, UserError, count
-from speechbrain_spgm.files import replacing
+from speechbrain_spgm.files import replacing, scratch
 
 # What a folder is searched for.
 EXTENSIONS = frozenset(
@@ -340,9 +340,11 @@ def _opened(source: Source, name: str) -> Iterator[BinaryIO]:
             try:
                 size = source.seek(0, io.SEEK_END)
             except OSError:  # a pipe
-                pipe, source = source, stack.enter_context(TemporaryFile())
+                pipe, source = source, stack.enter_context(TemporaryFile(dir=scratch()))
                 shutil.copyfileobj(pipe, source)
                 size = source.tell()
+        except UserError:
+            raise
         except (AttributeError, TypeError, ValueError):
             raise AudioFileError(
                 f"{name} is no binary file: open it with mode 'rb', or give its bytes."

@@ -42,6 +42,7 @@ from torch.nn.modules.module import (
 from torch.nn.parameter import is_lazy
 
 from speechbrain_spgm.models.published import MOST_PARAMETERS, ModelError
+from speechbrain_spgm.models.tensors import outline
 
 LARGEST_TEXT = 2**17  # bytes of one yaml
 LONGEST_SCALAR = 2_000  # letters of one value, before and after references
@@ -376,7 +377,7 @@ def _build(text: str, name: str, trusted: set[str]) -> dict[str, Any]:
     with _bounded(name) as check:
         if not trusted:  # else what the user named would run twice
             with suppress(NotImplementedError, RuntimeError, TypeError):
-                with torch.device("meta"):  # takes no memory
+                with outline():
                     builder.construct_document(root)
             check(builder.built)
         builder.built.clear()
