@@ -28,7 +28,7 @@ from torchaudio.functional import resample as torchaudio_resample
 from speechbrain_spgm import media
 from speechbrain_spgm.containers import Part, View, find_parts, goes_on, with_frames
 from speechbrain_spgm.errors import MissingPackage, UserError, count
-from speechbrain_spgm.files import replacing
+from speechbrain_spgm.files import replacing, scratch
 
 # What a folder is searched for.
 EXTENSIONS = frozenset(
@@ -37,7 +37,7 @@ EXTENSIONS = frozenset(
 )
 LOWEST_RATE, HIGHEST_RATE = 1_000, 1_000_000  # Hz
 THREADS = 8  # opening files is mostly waiting for the disk
-BLOCK, FLAC_BLOCK = 2**18, 2**12  # frames read at a time
+BLOCK, FLAC_BLOCK = 2**18, 2**12  # frames read at a time, of up to 8 channels
 BYTES = {"PCM_S8": 1, "PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4}
 BYTES |= {"DOUBLE": 8, "ALAW": 1, "ULAW": 1}  # of a sample
 CANCELLED = 0.05  # share of the energy of unrelated channels that their mean keeps
@@ -257,6 +257,7 @@ def _blocks(file: BinaryIO, mixer: _Mixer) -> Iterator[tuple[np.ndarray, int]]:
 def _sound_blocks(sound: soundfile.SoundFile) -> Iterator[np.ndarray]:
     """Blocks of an open file; the last ends where it cannot be decoded further."""
     size = FLAC_BLOCK if sound.format == "FLAC" else BLOCK
+    size = size * 8 // max(8, sound.channels)  # a damaged header may claim 1024
     while True:
         out = np.full((size, sound.channels), np.nan, np.float32)
         try:
@@ -339,9 +340,11 @@ def _opened(source: Source, name: str) -> Iterator[BinaryIO]:
             try:
                 size = source.seek(0, io.SEEK_END)
             except OSError:  # a pipe
-                pipe, source = source, stack.enter_context(TemporaryFile())
+                pipe, source = source, stack.enter_context(TemporaryFile(dir=scratch()))
                 shutil.copyfileobj(pipe, source)
                 size = source.tell()
+        except UserError:
+            raise
         except (AttributeError, TypeError, ValueError):
             raise AudioFileError(
                 f"{name} is no binary file: open it with mode 'rb', or give its bytes."

@@ -97,13 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
     with ExitStack() as stack:
         target = arguments.output
         if target is None:
-            try:
-                target = stack.enter_context(temporary_folder()) / "assembled"
-            except OSError as error:
-                raise UserError(
-                    f"there is no temporary folder to write to ({error.strerror}): set "
-                    "TMPDIR to one, or give --output DIR."
-                ) from None
+            target = stack.enter_context(temporary_folder()) / "assembled"
         assembled = assemble(
             arguments.folder,
             target,

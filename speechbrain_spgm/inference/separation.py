@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from speechbrain_spgm.audio import Recording, Source, name_of, resample
 from speechbrain_spgm.errors import UserError
+from speechbrain_spgm.files import scratch
 from speechbrain_spgm.inference.augment import check_views, separate_augmented, views_of
 from speechbrain_spgm.inference.files import (
     from_file,
@@ -249,7 +250,7 @@ class SPGMSeparation(SepformerSeparation):
         with open_source(source, hparams_file, **hub) as find:
             if trust_remote_code:
                 find(hparams_file)  # names what is wrong with the source
-                with TemporaryDirectory() as temporary:
+                with TemporaryDirectory(dir=scratch()) as temporary:
                     return super().from_hparams(
                         source if isinstance(source, FetchSource) else str(source),
                         hparams_file=hparams_file,

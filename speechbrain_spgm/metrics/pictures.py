@@ -19,7 +19,7 @@ import numpy as np
 import soundfile
 import torch
 
-from speechbrain_spgm.errors import require
+from speechbrain_spgm.errors import MissingPackage, require
 from speechbrain_spgm.files import replacing
 from speechbrain_spgm.metrics.si_sdr import SILENCE, octaves, si_sdr
 
@@ -329,7 +329,13 @@ def add_level_bar(figure: Figure, image: AxesImage, axes: Sequence[Axes]) -> Non
 
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure of that many inches, or MissingPackage."""
-    figure = require("matplotlib.figure", "matplotlib", "A picture")
+    try:
+        figure = require("matplotlib.figure", "matplotlib", "A picture")
+    except OSError:  # it has no folder for its fonts
+        raise MissingPackage(
+            "A picture needs a folder for matplotlib: set MPLCONFIGDIR to one that can "
+            "be written."
+        ) from None
     return figure.Figure(figsize=(width, height), layout="constrained")
 
 
