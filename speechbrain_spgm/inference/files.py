@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -111,6 +112,8 @@ def separate_to_files(
     spks = model.num_spks
     if len(outputs) != spks:
         raise UserError(f"{len(outputs)} outputs are named, but there are {spks}.")
+    if options.full_band is None:
+        options = replace(options, full_band=True)
     form = options.form
     home, seams, gain = Path(outputs[0]).parent, [], 1.0
     try:
@@ -181,6 +184,7 @@ def _separate_exactly(model: Separable, source: _Source, options: Options) -> Te
             options.views,
             watch,
             consistent=options.consistent,
+            full_band=bool(options.full_band),
         )
 
 
@@ -244,9 +248,10 @@ def _choose(model: Separable, source: _Source, options: Options) -> Way:
     facts = _facts(source, way, options, [])
     for line in explain({**facts, "mode": "exact"}):
         logger.warning("%s", line)
-    if source.rate > model.sample_rate:
+    if source.rate > model.sample_rate and not options.full_band:
         logger.warning(
-            "%s has %d Hz, the model %d Hz: content above %d Hz is lost.",
+            "%s has %d Hz, the model %d Hz: content above %d Hz is lost; the full band "
+            "keeps it.",
             source.name,
             source.rate,
             model.sample_rate,

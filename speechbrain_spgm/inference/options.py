@@ -51,6 +51,10 @@ class Options:
     consistent : bool
         Whether the voices sum exactly to the mixture: what they lack, such as an
         offset, noise, and what the model's rate cannot hold, is shared out equally.
+    full_band : bool, optional
+        Whether voices of recordings at a higher rate than the model's get back what
+        the recording has above the model's band, each the share that fits what it has
+        below. By default in files, not in tensors.
     channel : int, optional
         The one channel to take, counted from 1, in place of the mean of all.
     format : str, optional
@@ -71,6 +75,7 @@ class Options:
     views: int | None = None
     progress: bool = False
     consistent: bool = False
+    full_band: bool | None = None
     channel: int | None = None
     format: str | None = None
     subtype: str | None = None
@@ -126,6 +131,8 @@ class Options:
             raise UserError(
                 f"channel is {channel!r}, but must be a whole number from 1."
             )
+        if self.full_band not in (None, True, False):
+            raise UserError(f"full_band is {self.full_band!r}, but must be a bool.")
         form = find_format(self.format, self.subtype, output)
         window = _seconds("window", self.window)
         if not 1 <= window < math.inf:
