@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from speechbrain_spgm.audio import (
     AudioFileError,
@@ -44,6 +43,7 @@ from speechbrain_spgm.inference.memory import (
     free_bytes,
 )
 from speechbrain_spgm.inference.options import Options
+from speechbrain_spgm.inference.progress import Bar
 from speechbrain_spgm.inference.separable import Separable
 
 logger = logging.getLogger(__name__)
@@ -165,12 +165,11 @@ def separate_to_files(
 def _separate_exactly(model: Separable, source: _Source, options: Options) -> Tensor:
     """The whole recording at once, with a bar if that takes long; ``[1, T, spks]``."""
     lock = Lock()
-    with tqdm(
+    with Bar(
+        options.progress,
         desc=f"chunks of {Path(source.name).name}",
         unit="chunk",
-        leave=False,
         delay=BAR_DELAY,
-        disable=None if options.progress else True,
     ) as bar:
 
         def watch(rows: int, total: int) -> None:

@@ -15,6 +15,7 @@ from speechbrain_spgm.inference.augment import check_views
 from speechbrain_spgm.inference.level import check_levels
 from speechbrain_spgm.inference.long.assignment import check_speakers
 from speechbrain_spgm.inference.memory import parse_bytes
+from speechbrain_spgm.inference.progress import Progress
 from speechbrain_spgm.inference.separable import Separable
 
 MODES = ("auto", "exact", "stitched")
@@ -46,8 +47,9 @@ class Options:
     views : int, optional
         Test-time augmentation, as in ``separate_batch``; by default what the model's
         card asks for.
-    progress : bool
-        Whether a bar shows the time left.
+    progress : bool or callable
+        Whether a bar shows the time left; or what is told how many steps are done and
+        how many there are.
     consistent : bool
         Whether the voices sum exactly to the mixture: what they lack, such as an
         offset, noise, and what the model's rate cannot hold, is shared out equally.
@@ -73,7 +75,7 @@ class Options:
     window: float = 15.0
     overlap: float | None = None
     views: int | None = None
-    progress: bool = False
+    progress: Progress = False
     consistent: bool = False
     full_band: bool | None = None
     channel: int | None = None

@@ -23,7 +23,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from speechbrain_spgm.audio import resampled_length
 from speechbrain_spgm.inference.band import UpperBand
@@ -47,6 +46,7 @@ from speechbrain_spgm.inference.long.assignment import (
 from speechbrain_spgm.inference.long.spool import Spool, resampled
 from speechbrain_spgm.inference.long.windows import Windows, lay_out
 from speechbrain_spgm.inference.options import Options
+from speechbrain_spgm.inference.progress import Bar
 from speechbrain_spgm.inference.separable import Separable
 from speechbrain_spgm.lobes.masknet import SPGMMaskNet
 from speechbrain_spgm.lobes.statistics import Shared, Statistics, Survey
@@ -137,12 +137,11 @@ class Stitcher:
             evidence = _Evidence([], [], [], [])
             last: Tensor | None = None
             count, survey = len(self.windows.starts), self._survey()
-            with tqdm(
+            with Bar(
+                self.options.progress,
                 total=count + len(survey) * ROUNDS,
                 desc=f"windows of {Path(self.name).name}",
                 unit="window",
-                leave=False,
-                disable=None if self.options.progress else True,
             ) as bar:
                 statistics = self._statistics(mix, survey, bar.update)
                 for w in range(count):
