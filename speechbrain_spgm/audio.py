@@ -114,6 +114,7 @@ def stream_audio(
     use: Callable[[np.ndarray], object],
     name: str | None = None,
     channel: int | None = None,
+    longest: float | None = None,
 ) -> Heard:
     """Reads a recording a few seconds at a time, to its true end.
 
@@ -129,6 +130,8 @@ def stream_audio(
         For messages.
     channel : int, optional
         The only one to take, counted from 1; by default the mean of all.
+    longest : float, optional
+        Seconds beyond which it is refused, as soon as so much has been read.
 
     Returns
     -------
@@ -138,10 +141,11 @@ def stream_audio(
     Raises
     ------
     AudioFileError
-        As ``read_audio``; or if the rate is out of range or there is no such channel.
+        As ``read_audio``; or if the rate is out of range, there is no such channel, or
+        it is too long.
     """
     name = name or name_of(source)
-    mixer = _Mixer(use, name, channel)
+    mixer = _Mixer(use, name, channel, longest)
     with _opened(source, name) as file:
         blocks = _blocks(file, mixer)
         while True:
@@ -169,9 +173,13 @@ class _Mixer:
     """Mixes blocks down to one channel, and keeps account of them."""
 
     def __init__(
-        self, use: Callable[[np.ndarray], object], name: str, channel: int | None
+        self,
+        use: Callable[[np.ndarray], object],
+        name: str,
+        channel: int | None,
+        longest: float | None = None,
     ) -> None:
-        self.use, self.name, self.channel = use, name, channel
+        self.use, self.name, self.channel, self.longest = use, name, channel, longest
         self.rate = self.length = self.missing = self.left_out = 0
         self.mean_power = self.power = 0.0
         self.remarks: list[str] = []
@@ -206,6 +214,10 @@ class _Mixer:
             )
         self.use(mono)
         self.length += len(mono)
+        if self.longest is not None and self.length > self.longest * self.rate:
+            raise AudioFileError(
+                f"{self.name} is longer than {self.longest / 60:g} minutes: cut it up."
+            )
 
     def end(self) -> Heard:
         """What was read."""

@@ -31,7 +31,16 @@ MAY_IMPORT = {  # besides itself and the ground
     "inference": {"models", "lobes"},
     "training": {"metrics", "data", "models", "lobes"},
     "publishing": {"inference", "models", "metrics", "lobes"},
-    "commands": {"publishing", "inference", "models", "metrics", "data", "lobes"},
+    "web": {"inference", "models", "metrics", "lobes"},
+    "commands": {
+        "publishing",
+        "web",
+        "inference",
+        "models",
+        "metrics",
+        "data",
+        "lobes",
+    },
 }
 
 

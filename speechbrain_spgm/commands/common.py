@@ -27,6 +27,11 @@ def add_model_options(command: argparse.ArgumentParser, name: str) -> None:
         help=f"{SOURCE}; by default the shipped model",
         **extra,
     )
+    add_device_options(command)
+
+
+def add_device_options(command: argparse.ArgumentParser) -> None:
+    """Where a model runs, and whether its code does."""
     command.add_argument(
         "--device",
         metavar="NAME",

@@ -34,14 +34,13 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "separate",
         help="write one file per voice",
         description="Write DIR/<name>_spk1.wav, DIR/<name>_spk2.wav, ... for every "
-        "recording, at its own sample rate, as 32-bit float WAV. Folders are searched "
-        "with all their subfolders, which are kept under DIR; in a folder, files whose "
-        "names do not end like those of audio files are passed over, and counted. With "
-        "PyAV (pip install av) whatever FFmpeg reads is separated, the sound of videos "
-        "too. Recordings that "
-        "share a name but for the ending keep it: a.mp3_spk1.wav. Existing outputs are "
-        "replaced. A file that cannot be separated is reported, the others go on, and "
-        "the exit code is 2.",
+        "recording, at its own sample rate and with its full band, as 32-bit float "
+        "WAV. Folders are searched with all their subfolders, which are kept under "
+        "DIR; in a folder, files whose names do not end like those of audio files are "
+        "passed over, and counted. With PyAV (pip install av) whatever FFmpeg reads is "
+        "separated, the sound of videos too. Recordings that share a name but for the "
+        "ending keep it: a.mp3_spk1.wav. Existing outputs are replaced. A file that "
+        "cannot be separated is reported, the others go on, and the exit code is 2.",
     )
     command.add_argument(
         "inputs",
@@ -78,6 +77,12 @@ def add_file_options(command: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help="the one channel to take, counted from 1; by default the mean of all",
+    )
+    command.add_argument(
+        "--full-band",
+        action=argparse.BooleanOptionalAction,
+        help="give voices what a recording of a higher rate has above the model's "
+        "band, each the share that fits what it has below (default), or leave it out",
     )
     command.add_argument(
         "--format",
@@ -151,7 +156,8 @@ def run(arguments: argparse.Namespace) -> int:
         for job in bar:
             try:
                 rate = separate_one(model, job, options, arguments.report)
-                lowered += rate > model.sample_rate
+                higher = rate > model.sample_rate
+                lowered += higher and options.full_band is False
             except UserError as error:
                 failed += 1
                 bar.write(f"spgm: {error}", file=sys.stderr)

@@ -46,5 +46,6 @@ class Separable(Protocol):
         watch: Watch | None,
         *,
         consistent: bool,
+        full_band: bool,
     ) -> Tensor:
         """A recording to voices ``[1, T, spks]`` at its rate and level."""
