@@ -68,6 +68,19 @@ def add_views_option(command: argparse.ArgumentParser) -> None:
     )
 
 
+def positive(kind: type) -> type:
+    """The type of an argument that must be above 0."""
+
+    def parse(text: str) -> float:
+        value = kind(text)
+        if not value > 0:
+            raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        return value
+
+    parse.__name__ = kind.__name__  # argparse names it in its messages
+    return parse
+
+
 def load_model(arguments: argparse.Namespace) -> SPGMSeparation:
     """Loads a model in either layout; runs code of its source only if trusted."""
     from speechbrain_spgm.inference import SPGMSeparation

@@ -17,6 +17,7 @@ from speechbrain_spgm.commands.common import (
     add_views_option,
     load_model,
     make_folder,
+    positive,
     say,
 )
 from speechbrain_spgm.errors import UserError, count, writing
@@ -104,19 +105,6 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="processes that read files ahead; by default none",
     )
     command.set_defaults(run=run)
-
-
-def positive(kind: type) -> type:
-    """The type of an argument that must be above 0."""
-
-    def parse(text: str) -> float:
-        value = kind(text)
-        if not value > 0:
-            raise argparse.ArgumentTypeError(f"{text} is not above 0")
-        return value
-
-    parse.__name__ = kind.__name__  # argparse names it in its messages
-    return parse
 
 
 def run(arguments: argparse.Namespace) -> int:
