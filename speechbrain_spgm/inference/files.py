@@ -181,6 +181,7 @@ def _separate_exactly(model: Separable, source: _Source, options: Options) -> Te
             options.views,
             watch,
             consistent=options.consistent,
+            statistics=options.rule(model),
         )
 
 
@@ -315,5 +316,7 @@ def _facts(
         "window_seconds": options.window,
         "overlap_seconds": options.overlap,
         "views": options.views,
+        "statistics": options.statistics,
+        "statistics_seconds": options.statistics_seconds,
         "seams": [seam._asdict() for seam in seams],
     }
