@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from speechbrain_spgm.commands.common import (
     add_model_options,
     add_precision_option,
+    add_statistics_options,
     add_views_option,
     load_model,
     make_folder,
@@ -55,6 +56,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     add_model_options(command, "--model")
     add_precision_option(command)
     add_views_option(command)
+    add_statistics_options(command)
     command.add_argument(
         "--normalize",
         choices=["peak"],

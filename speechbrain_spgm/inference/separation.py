@@ -521,6 +521,13 @@ class SPGMSeparation(SepformerSeparation):
             HALVES.get(self.precision),
         )
 
+    @property
+    def row_seconds(self) -> float | None:
+        """Seconds from one chunk of SPGM to the next; None of another network."""
+        if not isinstance(self.mods.masknet, SPGMMaskNet):
+            return None
+        return self._period() / self.sample_rate
+
     def _period(self) -> int:
         """Samples from one chunk to the next."""
         hop = max(1, getattr(self.mods.masknet, "K", 2) // 2)  # frames
@@ -551,7 +558,8 @@ class SPGMSeparation(SepformerSeparation):
             ``None`` keeps the mixture's level, ``"peak"`` gives every output peak 1.
         **options
             ``mode``, ``max_memory``, ``window``, ``overlap``, ``views``, ``progress``,
-            ``consistent``, ``channel`` and ``full_band``: see
+            ``statistics``, ``statistics_seconds``, ``consistent``, ``channel`` and
+            ``full_band``: see
             ``speechbrain_spgm.inference.options.Options``.
 
         Returns
@@ -670,6 +678,7 @@ class SPGMSeparation(SepformerSeparation):
         *,
         consistent: bool = False,
         full_band: bool = False,
+        statistics: Statistics | None = None,
     ) -> Tensor:
         """Separates a recording that is in memory; see ``separate_file``.
 
@@ -681,7 +690,7 @@ class SPGMSeparation(SepformerSeparation):
             ``None`` or ``"peak"``.
         views, consistent, full_band
             As in ``separate_file``.
-        watch : callable, optional
+        watch, statistics
             As in ``separate_batch``.
 
         Returns
@@ -696,7 +705,11 @@ class SPGMSeparation(SepformerSeparation):
         mix = resample(centre.of(samples).float(), rate, self.sample_rate)
         views = self.views if views is None else views
         est = self.separate_batch(
-            mix.unsqueeze(0), views=views, level=True, watch=watch
+            mix.unsqueeze(0),
+            views=views,
+            level=True,
+            statistics=statistics,
+            watch=watch,
         )[0]
         est = est.float().cpu().t().contiguous()  # [T', spks] to [spks, T']
         # Resampling rounds up twice, so there are T samples or some more.
