@@ -47,6 +47,7 @@ from speechbrain_spgm.training.brain import SeparationBrain
 from speechbrain_spgm.training.checkpoints import WholeCheckpointer
 from speechbrain_spgm.training.command import record_command
 from speechbrain_spgm.training.initialise import initialise, start_from
+from speechbrain_spgm.training.ranks import rank
 from speechbrain_spgm.training.settings import (
     Settings,
     check_folder,
@@ -109,9 +110,11 @@ def user_errors() -> Iterator[None]:
         )
         sys.exit(WRONG_INPUT)
     except KeyboardInterrupt as interrupt:
-        complain(
-            str(interrupt) or "Interrupted: the same command goes on or begins again."
-        )
+        if rank() == 0:
+            complain(
+                str(interrupt)
+                or "Interrupted: the same command goes on or begins again."
+            )
         sys.exit(exit_code(interrupt))
 
 
