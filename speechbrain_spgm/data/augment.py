@@ -255,23 +255,10 @@ def change_gain(
 def recolour(
     waves: np.ndarray, rate: int, hertz: np.ndarray, decibels: np.ndarray
 ) -> np.ndarray:
-    """Filters each row by a curve in dB that is linear over log frequency.
+    """Filters rows [rows, T] by curves in dB that are linear over log frequency.
 
-    Arguments
-    ---------
-    waves : np.ndarray
-        Waveforms [rows, T].
-    rate : int
-        Samples per second.
-    hertz : np.ndarray
-        Increasing frequencies [P] of the curves' points.
-    decibels : np.ndarray
-        Their gains [rows, P]; beyond the first and last they stay as they are there.
-
-    Returns
-    -------
-    np.ndarray
-        Filtered waveforms [rows, T] of the same type.
+    ``hertz`` [P] are the curves' points, ``decibels`` [rows, P] their gains; beyond the
+    first and last they stay as they are there.
 
     Example
     -------
@@ -293,19 +280,7 @@ def filter_rows(
 ) -> np.ndarray:
     """Multiplies the spectra of rows [rows, T] by real gains: no delay, no phase.
 
-    Arguments
-    ---------
-    waves : np.ndarray
-        Waveforms [rows, T].
-    rate : int
-        Samples per second.
-    response : callable
-        From frequencies [F] in Hz to gains [F] or [rows, F].
-
-    Returns
-    -------
-    np.ndarray
-        Filtered waveforms [rows, T] of the same type.
+    ``response`` goes from frequencies [F] in Hz to gains [F] or [rows, F].
 
     Example
     -------

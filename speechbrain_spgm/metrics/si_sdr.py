@@ -163,22 +163,10 @@ def si_sdr(
 
 
 def training_loss(losses: torch.Tensor, threshold: float | None = None) -> torch.Tensor:
-    """The mean loss of a batch, without the utterances that are good enough.
+    """The mean of the losses [B] that are not below a threshold.
 
     The published recipes drop what is better than -30 dB, so that easy mixtures do not
     rule the gradient. If all are, the loss is zero and so is its gradient.
-
-    Arguments
-    ---------
-    losses : torch.Tensor
-        Loss of each utterance [B].
-    threshold : float, optional
-        Losses below it are dropped; default: none.
-
-    Returns
-    -------
-    torch.Tensor
-        A scalar.
 
     Example
     -------
@@ -277,17 +265,9 @@ def best_pairs(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def best_permutation(scores: torch.Tensor) -> torch.Tensor:
-    """The assignment of estimates (rows) to references (columns) with the highest sum.
+    """The assignment of estimates to references with the highest sum of scores.
 
-    Arguments
-    ---------
-    scores : torch.Tensor
-        [B, spks, spks].
-
-    Returns
-    -------
-    torch.Tensor
-        [B, spks], int64; entry j is the estimate of reference j.
+    From [B, spks, spks], estimates by references, to [B, spks]: the estimate of each.
     """
     spks = scores.shape[-1]
     if spks > TRIED_UP_TO:
