@@ -126,13 +126,18 @@ def main(argv: list[str] | None = None) -> None:
     """
     parser = argparse.ArgumentParser(prog="python -m benchmarks.band")
     parser.add_argument("--manifest", type=Path, nargs="+", required=True)
+    parser.add_argument("--mixtures", type=int, help="of each; by default all")
     parser.add_argument("--model", metavar="SOURCE")
     arguments = parser.parse_args(argv)
     with user_errors():
         model = SPGMSeparation.from_pretrained(arguments.model, device="cpu")
         lines = []
         for manifest in arguments.manifest:
-            rows = tqdm(read_manifest(manifest), desc=str(manifest), unit="mixture")
+            rows = tqdm(
+                read_manifest(manifest)[: arguments.mixtures],
+                desc=str(manifest),
+                unit="mixture",
+            )
             rates, plain, full = zip(
                 *(compare(model, row) for row in rows), strict=True
             )

@@ -24,7 +24,7 @@ from torch import Tensor
 from speechbrain_spgm.audio import resampled_length
 from speechbrain_spgm.inference.long.spool import resampled
 
-# Found on 24 mixtures of voices that are in none of docs/full_band.md's tables.
+# Found on 24 mixtures of voices that are not in docs/full_band.md's table.
 HOP, HOPS = 0.008, 4  # seconds from frame to frame; a frame is four times as long
 LOW, HIGH = 0.5, 0.95  # of the model's band, whose energy tells who is heard above it
 SMOOTHING = 0.25  # seconds to either side

@@ -181,7 +181,7 @@ def build_page(
                         elem_id="references",
                     )
                 button = gr.Button("Separate", variant="primary", elem_id="separate")
-        remarks = gr.Markdown(elem_id="remarks", min_height=80)  # and how far it is
+        remarks = gr.Markdown(elem_id="remarks", min_height=40)  # and how far it is
         panels = []
         for i in range(MOST_VOICES + 1):
             title = f"voice {i}" if i else "mixture"
