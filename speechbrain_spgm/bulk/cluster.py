@@ -8,6 +8,7 @@ itself, which all machines must see: what is done stays done, whoever dies.
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -64,6 +65,7 @@ class Cluster(NamedTuple):
         try:
             if started:
                 ray.init(self.address, log_to_driver=False, logging_level="error")
+            logging.getLogger("ray.data").setLevel(logging.ERROR)
             context = ray.data.DataContext.get_current()
             context.enable_progress_bars = False
             size = ROWS if not self.num_gpus else 4 * BATCH_SIZE
@@ -79,7 +81,9 @@ class Cluster(NamedTuple):
                     options,
                 ],
                 batch_size=size,
-                concurrency=min(self._count(ray.cluster_resources()), blocks),
+                compute=ray.data.ActorPoolStrategy(
+                    size=min(self._count(ray.cluster_resources()), blocks)
+                ),
                 num_cpus=1,
                 num_gpus=self.num_gpus or None,
             )
