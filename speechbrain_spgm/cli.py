@@ -21,6 +21,7 @@ from speechbrain_spgm.commands import (
     info,
     publish,
     separate,
+    stream,
 )
 from speechbrain_spgm.commands.common import say
 from speechbrain_spgm.console import (
@@ -33,7 +34,7 @@ from speechbrain_spgm.console import (
 from speechbrain_spgm.errors import UserError
 
 # Modules of speechbrain_spgm.commands, each with add_parser(commands).
-COMMANDS = (separate, info, convert, evaluate, export, publish)
+COMMANDS = (separate, stream, info, convert, evaluate, export, publish)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

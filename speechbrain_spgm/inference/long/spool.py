@@ -13,11 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from speechbrain_spgm.audio import resample
-
-# Samples of the slower of two rates by which the filters reach to either side:
-# torchaudio's take 6 / 0.99, scipy's 10.
-REACH = 12
+from speechbrain_spgm.audio import REACH, resample
 
 
 class Spool:
