@@ -13,12 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from speechbrain_spgm.audio import resample, resampled_length
+from speechbrain_spgm.audio import REACH, resample, resampled_length
 
 PIECE = 2**18  # samples that are resampled at once
-# Samples of the slower of two rates by which the filters reach to either side:
-# torchaudio's take 6 / 0.99, scipy's 10.
-REACH = 12
 
 
 class Spool:
