@@ -30,8 +30,19 @@ MAY_IMPORT = {  # besides itself and the ground
     "models": {"lobes"},
     "inference": {"models", "lobes"},
     "training": {"metrics", "data", "models", "lobes"},
+    "bulk": {"inference", "metrics", "models", "lobes"},
     "publishing": {"inference", "models", "metrics", "lobes"},
-    "commands": {"publishing", "inference", "models", "metrics", "data", "lobes"},
+    "web": {"inference", "models", "metrics", "lobes"},
+    "commands": {
+        "bulk",
+        "publishing",
+        "web",
+        "inference",
+        "models",
+        "metrics",
+        "data",
+        "lobes",
+    },
 }
 
 

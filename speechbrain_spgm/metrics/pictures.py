@@ -19,7 +19,7 @@ import numpy as np
 import soundfile
 import torch
 
-from speechbrain_spgm.errors import require
+from speechbrain_spgm.errors import MissingPackage, require
 from speechbrain_spgm.files import replacing
 from speechbrain_spgm.metrics.si_sdr import SILENCE, octaves, si_sdr
 
@@ -196,6 +196,46 @@ def draw_example(path: str | Path, example: Example, sample_rate: int) -> None:
     save(figure, path)
 
 
+def draw_wave(
+    path: str | Path,
+    wave: torch.Tensor,
+    sample_rate: int,
+    loudest: float,
+    peak: float,
+    color: str,
+) -> None:
+    """Draws a waveform and its spectrogram.
+
+    Arguments
+    ---------
+    path : str or Path
+        The picture, a PNG file.
+    wave : torch.Tensor
+        [T], on the CPU.
+    sample_rate : int
+        In Hz.
+    loudest : float
+        The level in dB that is 0 dB in the picture: see ``decibels``.
+    peak : float
+        To which the waveform's axis reaches.
+    color : str
+        Of the waveform.
+
+    Raises
+    ------
+    MissingPackage
+        If matplotlib is not installed.
+    """
+    figure = new_figure(8, 2.6)
+    top, bottom = figure.subplots(2, sharex=True, height_ratios=[1, 3])
+    times = np.arange(len(wave)) / sample_rate
+    step = max(1, len(wave) // 100_000)  # more points than a picture can show
+    top.plot(times[::step], wave[::step], color=color, linewidth=0.4)
+    top.set(ylim=(-peak, peak), yticks=[])
+    draw_spectrogram(bottom, wave, sample_rate, loudest)
+    save(figure, path)
+
+
 def draw_improvement(
     path: str | Path, before: Sequence[float], improvement: Sequence[float]
 ) -> None:
@@ -270,7 +310,13 @@ def add_level_bar(figure: Figure, image: AxesImage, axes: Sequence[Axes]) -> Non
 
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure of that many inches, or MissingPackage."""
-    figure = require("matplotlib.figure", "matplotlib", "A picture")
+    try:
+        figure = require("matplotlib.figure", "matplotlib", "A picture")
+    except OSError:  # it has no folder for its fonts
+        raise MissingPackage(
+            "A picture needs a folder for matplotlib: set MPLCONFIGDIR to one that can "
+            "be written."
+        ) from None
     return figure.Figure(figsize=(width, height), layout="constrained")
 
 

@@ -24,6 +24,7 @@ from speechbrain_spgm.inference.long.assignment import assign, distances, timbre
 from speechbrain_spgm.inference.long.spool import resampled
 from speechbrain_spgm.inference.long.windows import lay_out
 from speechbrain_spgm.inference.memory import estimate_bytes, parse_bytes
+from tests.inference.test_stream import separator
 
 RATE = 8000
 
@@ -369,3 +370,39 @@ def test_the_exact_mode_shows_how_far_it_is(model, tmp_path, monkeypatch) -> Non
     outputs = [tmp_path / "a.wav", tmp_path / "b.wav"]
     model.separate_to_files(tmp_path / "mix.wav", outputs, mode="exact", progress=True)
     assert bars[0].n == bars[0].total > 100
+
+
+@pytest.mark.parametrize(
+    ("statistics", "seconds", "views", "far"),
+    [
+        ("running", None, 1, 1e-3),
+        ("running", 0.5, 2, 1e-3),
+        ("window", 0.4, 2, 0.02),
+        ("window", 0.5, 1, 0.02),
+    ],
+)
+def test_windows_have_the_statistics_of_the_recording(
+    statistics: str,
+    seconds: float | None,
+    views: int,
+    far: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Stitched voices are those of the exact mode; others differ."""
+    model, T = separator(), 4 * RATE + 1234
+    monkeypatch.setattr(stitching, "fit_mixture", lambda est, mix: est)
+    mix = talk(5, 2).sum(1)[:T] * torch.linspace(0.1, 3, T)
+    chosen = {"statistics": statistics, "statistics_seconds": seconds}
+    exact, stitched, whole = (
+        model.separate_audio(mix, RATE, window=1.1, views=views, **options)[0]
+        for options in (
+            {"mode": "exact", **chosen},
+            {"mode": "stitched", **chosen},
+            {"mode": "exact"},
+        )
+    )
+
+    def error(est: torch.Tensor) -> float:
+        return float((est - exact).norm() / exact.norm())
+
+    assert error(stitched) < far and error(whole) > 3 * far
