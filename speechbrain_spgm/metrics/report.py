@@ -17,7 +17,7 @@ import torch
 from speechbrain.utils.logger import get_logger
 
 from speechbrain_spgm.data import MixtureBatch
-from speechbrain_spgm.errors import MissingPackage, shown
+from speechbrain_spgm.errors import MissingPackage, count, shown
 from speechbrain_spgm.files import replacing
 from speechbrain_spgm.metrics.pictures import (
     Example,
@@ -161,10 +161,8 @@ def format_table(scores: Sequence[Score]) -> str:
     | SDRi          | 7.00 dB | ± 1.96 |
     """
     summary = summarise(scores)
-    count = summary.pop("n")
-    noun = "utterance" if count == 1 else "utterances"
     lines = [
-        f"| {f'{count} {noun}':<13} |    mean | 95% CI |",
+        f"| {count(summary.pop('n'), 'utterance'):<13} |    mean | 95% CI |",
         "|---------------|--------:|-------:|",
     ]
     for key, entry in summary.items():

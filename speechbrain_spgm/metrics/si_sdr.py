@@ -90,19 +90,8 @@ def pit_si_sdr_leak_loss(
     For recordings in which somebody is silent all the time (the augmentation
     ``converse`` makes such). The estimate that stands for a silent reference counts
     with the power that it has of all estimates', in dB, down to ``LEAK_DB``; the loss
-    is the mean over all references, or zero where all are silent.
-
-    Arguments
-    ---------
-    estimates, references : torch.Tensor
-        [B, T, spks].
-    lengths : torch.Tensor, optional
-        Samples of each utterance [B]; default: all T.
-
-    Returns
-    -------
-    PitResult
-        loss [B], permutation [B, spks] and active [B, spks].
+    is the mean over all references, or zero where all are silent. It takes and returns
+    what ``pit_si_sdr_loss`` does.
 
     Example
     -------
