@@ -27,6 +27,11 @@ def add_model_options(command: argparse.ArgumentParser, name: str) -> None:
         help=f"{SOURCE}; by default the shipped model",
         **extra,
     )
+    add_device_options(command)
+
+
+def add_device_options(command: argparse.ArgumentParser) -> None:
+    """Where a model runs, and whether its code does."""
     command.add_argument(
         "--device",
         metavar="NAME",
@@ -74,6 +79,24 @@ def positive(kind: type) -> type:
 
     parse.__name__ = kind.__name__  # argparse names it in its messages
     return parse
+
+
+def add_statistics_options(command: argparse.ArgumentParser) -> None:
+    """What the network's averages are over."""
+    command.add_argument(
+        "--statistics",
+        choices=["whole", "running", "window"],
+        default="whole",
+        help="what SPGM's averages are over: the whole recording (default, as in the "
+        "paper), for each moment all that was heard so far, or the seconds around it",
+    )
+    command.add_argument(
+        "--statistics-seconds",
+        type=float,
+        metavar="SECONDS",
+        help="of the window, by default 8; or after which running averages count the "
+        "past a third, by default never",
+    )
 
 
 def load_model(arguments: argparse.Namespace) -> SPGMSeparation:

@@ -116,7 +116,8 @@ def test_tables_and_folders(model, published, recordings, capsys):
     assert main(["separate", *map(str, words)]) == 0
     voices = read(recordings / "all" / "out.jsonl")
     assert [v["audio_filepath"] for v in voices] == sorted(
-        [path.name for path in recordings.glob("*.*") if path.suffix[1] in "wf"] * 2
+        [path.name for path in recordings.glob("*.*") if path.suffix[1:2] in ("w", "f")]
+        * 2
     )
     assert all(v["path"].endswith(".wav") for v in voices)
     assert "13 recordings" in capsys.readouterr().out
