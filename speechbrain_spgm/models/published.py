@@ -349,7 +349,7 @@ def save_published(
     with replacing(weights) as temporary:
         save_file(state, temporary, metadata={"format": "pt"})
     with replacing(folder / CONFIG_FILE) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def _blueprint(config: Mapping[str, Any], tensors: int, path: Path) -> nn.ModuleDict:
