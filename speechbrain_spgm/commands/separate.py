@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING
 from speechbrain_spgm.commands.common import (
     add_model_options,
     add_precision_option,
+    add_statistics_options,
     add_views_option,
     load_model,
     make_folder,
     say,
 )
+from speechbrain_spgm.commands.corpus import add_corpus_options, run_corpus
 from speechbrain_spgm.commands.jobs import STDIN, Job, check_outputs, find_jobs
 from speechbrain_spgm.console import WRONG_INPUT
 from speechbrain_spgm.errors import UserError, count, shown
@@ -44,7 +46,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     command.add_argument(
         "inputs",
-        nargs="+",
+        nargs="*",
         metavar="FILE_OR_FOLDER",
         help="what to separate; - reads a recording from standard input",
     )
@@ -54,6 +56,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     add_model_options(command, "--model")
     add_precision_option(command)
     add_views_option(command)
+    add_statistics_options(command)
     command.add_argument(
         "--normalize",
         choices=["peak"],
@@ -67,6 +70,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     add_file_options(command)
     add_length_options(command)
+    add_corpus_options(command)
     command.set_defaults(run=run)
 
 
@@ -87,8 +91,8 @@ def add_file_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--format",
         choices=["wav", "flac", "ogg", "opus", "mp3", "aiff", "caf", "w64", "au"],
-        default="wav",
-        help="what to write, by default wav; above 4 GiB it becomes RF64",
+        help="what to write, by default wav, of a manifest flac; WAV above 4 GiB "
+        "becomes RF64",
     )
     command.add_argument(
         "--subtype",
@@ -135,6 +139,11 @@ def run(arguments: argparse.Namespace) -> int:
 
     from speechbrain_spgm.inference.options import Options
 
+    if arguments.manifest is not None:
+        return run_corpus(arguments)
+    if not arguments.inputs:
+        raise UserError("nothing is named to separate: give files, or --manifest.")
+    arguments.format = arguments.format or "wav"
     if "" in (*arguments.inputs, arguments.output):
         raise UserError("a path is empty: name a file or a folder, . for this one.")
     output = Path(arguments.output)

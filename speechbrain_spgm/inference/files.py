@@ -184,6 +184,7 @@ def _separate_exactly(model: Separable, source: _Source, options: Options) -> Te
             watch,
             consistent=options.consistent,
             full_band=bool(options.full_band),
+            statistics=options.rule(model),
         )
 
 
@@ -319,5 +320,7 @@ def _facts(
         "window_seconds": options.window,
         "overlap_seconds": options.overlap,
         "views": options.views,
+        "statistics": options.statistics,
+        "statistics_seconds": options.statistics_seconds,
         "seams": [seam._asdict() for seam in seams],
     }

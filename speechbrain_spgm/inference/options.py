@@ -17,8 +17,10 @@ from speechbrain_spgm.inference.long.assignment import check_speakers
 from speechbrain_spgm.inference.memory import parse_bytes
 from speechbrain_spgm.inference.progress import Progress
 from speechbrain_spgm.inference.separable import Separable
+from speechbrain_spgm.lobes.statistics import Statistics, statistics_of
 
 MODES = ("auto", "exact", "stitched")
+STATISTICS = ("whole", "running", "window")
 WRITING = ("format", "subtype")  # for files only
 
 
@@ -50,6 +52,13 @@ class Options:
     progress : bool or callable
         Whether a bar shows the time left; or what is told how many steps are done and
         how many there are.
+    statistics : str
+        What SPGM's averages are over. ``"whole"``: the recording, as in the paper.
+        ``"running"``: for each chunk all that was heard so far, the first second in
+        common. ``"window"``: for each chunk the seconds around it.
+    statistics_seconds : float, optional
+        Of a window, by default 8; or after which running ones count the past a third
+        (1/e), by default never.
     consistent : bool
         Whether the voices sum exactly to the mixture: what they lack, such as an
         offset, noise, and what the model's rate cannot hold, is shared out equally.
@@ -76,6 +85,8 @@ class Options:
     overlap: float | None = None
     views: int | None = None
     progress: Progress = False
+    statistics: str = "whole"
+    statistics_seconds: float | None = None
     consistent: bool = False
     full_band: bool | None = None
     channel: int | None = None
@@ -128,6 +139,7 @@ class Options:
             limit = parse_bytes(limit)
         if limit is not None and type(limit) is not int:
             raise UserError(f"max_memory is {limit!r}, but must be bytes or like 4G.")
+        self._check_statistics(model)
         channel = self.channel
         if channel is not None and (type(channel) is not int or channel < 1):
             raise UserError(
@@ -153,6 +165,36 @@ class Options:
         return replace(
             self, max_memory=limit, overlap=overlap, views=views, format=form.name
         )
+
+    def _check_statistics(self, model: Separable) -> None:
+        if self.statistics not in STATISTICS:
+            raise UserError(
+                f"statistics is {self.statistics!r}, but must be "
+                f"{', '.join(STATISTICS)}."
+            )
+        seconds = self.statistics_seconds
+        if seconds is not None and self.statistics == "whole":
+            raise UserError(
+                f"statistics_seconds is {seconds!r}, but those of the whole recording "
+                "have none: take statistics running or window."
+            )
+        if seconds is not None and not 0 < _seconds("statistics_seconds", seconds):
+            raise UserError(f"statistics_seconds is {seconds!r}, but must be above 0.")
+        if self.statistics != "whole" and model.row_seconds is None:
+            raise UserError(
+                f"statistics is {self.statistics!r}, but the model is no SPGM network "
+                "and looks at whole recordings: leave it out."
+            )
+
+    def rule(self, model: Separable) -> Statistics | None:
+        """What averages are over, for the network; None: the whole recording."""
+        if self.statistics == "whole":
+            return None
+        seconds = self.statistics_seconds
+        chosen = {"horizon": seconds} if self.statistics == "running" else {}
+        if self.statistics == "window" and seconds is not None:
+            chosen["window"] = seconds
+        return statistics_of(self.statistics, model.row_seconds, **chosen)
 
     @property
     def form(self) -> Format:

@@ -33,6 +33,10 @@ class Separable(Protocol):
     def views(self) -> int:
         """What its card asks for."""
 
+    @property
+    def row_seconds(self) -> float | None:
+        """From one chunk of SPGM to the next; None of another network."""
+
     def separate_batch(
         self, mix: Tensor, *, views: int, statistics: Statistics | None
     ) -> Tensor:
@@ -47,5 +51,6 @@ class Separable(Protocol):
         *,
         consistent: bool,
         full_band: bool,
+        statistics: Statistics | None,
     ) -> Tensor:
         """A recording to voices ``[1, T, spks]`` at its rate and level."""

@@ -21,8 +21,9 @@ from speechbrain.utils.fetching import FetchConfig, FetchSource, LocalStrategy
 from speechbrain.utils.run_opts import RunOptions
 from torch import Tensor, nn
 
-from speechbrain_spgm.audio import Recording, Source, name_of, resample
+from speechbrain_spgm.audio import Recording, Source, name_of
 from speechbrain_spgm.errors import UserError
+from speechbrain_spgm.files import scratch
 from speechbrain_spgm.inference.augment import check_views, separate_augmented, views_of
 from speechbrain_spgm.inference.band import UpperBand, pieces_of
 from speechbrain_spgm.inference.files import (
@@ -42,6 +43,7 @@ from speechbrain_spgm.inference.level import (
     scale_to_peak,
     share_rest,
 )
+from speechbrain_spgm.inference.long.spool import resample_in_pieces
 from speechbrain_spgm.inference.options import WRITING, Options
 from speechbrain_spgm.inference.stream import SPGMStream
 from speechbrain_spgm.lobes import intra
@@ -253,7 +255,7 @@ class SPGMSeparation(SepformerSeparation):
         with open_source(source, hparams_file, **hub) as find:
             if trust_remote_code:
                 find(hparams_file)  # names what is wrong with the source
-                with TemporaryDirectory() as temporary:
+                with TemporaryDirectory(dir=scratch()) as temporary:
                     return super().from_hparams(
                         source if isinstance(source, FetchSource) else str(source),
                         hparams_file=hparams_file,
@@ -520,6 +522,13 @@ class SPGMSeparation(SepformerSeparation):
             HALVES.get(self.precision),
         )
 
+    @property
+    def row_seconds(self) -> float | None:
+        """Seconds from one chunk of SPGM to the next; None of another network."""
+        if not isinstance(self.mods.masknet, SPGMMaskNet):
+            return None
+        return self._period() / self.sample_rate
+
     def _period(self) -> int:
         """Samples from one chunk to the next."""
         hop = max(1, getattr(self.mods.masknet, "K", 2) // 2)  # frames
@@ -550,7 +559,8 @@ class SPGMSeparation(SepformerSeparation):
             ``None`` keeps the mixture's level, ``"peak"`` gives every output peak 1.
         **options
             ``mode``, ``max_memory``, ``window``, ``overlap``, ``views``, ``progress``,
-            ``consistent``, ``channel`` and ``full_band``: see
+            ``statistics``, ``statistics_seconds``, ``consistent``, ``channel`` and
+            ``full_band``: see
             ``speechbrain_spgm.inference.options.Options``.
 
         Returns
@@ -669,6 +679,7 @@ class SPGMSeparation(SepformerSeparation):
         *,
         consistent: bool = False,
         full_band: bool = False,
+        statistics: Statistics | None = None,
     ) -> Tensor:
         """Separates a recording that is in memory; see ``separate_file``.
 
@@ -680,7 +691,7 @@ class SPGMSeparation(SepformerSeparation):
             ``None`` or ``"peak"``.
         views, consistent, full_band
             As in ``separate_file``.
-        watch : callable, optional
+        watch, statistics
             As in ``separate_batch``.
 
         Returns
@@ -692,14 +703,18 @@ class SPGMSeparation(SepformerSeparation):
         samples, rate, name = recording[:3]
         centre = find_centre([samples])
         check_peak(name, centre)
-        mix = resample(centre.of(samples).float(), rate, self.sample_rate)
+        mix = resample_in_pieces(centre.of(samples).float(), (rate, self.sample_rate))
         views = self.views if views is None else views
         est = self.separate_batch(
-            mix.unsqueeze(0), views=views, level=True, watch=watch
+            mix.unsqueeze(0),
+            views=views,
+            level=True,
+            statistics=statistics,
+            watch=watch,
         )[0]
         est = est.float().cpu().t().contiguous()  # [T', spks] to [spks, T']
         # Resampling rounds up twice, so there are T samples or some more.
-        est = resample(est, self.sample_rate, rate)[:, : len(samples)].t()
+        est = resample_in_pieces(est, (self.sample_rate, rate))[:, : len(samples)].t()
         check_voices(name, est)
         if not (full_band and rate > self.sample_rate):
             est = restore_level(est, samples, centre, normalize, consistent)

@@ -1,5 +1,6 @@
 """The command ``spgm``: what it writes, what it says, and its exit codes."""
 
+import argparse
 import ctypes
 import json
 import os
@@ -7,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ import torch
 
 from speechbrain_spgm import __version__, cli
 from speechbrain_spgm.commands import separate
+from speechbrain_spgm.errors import UserError
 from speechbrain_spgm.inference import SPGMSeparation, save_published
 from speechbrain_spgm.models import sources as module
 from speechbrain_spgm.models.config import build
@@ -515,6 +518,28 @@ def test_help_and_version_import_nothing_heavy():
         )
         assert done.returncode == 0 and done.stderr == ""
         assert words in " ".join(done.stdout.split())
+
+
+def test_a_subcommand_is_one_entry(monkeypatch, capsys):
+    def count(arguments: argparse.Namespace) -> int:
+        if "x" in arguments.words:
+            raise UserError("x is no word: leave it out.")
+        print(len(arguments.words))
+        return 0
+
+    def add_parser(commands: argparse._SubParsersAction) -> None:
+        command = commands.add_parser("count", help="count words")
+        command.add_argument("words", nargs="+")
+        command.set_defaults(run=count)
+
+    entry = SimpleNamespace(add_parser=add_parser)
+    monkeypatch.setattr(cli, "COMMANDS", (*cli.COMMANDS, entry))
+    assert cli.main(["count", "a", "b"]) == 0
+    assert cli.main(["count", "x"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "2\n"
+    assert printed.err == "spgm: x is no word: leave it out.\n"
+    assert "count words" in " ".join(cli.make_parser().format_help().split())
 
 
 def test_a_card_cannot_write_to_the_terminal(model, tmp_path, capsys):

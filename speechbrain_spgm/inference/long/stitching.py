@@ -5,7 +5,7 @@
     recording --pieces--> its mean and its peak
               --pieces--> mixture at the model's rate        } on disk
               --pieces--> one level for all windows
-              --some windows--> what all chunks share
+              --some windows--> what all chunks share, or those behind each window
               --windows-> outputs of every window            } on disk
               --assignment of all windows, cross-fades-> voices at the model's rate
               --pieces--> voices at the recording's rate and level
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from speechbrain_spgm.audio import resampled_length
@@ -49,7 +50,7 @@ from speechbrain_spgm.inference.options import Options
 from speechbrain_spgm.inference.progress import Bar
 from speechbrain_spgm.inference.separable import Separable
 from speechbrain_spgm.lobes.masknet import SPGMMaskNet
-from speechbrain_spgm.lobes.statistics import Shared, Statistics, Survey
+from speechbrain_spgm.lobes.statistics import Placed, Shared, Statistics, Survey
 
 PIECE = 30  # seconds that are resampled at a time
 SURVEY = 120  # seconds of windows that tell what the whole recording is like
@@ -111,7 +112,12 @@ class Stitcher:
         self.T = resampled_length(len(recording), rate, model.sample_rate)
         length = round(options.window * model.sample_rate)
         overlap = min(round(options.overlap * model.sample_rate), length // 3)
-        self.windows: Windows = lay_out(self.T, length, overlap)
+        self.rule = options.rule(model)
+        # With averages of their own, chunks of a window are those of the recording.
+        grid = (
+            1 if self.rule is None else round(2 * model.row_seconds * model.sample_rate)
+        )
+        self.windows: Windows = lay_out(self.T, length, overlap, grid)
         self.centre = find_centre(
             recording.read(start, min(len(recording), start + PIECE * rate))
             for start in range(0, len(recording), PIECE * rate)
@@ -137,14 +143,17 @@ class Stitcher:
             evidence = _Evidence([], [], [], [])
             last: Tensor | None = None
             count, survey = len(self.windows.starts), self._survey()
+            rounds = ROUNDS if self.rule is None else 1
             with Bar(
                 self.options.progress,
-                total=count + len(survey) * ROUNDS,
+                total=count + len(survey) * rounds,
                 desc=f"windows of {Path(self.name).name}",
                 unit="window",
             ) as bar:
                 statistics = self._statistics(mix, survey, bar.update)
                 for w in range(count):
+                    if isinstance(statistics, Placed):
+                        self._place(mix, w, statistics, survey, bar.update)
                     est = self._separate(mix, w, statistics)
                     if outputs is None:
                         spks = est.shape[1]
@@ -163,6 +172,8 @@ class Stitcher:
         if not isinstance(self.model.mods.masknet, SPGMMaskNet):
             return []
         count = len(self.windows.starts)
+        if self.rule is not None:  # those that are looked at ahead
+            return list(range(count)) if self.rule.ahead else []
         wanted = math.ceil(SURVEY * self.model.sample_rate / self.windows.length)
         n = min(count, wanted)
         return [(2 * i + 1) * count // (2 * n) for i in range(n)]
@@ -171,6 +182,8 @@ class Stitcher:
         self, mix: Spool, windows: list[int], done: Callable[[], object]
     ) -> Statistics | None:
         """What all chunks share: alone, some windows come out badly that need not."""
+        if self.rule is not None:
+            return Placed(self.rule)
         if not windows:
             return None
         survey = None
@@ -180,6 +193,26 @@ class Stitcher:
                 self._separate(mix, w, survey)
                 done()
         return Shared(survey)
+
+    def _place(
+        self,
+        mix: Spool,
+        w: int,
+        placed: Placed,
+        survey: list[int],
+        done: Callable[[], object],
+    ) -> None:
+        """Gets ready for a window: looks ahead at the one behind it, if need be."""
+        period = self.model.row_seconds * self.model.sample_rate
+
+        def first(w: int) -> int:
+            return round(self.windows.starts[w] / period)
+
+        for other in survey[w and w + 1 : w + 2]:
+            placed.look(first(other))
+            self._separate(mix, other, placed)
+            done()
+        placed.move(first(w))
 
     def _resample(self, mix: Spool) -> float:
         """The recording without its mean at the model's rate, and the gain it needs."""
@@ -197,19 +230,20 @@ class Stitcher:
         return max(float(powers.mean() * self.gain.square()), 1e-20)
 
     def _mixture(self, mix: Spool, start: int, length: int) -> Tensor:
-        """A part of the mixture as the network gets it, ``[T]``."""
+        """A part of the mixture as the network gets it, ``[T]``, up to its end."""
         part = mix.read(start, start + length)[:, 0]
         return (part.double() * self.gain).float()
 
     def _separate(self, mix: Spool, w: int, statistics: Statistics | None) -> Tensor:
         """The outputs of a window at the level of the mixture, ``[T, spks]``."""
         samples = self._mixture(mix, self.windows.starts[w], self.windows.length)
+        rest = self.windows.length - len(samples)  # of the last window
         est = self.model.separate_batch(
             samples.unsqueeze(0), views=self.options.views, statistics=statistics
         )
         est = est[0].float().cpu()
         check_voices(self.name, est)
-        return fit_mixture(est, samples)
+        return F.pad(fit_mixture(est, samples), (0, 0, 0, rest))
 
     def _learn(
         self,
