@@ -24,6 +24,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -44,6 +45,7 @@ from speechbrain_spgm.cli import main as spgm
 from speechbrain_spgm.console import surroundings
 from speechbrain_spgm.files import TEMPORARY, replacing
 from speechbrain_spgm.inference import SPGMSeparation, save_published
+from speechbrain_spgm.models import remote
 from speechbrain_spgm.models.convert import write_speechbrain
 from speechbrain_spgm.models.published import build, read_published
 from speechbrain_spgm.training.experiment import user_errors
@@ -203,6 +205,8 @@ class Campaign:
             soundfile.write(folder / f"{name}.wav", wave, RATE)
         row = "id,duration,mix,s1,s2\na,3,mix.wav,s1.wav,s2.wav\n"
         (folder / "test.csv").write_text(row)
+        results = {"test_set": "test", "n": 3, "si_sdri": {"mean": 8.2, "ci95": 0.4}}
+        (folder / "results.json").write_text(json.dumps(results))
         self.taken = 0
 
     def number(self, full: int) -> int:
@@ -245,6 +249,12 @@ class Campaign:
             target = str(out / "converted")
             return spgm(["convert", str(self.model), target, "--to", "speechbrain"])
 
+        def publish(out: Path) -> int:
+            words = [str(self.model), "--repo-id", "user/model", "--dry-run"]
+            words += ["--results", str(self.folder / "results.json")]
+            words += ["--license", "cc0-1.0", "--datasets", "none"]
+            return spgm(["publish", *words, "--output", str(out / "published")])
+
         mix = self.folder / "mix.wav"
         return [
             Job("separate", lambda out: self.separate(mix, out=out), "*.wav"),
@@ -252,6 +262,7 @@ class Campaign:
             Job("evaluate", evaluate, "*.[cj]s*"),
             Job("generate", generate, "**/*.wav"),
             Job("train", train, "end.safetensors"),
+            Job("publish", publish, "published/*"),
         ]
 
     # The kinds ------------------------------------------------------------
@@ -322,7 +333,7 @@ class Campaign:
         """SIGKILL and SIGTERM at any moment; the rerun ends as if nothing had been."""
         references = {}
         for i in range(self.number(50)):
-            job = self.jobs()[i % 5]
+            job = self.jobs()[i % 6]
             if job.name not in references:
                 whole = self.place()
                 end = Child(partial(job.work, whole)).wait()
@@ -393,8 +404,8 @@ class Campaign:
 
     def rights(self) -> Iterator[str]:
         """Folders that may not be written to."""
-        for i in range(self.number(5)):
-            job, out = self.jobs()[i % 5], self.place()
+        for i in range(self.number(6)):
+            job, out = self.jobs()[i % 6], self.place()
             out.chmod(0o555)
 
             def unprivileged() -> None:
@@ -405,6 +416,29 @@ class Campaign:
 
             text = Child(partial(job.work, out), unprivileged).wait().trouble(2)
             yield f"{job.name}: {text}" if text else ""
+
+    def temporary(self) -> Iterator[str]:
+        """No folder takes temporary files."""
+
+        def none() -> None:
+            tempfile.tempdir = None
+            tempfile._candidate_tempdir_list = lambda: ["/nonexistent"]
+            os.environ.pop("TORCHINDUCTOR_CACHE_DIR", None)
+
+        for job in self.jobs()[:3] + self.jobs()[5:]:
+            out = self.place()
+            text = Child(partial(job.work, out), none).wait().trouble(0)
+            yield f"{job.name}: {text}" if text else ""
+        for words, code in [
+            (["info", str(self.model)], 0),
+            (["info", str(self.speechbrain)], 0),
+            (["info", "http://127.0.0.1:9/model"], 2),
+        ]:
+            end = Child(partial(spgm, words), none).wait()
+            text = end.trouble(code)
+            if code and "TMPDIR" not in end.said:
+                text = f"TMPDIR is not named: {end.said}"
+            yield text
 
     def streams(self) -> Iterator[str]:
         """Closed, full and unread standard streams."""
@@ -500,10 +534,16 @@ class Campaign:
         with serve() as hub:
             constants = huggingface_hub.constants
             hub.repositories["user/model"] = Repository()
-            files = {path.name: path.read_bytes() for path in self.model.iterdir()}
+            folders = (self.speechbrain, self.model)
+            paths = [path for folder in folders for path in folder.iterdir()]
+            files = {path.name: path.read_bytes() for path in paths}
             hub.repositories["user/model"].commit("main", files)
 
+            web = f"{hub.address}/user/model/resolve/main"
+
             def ask(cache: Path, name: str = "user/model") -> int:
+                remote.SLOWEST_START = remote.ANSWER_SECONDS = 2.0  # the same, sooner
+                remote.SLOWEST_RATE = 1e9
                 constants.ENDPOINT = hub.address
                 template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
                 constants.HUGGINGFACE_CO_URL_TEMPLATE = template
@@ -514,19 +554,33 @@ class Campaign:
                 return spgm(["info", name])
 
             yield Child(partial(ask, self.place())).wait().trouble(0)
+            yield Child(partial(ask, self.place(), web)).wait().trouble(0)
+            nobody = Child(partial(ask, self.place(), "http://127.0.0.1:9/x")).wait()
+            yield nobody.trouble(2)
+            faults = (400, 401, 403, 404, 429, 500, 502, 503, 504)
+            faults += ("cut", "slow", "endless", "wait", "continue", "mute")
             cases = [
-                (pattern, fault)
-                for pattern in ("config.json", "safetensors|large", ".")
-                for fault in (400, 401, 403, 404, 429, 500, 502, 503, 504, "cut")
+                (name, pattern, fault)
+                for fault in faults
+                for name, pattern in (
+                    ("user/model", "config.json"),
+                    ("user/model", "GET.*(safetensors|large)"),
+                    ("user/model", "."),
+                    (web, "."),
+                )
             ]
-            for pattern, fault in cases[: self.number(len(cases))]:
+            self.random.shuffle(cases)
+            for name, pattern, fault in cases[: self.number(len(cases))]:
                 hub.faults[pattern] = fault
                 place = self.place()
-                text = Child(partial(ask, place)).wait().trouble(2)
+                end = Child(partial(ask, place, name)).wait()
+                text = end.trouble(2)
+                if not text and end.seconds > 30:
+                    text = f"{end.seconds:.0f} s"
                 hub.faults.clear()
                 # What was cut off is fetched again.
-                text = text or Child(partial(ask, place)).wait().trouble(0)
-                yield f"{pattern}, {fault}: {text}" if text else ""
+                text = text or Child(partial(ask, place, name)).wait().trouble(0)
+                yield f"{name}, {pattern}, {fault}: {text}" if text else ""
 
     def together(self) -> Iterator[str]:
         """Threads on one model, and processes in one folder."""
@@ -583,9 +637,10 @@ class Campaign:
 
 KINDS = {
     "audio": "damaged recordings in ten formats",
-    "kills": "kills (SIGKILL, SIGTERM) in separate, convert, evaluate, generate, train",
-    "disk": "a full disk (file size limit) in the same five",
-    "rights": "a folder without rights in the same five",
+    "kills": "kills (SIGKILL, SIGTERM) in six commands",
+    "disk": "a full disk (file size limit) in the same six",
+    "rights": "a folder without rights in the same six",
+    "temporary": "no folder for temporary files",
     "streams": "closed, full and unread standard streams",
     "locale": "names that the locale cannot spell",
     "yaml": "hostile and damaged hyperparams.yaml",

@@ -28,7 +28,7 @@ from torchaudio.functional import resample as torchaudio_resample
 from speechbrain_spgm import media
 from speechbrain_spgm.containers import Part, View, find_parts, goes_on, with_frames
 from speechbrain_spgm.errors import MissingPackage, UserError, count
-from speechbrain_spgm.files import replacing
+from speechbrain_spgm.files import replacing, scratch
 
 # What a folder is searched for.
 EXTENSIONS = frozenset(
@@ -37,7 +37,7 @@ EXTENSIONS = frozenset(
 )
 LOWEST_RATE, HIGHEST_RATE = 1_000, 1_000_000  # Hz
 THREADS = 8  # opening files is mostly waiting for the disk
-BLOCK, FLAC_BLOCK = 2**18, 2**12  # frames read at a time
+BLOCK, FLAC_BLOCK = 2**18, 2**12  # frames read at a time, of up to 8 channels
 BYTES = {"PCM_S8": 1, "PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4}
 BYTES |= {"DOUBLE": 8, "ALAW": 1, "ULAW": 1}  # of a sample
 CANCELLED = 0.05  # share of the energy of unrelated channels that their mean keeps
@@ -81,6 +81,13 @@ class Heard(NamedTuple):
     remarks: list[str]
 
 
+class Cut(NamedTuple):
+    """The part of a recording that is wanted: its begin and its length in seconds."""
+
+    offset: float = 0.0
+    duration: float | None = None
+
+
 Source = str | Path | bytes | bytearray | memoryview | BinaryIO
 
 
@@ -117,6 +124,8 @@ def stream_audio(
     use: Callable[[np.ndarray], object],
     name: str | None = None,
     channel: int | None = None,
+    longest: float | None = None,
+    cut: Cut | None = None,
 ) -> Heard:
     """Reads a recording a few seconds at a time, to its true end.
 
@@ -132,6 +141,11 @@ def stream_audio(
         For messages.
     channel : int, optional
         The only one to take, counted from 1; by default the mean of all.
+    longest : float, optional
+        Seconds beyond which it is refused, as soon as so much has been read.
+    cut : Cut, optional
+        The only part to read; what is before it is not decoded where the format allows
+        that, and its end may lie beyond that of the file.
 
     Returns
     -------
@@ -141,13 +155,14 @@ def stream_audio(
     Raises
     ------
     AudioFileError
-        As ``read_audio``; or if the rate is out of range or there is no such channel.
+        As ``read_audio``; or if the rate is out of range, there is no such channel, or
+        it is too long, or the file ends before the part.
     """
     name = name or name_of(source)
-    mixer = _Mixer(use, name, channel)
+    mixer = _Mixer(use, name, channel, longest, cut or Cut())
     with _opened(source, name) as file:
         blocks = _blocks(file, mixer)
-        while True:
+        while not mixer.full:
             try:
                 block, rate = next(blocks)
             except StopIteration:
@@ -172,12 +187,34 @@ class _Mixer:
     """Mixes blocks down to one channel, and keeps account of them."""
 
     def __init__(
-        self, use: Callable[[np.ndarray], object], name: str, channel: int | None
+        self,
+        use: Callable[[np.ndarray], object],
+        name: str,
+        channel: int | None,
+        longest: float | None,
+        cut: Cut,
     ) -> None:
         self.use, self.name, self.channel = use, name, channel
+        self.longest, self.cut = longest, cut
+        self.position = 0  # frames that were read or passed over
         self.rate = self.length = self.missing = self.left_out = 0
         self.mean_power = self.power = 0.0
         self.remarks: list[str] = []
+
+    def frame(self, rate: int) -> int:
+        """The first frame of the part that is wanted."""
+        return round(self.cut.offset * rate)
+
+    @property
+    def full(self) -> bool:
+        """Whether nothing is wanted any more."""
+        return bool(self.rate) and self.position >= self._end()
+
+    def _end(self) -> float:
+        seconds = self.cut.duration
+        if seconds is None:
+            return math.inf
+        return self.frame(self.rate) + max(1, round(seconds * self.rate))
 
     def add(self, block: np.ndarray, rate: int) -> None:
         """Takes ``[frames, channels]``."""
@@ -188,6 +225,11 @@ class _Mixer:
         if rate != self.rate:
             self.left_out = rate
             self.missing += round(len(block) * self.rate / rate)
+            return
+        begin, self.position = self.position, self.position + len(block)
+        first, last = self.frame(rate) - begin, min(self._end() - begin, len(block))
+        block = block[max(0, first) : last]
+        if not len(block):
             return
         if self.channel is None:
             mono = block.mean(axis=1, dtype=np.float64)
@@ -209,9 +251,18 @@ class _Mixer:
             )
         self.use(mono)
         self.length += len(mono)
+        if self.longest is not None and self.length > self.longest * self.rate:
+            raise AudioFileError(
+                f"{self.name} is longer than {self.longest / 60:g} minutes: cut it up."
+            )
 
     def end(self) -> Heard:
         """What was read."""
+        if self.length == 0 and self.cut.offset:
+            raise AudioFileError(
+                f"{self.name} ends before second {self.cut.offset:g}, where the part "
+                "begins that is asked for: correct its offset."
+            )
         if self.length == 0:
             raise AudioFileError(
                 f"{self.name} holds no samples: copy or record it again."
@@ -226,7 +277,8 @@ class _Mixer:
                 f"{self.name} joins recordings of {self.rate} and {self.left_out} Hz: "
                 f"only what has {self.rate} Hz is used."
             )
-        return Heard(self.rate, self.missing, self.remarks)
+        missing = int(min(self.missing, max(0, self._end() - self.position)))
+        return Heard(self.rate, missing, self.remarks)
 
 
 def _blocks(file: BinaryIO, mixer: _Mixer) -> Iterator[tuple[np.ndarray, int]]:
@@ -247,7 +299,9 @@ def _blocks(file: BinaryIO, mixer: _Mixer) -> Iterator[tuple[np.ndarray, int]]:
             continue
         with sound:
             check_rate(mixer.name, sound.samplerate)
-            length = 0
+            length, begin = 0, mixer.frame(sound.samplerate)
+            if i == 0 and 0 < begin < sound.frames and part.frames is None:
+                length = mixer.position = sound.seek(begin)
             for block in _sound_blocks(sound):
                 length += len(block)
                 yield block, sound.samplerate
@@ -260,6 +314,7 @@ def _blocks(file: BinaryIO, mixer: _Mixer) -> Iterator[tuple[np.ndarray, int]]:
 def _sound_blocks(sound: soundfile.SoundFile) -> Iterator[np.ndarray]:
     """Blocks of an open file; the last ends where it cannot be decoded further."""
     size = FLAC_BLOCK if sound.format == "FLAC" else BLOCK
+    size = size * 8 // max(8, sound.channels)  # a damaged header may claim 1024
     while True:
         out = np.full((size, sound.channels), np.nan, np.float32)
         try:
@@ -301,8 +356,10 @@ def _media_blocks(file: BinaryIO, mixer: _Mixer) -> Iterator[tuple[np.ndarray, i
     known = media.is_media(file.read(200))
     length, promised = 0, 0
     try:
-        blocks = media.media_blocks(file, mixer.name, mixer.remarks)
+        blocks = media.media_blocks(file, mixer.name, mixer.remarks, mixer.cut.offset)
         for block, rate, seconds in blocks:
+            if not length:
+                length = mixer.position = mixer.frame(rate)
             length += len(block)
             promised = math.floor((seconds - media.SLACK) * rate)
             yield block, rate
@@ -342,9 +399,11 @@ def _opened(source: Source, name: str) -> Iterator[BinaryIO]:
             try:
                 size = source.seek(0, io.SEEK_END)
             except OSError:  # a pipe
-                pipe, source = source, stack.enter_context(TemporaryFile())
+                pipe, source = source, stack.enter_context(TemporaryFile(dir=scratch()))
                 shutil.copyfileobj(pipe, source)
                 size = source.tell()
+        except UserError:
+            raise
         except (AttributeError, TypeError, ValueError):
             raise AudioFileError(
                 f"{name} is no binary file: open it with mode 'rb', or give its bytes."
@@ -448,7 +507,7 @@ def from_array(
         )
     if isinstance(rate, bool) or rate != int(rate):
         raise AudioFileError(f"{name} has a sample rate of {rate}: give whole Hz.")
-    mixer = _Mixer(use, name, channel)
+    mixer = _Mixer(use, name, channel, None, Cut())
     for start in range(0, len(samples), BLOCK):
         mixer.add(to_float(samples[start : start + BLOCK]), int(rate))
     return mixer.end()

@@ -22,6 +22,7 @@ from speechbrain_spgm.commands import (
     publish,
     separate,
     stream,
+    web,
 )
 from speechbrain_spgm.commands.common import say
 from speechbrain_spgm.console import (
@@ -32,9 +33,10 @@ from speechbrain_spgm.console import (
     surroundings,
 )
 from speechbrain_spgm.errors import UserError
+from speechbrain_spgm.files import scratch
 
 # Modules of speechbrain_spgm.commands, each with add_parser(commands).
-COMMANDS = (separate, stream, info, convert, evaluate, export, publish)
+COMMANDS = (separate, stream, web, info, convert, evaluate, export, publish)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,9 +58,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         with surroundings():
             return run_command(argv)
     except OSError as error:  # stdout took not all of the output
-        Stream(sys.stderr).write(
-            f"spgm: the output cannot be written ({error.strerror or error}).\n"
-        )
+        reason: object = f"the output cannot be written ({error.strerror or error})."
+        try:
+            scratch()
+        except UserError as lack:  # which libraries may say at any time
+            reason = lack
+        Stream(sys.stderr).write(f"spgm: {reason}\n")
         return WRONG_INPUT
 
 

@@ -17,6 +17,8 @@ from pathlib import Path
 from tempfile import gettempdir
 from uuid import uuid4
 
+from speechbrain_spgm.errors import UserError
+
 # Of every temporary file and folder; the second form is that of earlier versions.
 TEMPORARY = re.compile(
     r"\.spgm-(?P<machine>[0-9a-f]{8})-(?P<process>\d+)-(?P<began>[0-9a-f]{8})"
@@ -89,6 +91,28 @@ def replacing_folder(target: Path) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def scratch() -> Path:
+    """Where this system keeps temporary files.
+
+    Raises
+    ------
+    UserError
+        If no folder takes any.
+
+    Example
+    -------
+    >>> scratch().is_dir()
+    True
+    """
+    try:
+        return Path(gettempdir())
+    except FileNotFoundError:
+        raise UserError(
+            "There is no folder for temporary files (TMPDIR, /tmp, /var/tmp and the "
+            "working directory cannot be written): set TMPDIR to one that can."
+        ) from None
+
+
 @contextmanager
 def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
     """A folder of this process alone, removed when the block ends.
@@ -105,7 +129,7 @@ def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
     >>> folder.exists()
     False
     """
-    folder = temporary_name(Path(gettempdir()) if parent is None else parent)
+    folder = temporary_name(scratch() if parent is None else parent)
     folder.mkdir(mode=0o700)
     try:
         yield folder

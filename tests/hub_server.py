@@ -14,8 +14,9 @@ import json
 import re
 import socket
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -66,8 +67,10 @@ class Repository:
 class Hub:
     """Repositories, stored large files, what was asked for, and faults to inject.
 
-    ``faults`` maps a pattern for "METHOD /path" to a status, or to "cut": the
-    connection ends in the middle of the body. A fault holds until it is taken out.
+    ``faults`` maps a pattern for "METHOD /path" to a status or to a word. "cut": the
+    connection ends in the middle of the body. "slow": a byte a second. "endless": of
+    any length. "wait": 429 with a wait of 100,000 s. "continue": nothing but 100.
+    "mute": nothing. A fault holds until it is taken out.
     """
 
     address: str = ""
@@ -75,6 +78,7 @@ class Hub:
     large: dict[str, bytes] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
     faults: dict[str, int | str] = field(default_factory=dict)
+    closed: bool = False
 
     def requests(self, pattern: str) -> list[str]:
         """The requests so far that match a pattern."""
@@ -92,6 +96,7 @@ def serve() -> Iterator[Hub]:
     try:
         yield hub
     finally:
+        hub.closed = True
         server.shutdown()
         server.server_close()
 
@@ -101,6 +106,7 @@ class Handler(BaseHTTPRequestHandler):
 
     hub: Hub
     protocol_version = "HTTP/1.1"
+    CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
     ROUTES = (
         ("POST", r"/api/repos/create", "create"),
         ("POST", r"/api/validate-yaml", "validate"),
@@ -126,6 +132,13 @@ class Handler(BaseHTTPRequestHandler):
             return self.hang_up()
         self.cut = fault == "cut"
         self.body = self.read_chunks() if self.is_chunked() else self.rfile.read(size)
+        self.slow = fault == "slow"
+        if fault == "wait":
+            return self.reply(429, {}, {"Retry-After": "100000"})
+        if fault in ("continue", "mute", "endless"):
+            with suppress(OSError):
+                self.trouble(fault)
+            return None
         if isinstance(fault, int) and fault:
             return self.reply(fault, {"error": "injected"})
         method = "GET" if self.command == "HEAD" else self.command
@@ -165,7 +178,26 @@ class Handler(BaseHTTPRequestHandler):
         if self.cut:
             self.wfile.write(content[: len(content) // 2])
             return self.hang_up()
-        self.wfile.write(content)
+        with suppress(OSError):
+            for i in range(len(content) if self.slow else 0):
+                self.wfile.write(content[i : i + 1])
+                time.sleep(1)
+            self.wfile.write(b"" if self.slow else content)
+
+    def trouble(self, kind: str) -> None:
+        """Sends what never ends, or nothing, until the client has gone."""
+        self.close_connection = True
+        if kind == "endless":
+            self.send_response(200)
+            self.send_header("ETag", '"endless"')
+            self.send_header("X-Repo-Commit", "0" * 40)
+            self.end_headers()
+        while not self.hub.closed:
+            if kind == "mute":
+                time.sleep(0.05)
+            else:
+                part = bytes(2**16) if kind == "endless" else self.CONTINUE
+                self.wfile.write(part)
 
     def log_message(self, *args) -> None:
         """Not on the tests' stderr."""

@@ -9,7 +9,7 @@ import soundfile
 from benchmarks import faults
 from benchmarks.faults import Campaign, Child, Outcome
 
-KINDS = "audio,kills,disk,rights,yaml,config,hub"
+KINDS = "audio,kills,disk,rights,temporary,yaml,config,hub"
 
 
 @pytest.fixture(scope="module")

@@ -28,10 +28,11 @@ import pytest
 import soundfile
 import speechbrain as sb
 import torch
-from hyperpyyaml import load_hyperpyyaml, resolve_references
+from hyperpyyaml import load_hyperpyyaml
 
 from speechbrain_spgm.cli import main, make_parser
 from speechbrain_spgm.models.sources import SHORT_NAMES
+from speechbrain_spgm.training.settings import resolve
 
 ROOT = Path(__file__).resolve().parents[1]
 READMES = [ROOT / "README.md", *sorted(ROOT.glob("recipes/**/README.md"))]
@@ -185,8 +186,7 @@ def try_script(command: Command) -> None:
     elif arguments and arguments[0].endswith(".yaml"):
         yaml = command.folder / arguments[0]
         _, _, overrides = sb.parse_arguments([str(yaml), *arguments[1:]])
-        with open(yaml, encoding="utf-8") as file:
-            resolve_references(file, overrides, overrides_must_match=True)
+        resolve(yaml, overrides)
 
 
 @pytest.mark.parametrize(

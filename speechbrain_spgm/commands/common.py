@@ -27,6 +27,11 @@ def add_model_options(command: argparse.ArgumentParser, name: str) -> None:
         help=f"{SOURCE}; by default the shipped model",
         **extra,
     )
+    add_device_options(command)
+
+
+def add_device_options(command: argparse.ArgumentParser) -> None:
+    """Where a model runs, and whether its code does."""
     command.add_argument(
         "--device",
         metavar="NAME",
@@ -61,6 +66,19 @@ def add_views_option(command: argparse.ArgumentParser) -> None:
         "mixture, from 1 to 8: more is better and takes N times as long; by default "
         "what the model's card asks for, or 1",
     )
+
+
+def positive(kind: type) -> type:
+    """The type of an argument that must be above 0."""
+
+    def parse(text: str) -> float:
+        value = kind(text)
+        if not value > 0:
+            raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        return value
+
+    parse.__name__ = kind.__name__  # argparse names it in its messages
+    return parse
 
 
 def add_statistics_options(command: argparse.ArgumentParser) -> None:

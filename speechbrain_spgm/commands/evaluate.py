@@ -18,8 +18,10 @@ from speechbrain_spgm.commands.common import (
     add_views_option,
     load_model,
     make_folder,
+    positive,
     say,
 )
+from speechbrain_spgm.commands.corpus import add_scores_option, run_without_references
 from speechbrain_spgm.errors import UserError, count, writing
 from speechbrain_spgm.files import check_writable
 
@@ -107,24 +109,20 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         metavar="N",
         help="processes that read files ahead; by default none",
     )
+    command.add_argument(
+        "--no-references",
+        action="store_true",
+        help="the manifest names recordings only, as for separate --manifest: separate "
+        "them, into --output if it is given, and print the means of --scores",
+    )
+    add_scores_option(command, "agreement,shared_energy,residual")
     command.set_defaults(run=run)
-
-
-def positive(kind: type) -> type:
-    """The type of an argument that must be above 0."""
-
-    def parse(text: str) -> float:
-        value = kind(text)
-        if not value > 0:
-            raise argparse.ArgumentTypeError(f"{text} is not above 0")
-        return value
-
-    parse.__name__ = kind.__name__  # argparse names it in its messages
-    return parse
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluates; returns the exit code."""
+    if arguments.no_references:
+        return run_without_references(arguments)
     from speechbrain_spgm.data.recordings import tell_lower_rates
     from speechbrain_spgm.inference.options import Options
     from speechbrain_spgm.metrics.report import (

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from speechbrain_spgm.errors import UserError, count, shown
+from speechbrain_spgm.errors import UserError, count, shown, writing
 
 if TYPE_CHECKING:
     from speechbrain_spgm.publishing import Assembled, Uploaded
@@ -97,24 +97,19 @@ def run(arguments: argparse.Namespace) -> int:
     with ExitStack() as stack:
         target = arguments.output
         if target is None:
-            try:
-                target = stack.enter_context(temporary_folder()) / "assembled"
-            except OSError as error:
-                raise UserError(
-                    f"there is no temporary folder to write to ({error.strerror}): set "
-                    "TMPDIR to one, or give --output DIR."
-                ) from None
-        assembled = assemble(
-            arguments.folder,
-            target,
-            arguments.repo_id,
-            licence=arguments.license,
-            datasets=tuple(arguments.datasets),
-            revision=arguments.revision,
-            private=arguments.private,
-            summary=arguments.results,
-            example=arguments.example,
-        )
+            target = stack.enter_context(temporary_folder()) / "assembled"
+        with writing(target, "make room, or give another --output DIR"):
+            assembled = assemble(
+                arguments.folder,
+                target,
+                arguments.repo_id,
+                licence=arguments.license,
+                datasets=tuple(arguments.datasets),
+                revision=arguments.revision,
+                private=arguments.private,
+                summary=arguments.results,
+                example=arguments.example,
+            )
         show(assembled)
         if arguments.dry_run:
             print("\nDry run: nothing was uploaded.")

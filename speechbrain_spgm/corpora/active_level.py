@@ -34,21 +34,9 @@ ORDER = 5
 
 
 def active_level(samples: np.ndarray, rate: int) -> float:
-    """The mean power of a recording while somebody speaks.
+    """The mean power of samples [T] while somebody speaks; 0 for silence.
 
     Divide by its square root to bring a recording to an active level of 0 dB.
-
-    Arguments
-    ---------
-    samples : np.ndarray
-        Samples [T].
-    rate : int
-        Samples per second, more than 400.
-
-    Returns
-    -------
-    float
-        The power; 0 for silence.
 
     Example
     -------

@@ -38,19 +38,7 @@ DURATION_TOLERANCE = 0.1  # seconds, for manifests that round
 
 
 class VariedDataset(SeededDataset):
-    """What the two kinds of listed mixtures share: random crops and variation.
-
-    Arguments
-    ---------
-    sample_rate : int
-        Rate of the mixtures in Hz.
-    segment_seconds : float, optional
-        Duration of the crops; None leaves mixtures whole.
-    seed : int
-        Seed of all draws.
-    variation : Variation
-        What happens to a crop.
-    """
+    """What the two kinds of listed mixtures share: random crops and variation."""
 
     def __init__(
         self,

@@ -15,6 +15,7 @@ from speechbrain_spgm.inference.augment import check_views
 from speechbrain_spgm.inference.level import check_levels
 from speechbrain_spgm.inference.long.assignment import check_speakers
 from speechbrain_spgm.inference.memory import parse_bytes
+from speechbrain_spgm.inference.progress import Progress
 from speechbrain_spgm.inference.separable import Separable
 from speechbrain_spgm.lobes.statistics import Statistics, statistics_of
 
@@ -48,8 +49,9 @@ class Options:
     views : int, optional
         Test-time augmentation, as in ``separate_batch``; by default what the model's
         card asks for.
-    progress : bool
-        Whether a bar shows the time left.
+    progress : bool or callable
+        Whether a bar shows the time left; or what is told how many steps are done and
+        how many there are.
     statistics : str
         What SPGM's averages are over. ``"whole"``: the recording, as in the paper.
         ``"running"``: for each chunk all that was heard so far, the first second in
@@ -60,6 +62,10 @@ class Options:
     consistent : bool
         Whether the voices sum exactly to the mixture: what they lack, such as an
         offset, noise, and what the model's rate cannot hold, is shared out equally.
+    full_band : bool, optional
+        Whether voices of recordings at a higher rate than the model's get back what
+        the recording has above the model's band, each the share that fits what it has
+        below. By default in files, not in tensors.
     channel : int, optional
         The one channel to take, counted from 1, in place of the mean of all.
     format : str, optional
@@ -78,10 +84,11 @@ class Options:
     window: float = 15.0
     overlap: float | None = None
     views: int | None = None
-    progress: bool = False
+    progress: Progress = False
     statistics: str = "whole"
     statistics_seconds: float | None = None
     consistent: bool = False
+    full_band: bool | None = None
     channel: int | None = None
     format: str | None = None
     subtype: str | None = None
@@ -138,6 +145,8 @@ class Options:
             raise UserError(
                 f"channel is {channel!r}, but must be a whole number from 1."
             )
+        if self.full_band not in (None, True, False):
+            raise UserError(f"full_band is {self.full_band!r}, but must be a bool.")
         form = find_format(self.format, self.subtype, output)
         window = _seconds("window", self.window)
         if not 1 <= window < math.inf:

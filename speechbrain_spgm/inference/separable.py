@@ -50,6 +50,7 @@ class Separable(Protocol):
         watch: Watch | None,
         *,
         consistent: bool,
+        full_band: bool,
         statistics: Statistics | None,
     ) -> Tensor:
         """A recording to voices ``[1, T, spks]`` at its rate and level."""

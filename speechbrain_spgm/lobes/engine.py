@@ -67,18 +67,8 @@ Watch = Callable[[int, int], None]
 def suits(masknet: Dual_Path_Model, x: Tensor) -> bool:
     """Whether :func:`estimate_masks` computes what the network's own forward does.
 
-    Arguments
-    ---------
-    masknet : SPGMMaskNet
-        Any.
-    x : torch.Tensor
-        Its input, or the mixture.
-
-    Returns
-    -------
-    suits : bool
-        True in evaluation mode where nothing needs gradients, on the CPU, in float32 or
-        float64 without autocast, for standard transformers; int8 in float32 only.
+    So in evaluation mode where nothing needs gradients, on the CPU, in float32 or
+    float64 without autocast, for standard transformers; int8 in float32 only.
     """
     weight = masknet.conv1d.weight
     learns = x.requires_grad or any(p.requires_grad for p in masknet.parameters())
@@ -110,15 +100,7 @@ def is_plain(block: nn.Module) -> bool:
 def suits_ends(encoder: nn.Module, decoder: nn.Module) -> bool:
     """Whether :func:`separate` computes what this encoder and decoder do.
 
-    Arguments
-    ---------
-    encoder, decoder : torch.nn.Module
-        Any.
-
-    Returns
-    -------
-    suits : bool
-        True for SpeechBrain's own with one channel and no bias.
+    So for SpeechBrain's own with one channel and no bias.
     """
     if type(encoder) is not Encoder or type(decoder) is not Decoder:
         return False
@@ -140,23 +122,9 @@ def estimate_masks(
     statistics: Statistics | None = None,
     watch: Watch | None = None,
 ) -> Tensor:
-    """Estimate one mask per source.
+    """Masks ``[spks, B, N, L]`` of encoder output ``[B, N, L]``, 0 beyond ``lengths``.
 
-    Arguments
-    ---------
-    masknet : SPGMMaskNet
-        One that :func:`suits`.
-    x : torch.Tensor
-        Encoder output, ``[B, N, L]``.
-    lengths : sequence of int
-        Valid frames of every utterance.
-    statistics, watch
-        As in ``SPGMMaskNet.forward``.
-
-    Returns
-    -------
-    masks : torch.Tensor
-        ``[spks, B, N, L]``, zero beyond the valid frames.
+    ``masknet`` is one that :func:`suits`; the rest is as in ``SPGMMaskNet.forward``.
     """
     B, N, L = x.shape
     masks = x.new_empty(masknet.num_spks, B, N, L)
@@ -184,23 +152,10 @@ def separate(
     statistics: Statistics | None = None,
     watch: Watch | None = None,
 ) -> Tensor:
-    """Separate a batch of mixtures.
+    """Voices ``[B, T, spks]`` of mixtures ``[B, T]``, 0 beyond the valid ``samples``.
 
-    Arguments
-    ---------
-    encoder, masknet, decoder : torch.nn.Module
-        Ones that :func:`suits` and :func:`suits_ends` accept.
-    mix : torch.Tensor
-        Mixtures, ``[B, T]``.
-    samples, frames : sequence of int
-        Valid samples and encoder frames of every mixture.
-    statistics, watch
-        As in ``SPGMMaskNet.forward``.
-
-    Returns
-    -------
-    est : torch.Tensor
-        ``[B, T, spks]``, zero beyond the valid samples.
+    The networks are ones that :func:`suits` and :func:`suits_ends` accept; ``frames``
+    are the valid encoder frames. The rest is as in ``SPGMMaskNet.forward``.
     """
     B, T = mix.shape
     (kernel,), (stride,) = decoder.kernel_size, decoder.stride
@@ -249,21 +204,7 @@ def advance(
 
 
 class _Rows:
-    """Consecutive chunks of one utterance on their way through the blocks.
-
-    Arguments
-    ---------
-    net : SPGMMaskNet
-        The network.
-    S : int
-        Number of rows.
-    like : torch.Tensor
-        Gives the data type.
-    averages : Averages
-        Those of this pass.
-    rows_per_step : int, optional
-        As in the network, and by default what it has.
-    """
+    """Consecutive chunks, S rows, of one utterance on their way through the blocks."""
 
     def __init__(
         self,
@@ -391,14 +332,7 @@ class _Rows:
 class _Utterance(_Rows):
     """All chunks of an utterance, from its encoder frames to its masks.
 
-    Arguments
-    ---------
-    net, like, averages, watch
-        As in :class:`_Rows`.
-    encoded : callable
-        ``encoded(start, stop)`` gives these encoder frames, ``[stop - start, N]``.
-    L : int
-        Number of encoder frames.
+    ``encoded(start, stop)`` gives these of the L encoder frames, ``[stop - start, N]``.
     """
 
     def __init__(
@@ -489,13 +423,7 @@ class _Utterance(_Rows):
 
 
 class _Sums:
-    """Sums of x and x² over the frames of every row, in float64.
-
-    Arguments
-    ---------
-    S, N : int
-        Numbers of rows and filters.
-    """
+    """Sums of x and x² over the frames of every row, ``[S, N]`` in float64."""
 
     def __init__(self, S: int, N: int) -> None:
         self.sums = torch.empty(2, S, N, dtype=torch.float64, device="cpu")
@@ -515,19 +443,7 @@ def transform(
     scratch: Scratch,
     linears: Sequence[Linears],
 ) -> None:
-    """The transformer of ``intra.transform``, written to ``out``.
-
-    Arguments
-    ---------
-    block : SBTransformerBlock
-        One that ``suits``.
-    x, out : torch.Tensor
-        Rows, ``[R, K, N]``.
-    scratch : Scratch
-        The worker's memory.
-    linears : sequence of Linears
-        To use in place of each layer's own.
-    """
+    """``intra.transform`` of rows x ``[R, K, N]`` into ``out``, by these linears."""
     if block.use_positional_encoding:
         torch.add(x, block.pos_enc(x), out=out)
     else:

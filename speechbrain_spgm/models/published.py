@@ -30,7 +30,7 @@ from speechbrain_spgm.models.config import (
     show,
     with_defaults,
 )
-from speechbrain_spgm.models.tensors import ModelError, open_file, read_tensors
+from speechbrain_spgm.models.tensors import ModelError, open_file, outline, read_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -358,7 +358,7 @@ def _blueprint(config: Mapping[str, Any], tensors: int, path: Path) -> nn.Module
             f"{path} holds {tensors} tensors, too few for the {layers} transformer "
             f"layers of {CONFIG_FILE}: the two files do not belong together."
         )
-    with torch.device("meta"):
+    with outline():
         encoder, masknet, decoder = build(config)
     model = nn.ModuleDict({"encoder": encoder, "masknet": masknet, "decoder": decoder})
     parameters = sum(p.numel() for p in model.parameters())

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import copy_context
 from functools import cache, partial
 from inspect import signature
@@ -14,8 +14,10 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from tempfile import TemporaryDirectory
 from threading import Thread
+from time import monotonic
 from typing import Any
 from urllib.error import HTTPError
+from urllib.request import urlopen
 
 from huggingface_hub import (
     _CACHED_NO_EXIST,
@@ -41,14 +43,14 @@ from speechbrain.utils.fetching import (
     FetchFrom,
     FetchSource,
     LocalStrategy,
-    fetch,
     guess_source,
     link_with_strategy,
 )
 from tqdm.auto import tqdm
 
 from speechbrain_spgm.audio import AudioFileError, Source
-from speechbrain_spgm.errors import first_line
+from speechbrain_spgm.errors import UserError, first_line
+from speechbrain_spgm.files import replacing, scratch
 from speechbrain_spgm.models.config import CONFIG_FILE
 from speechbrain_spgm.models.published import (
     LARGEST_CONFIG,
@@ -71,6 +73,7 @@ from speechbrain_spgm.models.sources import (
 OUT_OF_REACH = "is not in the cache and the Hub cannot be reached: go online once"
 COMMIT = re.compile(r"[0-9a-f]{40}")
 HEADER = re.compile(r'(W/)?"?\w[\w.-]{0,199}"?')
+LARGEST_RECORDING = 2**32  # bytes of one from the web
 ANSWER_SECONDS = 4.0  # for the Hub's first words
 SLOWEST_START, SLOWEST_RATE = 20.0, 20_000  # of a download: seconds, bytes per second
 
@@ -418,14 +421,55 @@ class WebFiles:
 
     def __call__(self, name: str) -> Path:
         """The downloaded file."""
+        url, target = f"{self.address}/{name}", self.folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            return Path(fetch(name, self.address, self.folder))
-        except Exception as error:  # of whatever HTTP library is at work
-            _close(error)
-            raise WrongLayout(
-                f"{self.address}/{name} could not be downloaded: check the address "
-                "and your network."
-            ) from None
+            download(url, target, largest_of(name))
+        except Exception as error:  # of whatever kind the network finds
+            raise WrongLayout(f"{url} {_web_reason(error)}.") from None
+        return target
+
+
+def download(url: str, target: Path, largest: int) -> None:
+    """Gets a file of the web; one without end, or sent too slowly, ends here.
+
+    Arguments
+    ---------
+    url : str
+        Its address.
+    target : Path
+        Where to write it.
+    largest : int
+        Bytes that it may have.
+    """
+    begin, done = monotonic(), 0
+    ask = partial(urlopen, url, timeout=SLOWEST_START)
+    with within(SLOWEST_START, ask) as answer, replacing(target) as temporary:
+        size = int(answer.headers.get("Content-Length") or 0)
+        with open(temporary, "wb") as file:
+            while block := answer.read1(2**16):
+                done += len(block)
+                if max(done, size) > largest:
+                    raise TooLarge(largest)
+                if monotonic() - begin > SLOWEST_START + done / SLOWEST_RATE:
+                    raise TooSlow
+                file.write(block)
+        if done < size:
+            raise ConnectionError(f"{done} of {size} bytes came")
+
+
+def _web_reason(error: Exception) -> str:
+    """Why a file of the web could not be had."""
+    if isinstance(error, HTTPError):
+        error.close()  # else Python 3.14 warns of it
+    reason = ""
+    if isinstance(error, TooLarge):
+        reason = f" (it has more than {error} bytes)"
+    elif isinstance(error, TooSlow | TimeoutError):
+        reason = " (it is sent too slowly)"
+    elif isinstance(error, HTTPError):
+        reason = f" (HTTP {error.code})"
+    return f"could not be downloaded: check the address and your network{reason}"
 
 
 @contextmanager
@@ -457,18 +501,17 @@ def open_source(
     kind, place = guess_source(
         source if isinstance(source, FetchSource) else str(source)
     )
-    with TemporaryDirectory() as temporary:
-        if kind == FetchFrom.LOCAL:
-            yield FolderFiles(place)
-        elif kind == FetchFrom.URI:
+    if kind == FetchFrom.LOCAL:
+        yield FolderFiles(place)
+    elif kind == FetchFrom.URI:
+        with TemporaryDirectory(dir=scratch()) as temporary:
             yield cache(WebFiles(place, temporary))
-        else:
-            lack = (
-                f"has no {first} or lacks a file that it names: if it has a "
-                f"{CONFIG_FILE} and {WEIGHTS_FILES[0]}, load it by from_pretrained"
-            )
-            hub = HubFiles(place, revision, token, cache_dir, lack, local_only)
-            yield cache(hub)
+    else:
+        lack = (
+            f"has no {first} or lacks a file that it names: if it has a "
+            f"{CONFIG_FILE} and {WEIGHTS_FILES[0]}, load it by from_pretrained"
+        )
+        yield cache(HubFiles(place, revision, token, cache_dir, lack, local_only))
 
 
 def source_name(source: str | Path | FetchSource) -> str:
@@ -525,18 +568,36 @@ def local_audio(
         yield Path(path) if isinstance(path, str) else path
         return
     source, name = split_path(path)
-    with TemporaryDirectory() as temporary:
+    kind, place = guess_source(source)
+    if kind == FetchFrom.LOCAL:
+        yield Path(place) / name
+        return
+    with ExitStack() as stack:
         try:
-            local = fetch(
-                name, source, savedir or temporary, local_strategy=LocalStrategy.COPY
-            )
-        except Exception as error:  # of whatever HTTP library is at work
-            _close(error)
+            if kind == FetchFrom.URI:
+                folder = savedir or stack.enter_context(
+                    TemporaryDirectory(dir=scratch())
+                )
+                local = Path(folder) / name
+                local.parent.mkdir(parents=True, exist_ok=True)
+                if not local.exists():
+                    download(f"{place}/{name}", local, LARGEST_RECORDING)
+            else:
+                local = HubFiles(place)(name, LARGEST_RECORDING)
+                if savedir is not None:
+                    keep([local], savedir, LocalStrategy.COPY)
+                    local = Path(savedir) / local.name
+        except ModelError as error:
             raise AudioFileError(
-                f"{path} is no local file and could not be downloaded: check its name "
-                "and your network."
+                f"{path} is no local file and could not be downloaded: {error}"
             ) from None
-        yield Path(local)
+        except UserError:
+            raise
+        except Exception as error:  # of whatever kind the network finds
+            raise AudioFileError(
+                f"{path} is no local file and {_web_reason(error)}."
+            ) from None
+        yield local
 
 
 def _is_remote(path: Source | FetchSource) -> bool:
@@ -546,11 +607,3 @@ def _is_remote(path: Source | FetchSource) -> bool:
         return False
     repo, _, name = path.rpartition("/")
     return is_repo_id(repo) and bool(name) and not Path(repo).parent.exists()
-
-
-def _close(error: BaseException | None) -> None:
-    """Ends the answers behind an error: Python 3.14 warns of those left open."""
-    while error is not None:
-        if isinstance(error, HTTPError):
-            error.close()
-        error = error.__cause__ or error.__context__

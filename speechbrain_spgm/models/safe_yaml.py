@@ -13,33 +13,43 @@ The files are read once. What is built is the very text that was checked.
 
 from __future__ import annotations
 
-import codecs
 import importlib
 import inspect
-import locale
 import posixpath
 import pydoc
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from copy import deepcopy
 from functools import partial
+from io import StringIO
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from threading import get_ident
 from typing import Any
 
 import torch
-from hyperpyyaml import resolve_references
+from hyperpyyaml.core import deref, parse_arithmetic, recursive_update
 from ruamel.yaml import YAML, SafeLoader
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from speechbrain.utils.run_opts import RunOptions
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
+from torch.nn.parameter import is_lazy
 
-from speechbrain_spgm.models.published import ModelError
+from speechbrain_spgm.models.published import MOST_PARAMETERS, ModelError
+from speechbrain_spgm.models.tensors import outline
 
-LARGEST_TEXT = 2**20  # bytes of one yaml
+LARGEST_TEXT = 2**17  # bytes of one yaml
 LONGEST_SCALAR = 2_000  # letters of one value, before and after references
-MOST_NODES = 100_000  # of a yaml whose aliases are written out
-MOST_FILES = 20  # a yaml and its includes
+MOST_LETTERS = 2**18  # of all that references and includes write out
+MOST_NODES = 10_000  # of a yaml whose aliases are written out
+MOST_FILES = 20  # a yaml and its includes, each as often as it is included
+MOST_PARTS = 10_000  # modules and parameters, counted again in what holds them
 
 # Modules whose torch.nn.Module classes may be built: they compute and do nothing else.
 NETWORK_MODULES = (
@@ -92,7 +102,7 @@ PLAIN_TAGS = {
 REFERENCE_TAGS = {"!ref", "!copy", "!PLACEHOLDER"}
 CALL = re.compile(r"!(new|name|apply):([\w.]+)")
 INCLUDE = "!include:"
-ATTRIBUTE = re.compile(r"<[^>]*\.[^>]*>")  # <object.attribute>
+LARGE_NUMBER = re.compile(r"\*\*|['\"].*[*%]|[*%].*['\"]")  # or a long text
 DEEP = re.compile(r"([\[{]\s*){100}")  # would keep the yaml's parser busy
 TUPLE = re.compile(r"^\(.*\)$")  # what HyperPyYAML takes for a tuple
 
@@ -164,7 +174,7 @@ def load_safely(
         if _include_path("", name) != name:
             raise ModelError(f"{name} must be the name of a file in the source.")
         texts = _read_all(find, name, replaced)
-        text = _resolve(texts, name, overrides, overrides_must_match)
+        text = _Resolver(texts).resolve(name, overrides, overrides_must_match)
         hparams = _build(text, name, trusted)
         chosen = RUN_OPTIONS - set(overrides or {})
         return {key: value for key, value in hparams.items() if key not in chosen}
@@ -192,7 +202,7 @@ def _read_all(
             continue
         if len(texts) == MOST_FILES:
             raise ModelError(f"{name} includes more than {MOST_FILES} files.")
-        texts[file] = _read(find(file), file, file != name)
+        texts[file] = _read(find(file), file)
         root = YAML().compose(texts[file])
         if not isinstance(root, MappingNode):
             raise ModelError(f"{file} must hold keys and values, but does not.")
@@ -209,12 +219,7 @@ def _is_replaced(key: Node, replaced: set[str]) -> bool:
     return key.tag == "tag:yaml.org,2002:str" and key.value in replaced
 
 
-def is_utf8() -> bool:
-    """Whether text files are opened as UTF-8 here."""
-    return codecs.lookup(locale.getpreferredencoding(False)).name == "utf-8"
-
-
-def _read(path: Path, name: str, included: bool) -> str:
+def _read(path: Path, name: str) -> str:
     try:
         with open(path, "rb") as file:
             raw = file.read(LARGEST_TEXT + 1)
@@ -224,10 +229,7 @@ def _read(path: Path, name: str, included: bool) -> str:
     except UnicodeDecodeError:
         raise ModelError(f"{name} is not UTF-8 text: download it again.") from None
     if len(raw) > LARGEST_TEXT:
-        raise ModelError(f"{name} has more than {LARGEST_TEXT} bytes.")
-    # HyperPyYAML opens included files in the encoding of the user's locale.
-    if included and not (text.isascii() or is_utf8()):
-        raise ModelError(f"{name} is not ASCII: set a UTF-8 locale to include it.")
+        raise ModelError(f"{name} has more than {LARGEST_TEXT:,} bytes.")
     if DEEP.search(text):
         raise ModelError(f"{name} is nested too deeply.")
     if any(line.startswith("%") for line in text.splitlines()):
@@ -235,21 +237,136 @@ def _read(path: Path, name: str, included: bool) -> str:
     return text
 
 
-def _resolve(
-    texts: Mapping[str, str],
-    name: str,
-    overrides: Mapping[str, Any] | None,
-    overrides_must_match: bool,
-) -> str:
-    """The yaml without references and includes, from copies of the checked texts."""
-    with TemporaryDirectory() as folder:
-        for file, text in texts.items():
-            copy = Path(folder, file)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            copy.write_text(text, encoding="utf-8")
-        with open(Path(folder, name), encoding="utf-8") as stream:
-            resolved = resolve_references(stream, overrides, overrides_must_match)
-    return resolved.getvalue()
+class _Resolver:
+    """References and includes, written out as HyperPyYAML does it, within bounds.
+
+    Arguments
+    ---------
+    texts : mapping of str to str
+        The checked texts, by the names of their files.
+    """
+
+    def __init__(self, texts: Mapping[str, str]) -> None:
+        self.texts = texts
+        self.files = self.letters = self.values = 0
+
+    def resolve(
+        self, file: str, overrides: Mapping[str, Any] | None, must_match: bool = False
+    ) -> str:
+        """The yaml of a file without references and includes."""
+        self.files += 1
+        if self.files > MOST_FILES:
+            raise ModelError(f"{file} is included more than {MOST_FILES} times.")
+        self._spend(len(self.texts[file]))
+        tree = YAML().load(self.texts[file])
+        if overrides:
+            recursive_update(tree, overrides, must_match)
+        self._write_out("", tree, tree, file)
+        text = StringIO()
+        YAML().dump(tree, text)
+        return text.getvalue()
+
+    def _spend(self, letters: int, values: int = 0) -> None:
+        """Takes account of what is written out."""
+        self.letters, self.values = self.letters + letters, self.values + values
+        if self.letters > MOST_LETTERS or self.values > MOST_NODES:
+            raise ModelError(
+                "The yaml's references and includes make more of it than "
+                f"{MOST_LETTERS:,} letters or {MOST_NODES:,} values: no model needs it."
+            )
+
+    def _write_out(self, key: str, node: Any, tree: Any, file: str) -> Any:
+        """A node of ruamel's, without references and includes."""
+        if isinstance(node, list):
+            for i, value in enumerate(node):
+                node[i] = self._write_out(f"{key}[{i}]", value, tree, file)
+        elif isinstance(node, dict):
+            for name, value in node.items():
+                node[name] = self._write_out(
+                    f"{key}.{name}" if key else str(name), value, tree, file
+                )
+        tag = node.tag.value or "" if hasattr(node, "tag") else ""
+        if tag == "!PLACEHOLDER":
+            raise ModelError(f"'{key}' is a !PLACEHOLDER and must be replaced.")
+        if tag in ("!ref", "!copy"):
+            return self._follow(node.value, tree, tag == "!copy", ())
+        if tag.startswith(INCLUDE):
+            target = _include_path(file, tag.removeprefix(INCLUDE))
+            if target not in self.texts:
+                raise ModelError(f"An override may not include a file ({target}).")
+            own = dict(node) if isinstance(node, dict) else None
+            return YAML().load(self.resolve(target, own))
+        return node
+
+    def _follow(
+        self, text: Any, tree: Any, is_copy: bool, before: tuple[str, ...]
+    ) -> Any:
+        """The value of a text with references."""
+        found = _references(text) if isinstance(text, str) else []
+        if not found:
+            return text
+        if text in before:
+            raise ModelError(f"The yaml's reference {text} leads back to itself.")
+        before = *before, text
+        if found == [(0, len(text))]:
+            value = deref(text.strip("<>"), tree)
+            if is_copy:
+                self._spend(*_size(value))
+                value = deepcopy(value)
+            return self._follow(value, tree, is_copy, before)
+        pieces, at = [], 0
+        for start, stop in found:
+            value = deref(text[start:stop].strip("<>"), tree)
+            if isinstance(value, list | dict):
+                raise ModelError(
+                    f"The yaml's {text[start:stop]} is no single value, but part of "
+                    "a text."
+                )
+            pieces += text[at:start], str(value)
+            at = stop
+        whole = "".join([*pieces, text[at:]])
+        self._spend(len(whole))
+        if len(whole) > LONGEST_SCALAR:
+            raise ModelError(
+                f"The yaml's references make a text of {len(whole):,} letters: no "
+                "model needs it."
+            )
+        value = self._follow(whole, tree, is_copy, before)
+        if isinstance(value, str) and LARGE_NUMBER.search(value):
+            raise ModelError(
+                f"The yaml's {value} is not allowed: powers and products of texts may "
+                "grow without end."
+            )
+        return parse_arithmetic(value)
+
+
+def _references(text: str) -> list[tuple[int, int]]:
+    """Where <references> stand in a text: the finds of ``<[^>]*>``, but fast.
+
+    Example
+    -------
+    >>> _references("<a>/<<b> <")
+    [(0, 3), (4, 8)]
+    """
+    found, stop = [], 0
+    while (start := text.find("<", stop)) >= 0 and (end := text.find(">", start)) > 0:
+        stop = end + 1
+        found.append((start, stop))
+    return found
+
+
+def _size(value: Any) -> tuple[int, int]:
+    """Letters and values in what is to be copied, each object once."""
+    letters, values, seen, waiting = 0, 0, set(), [value]
+    while waiting:
+        value = waiting.pop()
+        values += 1
+        if isinstance(value, str):
+            letters += len(value)
+        elif isinstance(value, list | dict) and id(value) not in seen:
+            seen.add(id(value))
+            waiting += [*value, *value.values()] if isinstance(value, dict) else value
+    return letters, values
 
 
 def _build(text: str, name: str, trusted: set[str]) -> dict[str, Any]:
@@ -257,9 +374,57 @@ def _build(text: str, name: str, trusted: set[str]) -> dict[str, Any]:
     builder = _Builder(text)
     root = builder.get_single_node()
     _check(root, name, trusted, resolved=True)
-    with torch.device("cpu"):  # whatever the user's default device is
-        hparams = builder.construct_document(root)
+    with _bounded(name) as check:
+        if not trusted:  # else what the user named would run twice
+            with suppress(NotImplementedError, RuntimeError, TypeError):
+                with outline():
+                    builder.construct_document(root)
+            check(builder.built)
+        builder.built.clear()
+        with torch.device("cpu"):  # whatever the user's default device is
+            hparams = builder.construct_document(root)
     return {k: v for k, v in hparams.items() if not str(k).startswith("__")}
+
+
+@contextmanager
+def _bounded(name: str) -> Iterator[Callable[[list[nn.Module]], None]]:
+    """Refuses too many modules or numbers as they are made; gives a check of all."""
+    here, parts, numbers = get_ident(), 0, 0
+
+    def refuse(found: str) -> None:
+        raise ModelError(f"{name} describes a network of more than {found}.")
+
+    def count(owner: nn.Module, key: str, value: nn.Module | Tensor | None) -> None:
+        nonlocal parts, numbers
+        if value is None or get_ident() != here:
+            return
+        is_module = isinstance(value, nn.Module)
+        parts += sum(1 for _ in value.modules()) if is_module else 1
+        numbers += 0 if is_module or is_lazy(value) else value.numel()
+        if parts > MOST_PARTS:
+            refuse(f"{MOST_PARTS:,} parts")
+        if numbers > MOST_PARAMETERS:
+            refuse(f"{MOST_PARAMETERS:,} parameters")
+
+    def check(modules: list[nn.Module]) -> None:
+        nonlocal parts, numbers
+        parts = numbers = 0
+        tensors = {
+            id(tensor): 0 if is_lazy(tensor) else tensor.numel()
+            for module in modules
+            for tensor in (*module.parameters(), *module.buffers())
+        }
+        if sum(tensors.values()) > MOST_PARAMETERS:
+            refuse(f"{MOST_PARAMETERS:,} parameters")
+
+    with ExitStack() as hooks:
+        for register in (
+            register_module_module_registration_hook,
+            register_module_parameter_registration_hook,
+            register_module_buffer_registration_hook,
+        ):
+            hooks.callback(register(count).remove)
+        yield check
 
 
 def _check(
@@ -310,7 +475,9 @@ def _walk(root: Node) -> Iterator[tuple[str, Node]]:
             else:
                 children.append((f"{key}[{i}]", child, inside))
         waiting += reversed(children)
-    raise ModelError(f"The yaml has more than {MOST_NODES} values: no model needs it.")
+    raise ModelError(
+        f"The yaml has more than {MOST_NODES:,} values: no model needs it."
+    )
 
 
 def _include_path(file: str, target: str) -> str | None:
@@ -328,10 +495,11 @@ def _refusal(node: Node, resolved: bool) -> str | None:
     if tag in PLAIN_TAGS or tag == "!tuple":
         return None
     if tag in REFERENCE_TAGS and not resolved:
-        if isinstance(node, ScalarNode) and ATTRIBUTE.search(node.value):
-            return f"the reference {node.value} to an attribute is not allowed"
-        if isinstance(node, ScalarNode) and "**" in node.value:
-            return f"the power {node.value} is not allowed"
+        text = node.value if isinstance(node, ScalarNode) else ""
+        if any("." in text[start:stop] for start, stop in _references(text)):
+            return f"the reference {text} to an attribute is not allowed"
+        if "**" in text:
+            return f"the power {text} is not allowed"
         return None
     call = CALL.fullmatch(tag)
     if call and _purpose(*call.groups()) is not None:
@@ -363,6 +531,10 @@ def _purpose(kind: str, name: str) -> str | Callable[..., Any] | None:
 class _Builder(SafeLoader):
     """A loader that knows plain values, tuples, and the calls that were checked."""
 
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.built: list[nn.Module] = []
+
     def construct_object(self, node: Node, deep: bool = True) -> Any:
         """Builds a node with all that it holds, so that no argument is half-built."""
         return super().construct_object(node, deep=True)
@@ -392,7 +564,10 @@ class _Builder(SafeLoader):
             args = self.construct_sequence(node, deep=True)
         if kind == "name":
             return partial(purpose, *args, **kwargs) if args or kwargs else purpose
-        return purpose(*args, **kwargs)
+        made = purpose(*args, **kwargs)
+        if isinstance(made, nn.Module):
+            self.built.append(made)
+        return made
 
 
 _Builder.add_constructor("tag:yaml.org,2002:str", _Builder.text)

@@ -8,12 +8,14 @@ taken for the numbers.
 
 from __future__ import annotations
 
+import os
 import pickle
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 import torch
@@ -103,11 +105,32 @@ def open_file(path: Path) -> Any:
         raise ModelError(f"{path} cannot be read: {error.strerror}.") from None
 
 
+def outline() -> torch.device:
+    """The device of modules that take no memory for their numbers.
+
+    On the way torch makes a folder for its compiler, which needs one that is there
+    where no temporary file can be.
+    """
+    try:
+        gettempdir()
+    except FileNotFoundError:
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(__file__).parent))
+    return torch.device("meta")
+
+
 def _read_safetensors(path: Path, check: Callable[[Shapes], None]) -> dict[str, Tensor]:
+    with _safetensors(path) as file:
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}
+    check(shapes)  # which may meet troubles of its own
+    with _safetensors(path) as file:
+        return {name: file.get_tensor(name).clone() for name in file.keys()}
+
+
+@contextmanager
+def _safetensors(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            check({name: file.get_slice(name).get_shape() for name in file.keys()})
-            return {name: file.get_tensor(name).clone() for name in file.keys()}
+            yield file
     except (SafetensorError, OSError):
         raise ModelError(
             f"{path} is truncated or no safetensors file: download it again."

@@ -24,9 +24,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from speechbrain_spgm.audio import resampled_length
+from speechbrain_spgm.inference.band import UpperBand
 from speechbrain_spgm.inference.level import (
     FRAME,
     check_peak,
@@ -47,6 +47,7 @@ from speechbrain_spgm.inference.long.assignment import (
 from speechbrain_spgm.inference.long.spool import Spool, resampled
 from speechbrain_spgm.inference.long.windows import Windows, lay_out
 from speechbrain_spgm.inference.options import Options
+from speechbrain_spgm.inference.progress import Bar
 from speechbrain_spgm.inference.separable import Separable
 from speechbrain_spgm.lobes.masknet import SPGMMaskNet
 from speechbrain_spgm.lobes.statistics import Placed, Shared, Statistics, Survey
@@ -107,6 +108,7 @@ class Stitcher:
     ) -> None:
         self.model, self.recording, self.rate, self.name = model, recording, rate, name
         self.options = options
+        self.full_band = bool(options.full_band) and rate > model.sample_rate
         self.T = resampled_length(len(recording), rate, model.sample_rate)
         length = round(options.window * model.sample_rate)
         overlap = min(round(options.overlap * model.sample_rate), length // 3)
@@ -142,12 +144,11 @@ class Stitcher:
             last: Tensor | None = None
             count, survey = len(self.windows.starts), self._survey()
             rounds = ROUNDS if self.rule is None else 1
-            with tqdm(
+            with Bar(
+                self.options.progress,
                 total=count + len(survey) * rounds,
                 desc=f"windows of {Path(self.name).name}",
                 unit="window",
-                leave=False,
-                disable=None if self.options.progress else True,
             ) as bar:
                 statistics = self._statistics(mix, survey, bar.update)
                 for w in range(count):
@@ -218,13 +219,10 @@ class Stitcher:
         step = PIECE * self.model.sample_rate // FRAME * FRAME  # cuts no frame
         rates = (self.rate, self.model.sample_rate)
 
-        def read(start: int, stop: int) -> Tensor:
-            return self.centre.of(self.recording.read(start, stop)).float()
-
         powers = []
         for start in range(0, self.T, step):
             stop = min(self.T, start + step)
-            piece = resampled(read, len(self.recording), rates, start, stop)
+            piece = resampled(self._centred, len(self.recording), rates, start, stop)
             powers.append(frame_powers(piece[:, 0]))
             mix.append(piece)
         powers = torch.cat(powers)
@@ -315,12 +313,39 @@ class Stitcher:
             ``[n, spks]``, float32; together they are as long as the recording.
         """
         means, gains = self._levels(voices)
-        for start, piece in self._restored(voices):
-            piece = (piece.double() - means) * gains
+        band = self._band(voices, means, gains) if self.full_band else None
+
+        def levelled() -> Iterator[tuple[int, Tensor]]:
+            for start, piece in self._restored(voices):
+                piece = (piece.double() - means) * gains
+                if band:
+                    piece += band.split(start, start + len(piece)) * self.centre.peak
+                yield start, piece
+
+        peaks = torch.ones((), device="cpu")
+        if band and self.options.normalize:
+            highest = [piece.abs().amax(0) for _, piece in levelled()]
+            peaks = torch.stack(highest).amax(0)
+            peaks = peaks.where(peaks > 0, 1)
+        for start, piece in levelled():
             if self.options.consistent:
                 mix = self.recording.read(start, start + len(piece))[:, 0]
                 piece = share_rest(piece, mix)
-            yield piece.float()
+            yield (piece / peaks).float()
+
+    def _band(self, voices: Spool, means: Tensor, gains: Tensor) -> UpperBand:
+        """The band above the model's, shared out by voices at the model's rate."""
+        T, rate, slow = len(self.recording), self.rate, self.model.sample_rate
+
+        def read(start: int, stop: int) -> Tensor:
+            piece = resampled(voices.read, self.T, (slow, rate), start, stop)
+            return (piece.double() - means) * gains
+
+        return UpperBand(self._centred, read, T, rate, slow)
+
+    def _centred(self, start: int, stop: int) -> Tensor:
+        """The recording without its mean, near 1, ``[stop - start, 1]``."""
+        return self.centre.of(self.recording.read(start, stop)).float()
 
     def _levels(self, voices: Spool) -> tuple[Tensor, Tensor]:
         """The voices' means and gains, as ``restore_level`` has them, ``[spks]``."""
@@ -336,7 +361,7 @@ class Stitcher:
             target += wide.T @ self.centre.of(mix)
             means += wide.sum(0) / len(self.recording)
             low, high = low.minimum(wide.amin(0)), high.maximum(wide.amax(0))
-        if self.options.normalize:
+        if self.options.normalize and not self.full_band:
             peaks = (high - means).maximum(means - low)
             return means, 1 / peaks.where(peaks > 0, 1)
         gram -= len(self.recording) * means.outer(means)
