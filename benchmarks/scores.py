@@ -7,7 +7,7 @@ Separates the beginnings of the first mixtures of two lists of LibriMix as ``spg
 separate`` does, and prints for each score without references its rank correlation
 (Spearman) with the true SI-SDRi, with 95% intervals (bootstrap). For the best on dev, a
 threshold is chosen there which finds mixtures that gained little, and told how it does
-on test. A row per mixture is written to scores.csv.
+on test. A row per mixture is added to scores.csv; what is there is not done again.
 
 Seams only exist in the stitched mode: their confidence is that of windows of 2 s, one
 view, and is compared with the SI-SDRi of the voices that were stitched from these.
@@ -19,20 +19,22 @@ from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from statistics import fmean
+from threading import Lock
 
 import numpy as np
 import torch
 from scipy.stats import spearmanr
 from torch import Tensor
-from tqdm import tqdm
+from torch.utils.data import Subset
 
 from speechbrain_spgm.audio import read_audio
 from speechbrain_spgm.data import Mixture, MixtureBatch, MixtureList
-from speechbrain_spgm.files import replacing, temporary_folder
+from speechbrain_spgm.files import temporary_folder
 from speechbrain_spgm.inference import SPGMSeparation
 from speechbrain_spgm.inference.files import from_samples, separate_to_files
 from speechbrain_spgm.inference.options import Options
@@ -48,6 +50,7 @@ WINDOW = 2.0  # seconds, of the stitched mode
 POOR = 5.0  # dB of SI-SDRi below which a mixture counts as poorly separated
 DRAWS = 2000  # of the bootstrap
 
+ADDING = Lock()
 Row = dict[str, float | str | None]
 
 
@@ -57,11 +60,11 @@ def measure(
     names: Sequence[str],
     seconds: float,
     seams: int,
-) -> list[Row]:
+) -> Iterator[Row]:
     """True SI-SDRi and all scores of each mixture, of the first with their seams."""
-    rows, rate = [], model.sample_rate
+    rate = model.sample_rate
     most = round(seconds * rate)
-    for i in tqdm(range(len(dataset)), unit="mix"):
+    for i in range(len(dataset)):
         id, mix, sources = dataset[i][:3]
         batch = MixtureBatch.collate([Mixture(id, mix[:most], sources[:most])])
         est = model.separate_audio(batch.mix[0], rate, mode="exact")
@@ -71,8 +74,7 @@ def measure(
         row = {"id": batch.ids[0], "si_sdri": improvement(est, batch)}
         row |= {name: fmean(voice[name] for voice in found) for name in names}
         row |= {"seam_confidence": None, "stitched_si_sdri": None}
-        rows.append(row | (stitched(model, batch) if i < seams else {}))
-    return rows
+        yield row | (stitched(model, batch) if i < seams else {})
 
 
 def improvement(est: Tensor, batch: MixtureBatch) -> float:
@@ -126,6 +128,32 @@ def choose(pairs: np.ndarray, better: int) -> float:
     return float(max(cuts, key=accuracy) * better)
 
 
+def read_rows(path: Path) -> list[Row]:
+    """What an earlier run has measured."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [
+            {
+                name: value
+                if name in ("list", "id")
+                else (float(value) if value else None)
+                for name, value in row.items()
+            }
+            for row in csv.DictReader(file)
+        ]
+
+
+def add_row(path: Path, row: Row) -> None:
+    """Adds a row, and the names of its columns to a new file."""
+    cells = [f"{x:.4f}" if isinstance(x, float) else x for x in row.values()]
+    with ADDING, path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        if not file.tell():
+            writer.writerow(row)
+        writer.writerow(cells)
+
+
 def report(dev: list[Row], test: list[Row], names: Sequence[str]) -> str:
     """The tables in Markdown."""
     lines = ["| score | rank correlation with SI-SDRi, dev | test | n |"]
@@ -171,43 +199,34 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dev", type=Path, required=True)
     parser.add_argument("--test", type=Path, required=True)
     parser.add_argument("--model")
-    parser.add_argument("--limits", type=int, nargs=2, default=(60, 100))
+    parser.add_argument("--limits", type=int, nargs=2, default=(40, 60))
     parser.add_argument("--seconds", type=float, default=5.0)
-    parser.add_argument("--seams", type=int, default=40)
+    parser.add_argument("--seams", type=int, default=12)
     parser.add_argument("--scores", default=",".join(REFERENCE_FREE))
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args(argv)
     torch.manual_seed(0)
     names = check_scores(arguments.scores.split(","))
     model = SPGMSeparation.from_pretrained(arguments.model, device="cpu")
-    lists = []
-    paths = arguments.dev, arguments.test
-    for path, limit in zip(paths, arguments.limits, strict=True):
-        dataset = MixtureList(
-            path,
-            arguments.data_folder,
-            num_spks=model.num_spks,
-            sample_rate=model.sample_rate,
-            limit=limit,
-        )
-        lists.append(measure(model, dataset, names, arguments.seconds, arguments.seams))
-    with (
-        replacing(arguments.output / "scores.csv") as unfinished,
-        unfinished.open("w", newline="", encoding="utf-8") as file,
-    ):
-        writer = csv.DictWriter(file, ["list", *lists[0][0]])
-        writer.writeheader()
-        for title, rows in zip(("dev", "test"), lists, strict=True):
-            writer.writerows(
-                {
-                    "list": title,
-                    **{
-                        name: f"{value:.4f}" if isinstance(value, float) else value
-                        for name, value in row.items()
-                    },
-                }
-                for row in rows
-            )
+    shape = {"num_spks": model.num_spks, "sample_rate": model.sample_rate}
+    place = arguments.output / "scores.csv"
+    done = read_rows(place)
+
+    def work(title: str, path: Path, limit: int) -> list[Row]:
+        known = [row for row in done if row["list"] == title]
+        dataset = MixtureList(path, arguments.data_folder, **shape, limit=limit)
+        dataset = Subset(dataset, range(len(known), len(dataset)))
+        seams = arguments.seams - len(known)
+        for row in measure(model, dataset, names, arguments.seconds, seams):
+            known.append({"list": title, **row})
+            add_row(place, known[-1])
+        return known
+
+    tasks = zip(
+        ("dev", "test"), (arguments.dev, arguments.test), arguments.limits, strict=True
+    )
+    with ThreadPoolExecutor(2) as pool:
+        lists = list(pool.map(lambda task: work(*task), tasks))
     print(report(*lists, names))
 
 

@@ -7,6 +7,7 @@ import io
 import os
 import struct
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -324,6 +325,18 @@ def test_the_interpolation_is_torchaudios_filter():
     for old, new in ((441, 80), (80, 441), (2, 1), (147, 160)):
         expected = audio.torchaudio_resample(x, old, new)
         assert torch.allclose(audio._interpolate(x, old, new), expected, atol=1e-4)
+
+
+def test_many_channels_take_little_memory():
+    """As a damaged header may claim them."""
+    file = io.BytesIO()
+    soundfile.write(file, np.zeros((50, 1024)), 8000, format="WAV")
+    tracemalloc.start()
+    try:
+        assert len(audio.read_audio(file.getvalue()).samples) == 50
+        assert tracemalloc.get_traced_memory()[1] < 32 * 2**20
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("rate", [0x7FFFFFFF, 100_000_007, 999, 1])

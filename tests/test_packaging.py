@@ -21,7 +21,16 @@ import speechbrain_spgm
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHONS = ["3.10", "3.11", "3.12", "3.13", "3.14"]
-GROUND = {"__version__", "audio", "console", "containers", "errors", "files", "media"}
+GROUND = {
+    "__version__",
+    "audio",
+    "console",
+    "containers",
+    "errors",
+    "files",
+    "media",
+    "pcm",
+}
 MAY_IMPORT = {  # besides itself and the ground
     "lobes": set(),
     "data": {"lobes"},

@@ -17,11 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from speechbrain_spgm.audio import Cut
-from speechbrain_spgm.bulk.corpus import BATCH_SIZE, Result, Threads
+from speechbrain_spgm.bulk.corpus import BATCH_SIZE, Orders, Result, Threads
 from speechbrain_spgm.bulk.ledger import Ledger
 from speechbrain_spgm.bulk.manifest import Row
 from speechbrain_spgm.errors import UserError, first_line, require
-from speechbrain_spgm.inference.options import Options
 from speechbrain_spgm.inference.separation import SPGMSeparation
 
 ROWS = 8  # that a worker without a GPU gets at a time, and loses when it dies
@@ -49,16 +48,16 @@ class Cluster(NamedTuple):
     workers: int | None = None
 
     def __call__(
-        self, ledger: Ledger, options: Options, rows: Iterator[Row]
+        self, ledger: Ledger, orders: Orders, rows: Iterator[Row]
     ) -> Iterator[Result]:
         """Yields each row's result; they are written down by then."""
         require("ray.data", "'ray[data]'", "The engine ray")
         todo = list(rows)
         if todo:
-            yield from self._run(ledger, options, todo)
+            yield from self._run(ledger, orders, todo)
             ledger.load(row.key for row in todo)
 
-    def _run(self, ledger: Ledger, options: Options, todo: list[Row]) -> Iterator:
+    def _run(self, ledger: Ledger, orders: Orders, todo: list[Row]) -> Iterator:
         import ray
 
         started = not ray.is_initialized()
@@ -78,7 +77,7 @@ class Cluster(NamedTuple):
                     self.make_model,
                     ledger.folder.absolute(),
                     ledger.digits,
-                    options,
+                    orders,
                 ],
                 batch_size=size,
                 compute=ray.data.ActorPoolStrategy(
@@ -115,16 +114,16 @@ class Worker:
         make_model: Callable[[], SPGMSeparation],
         folder: Path,
         digits: int,
-        options: Options,
+        orders: Orders,
     ) -> None:
         self.threads = Threads(make_model(), workers=1)
-        self.ledger, self.options = Ledger(folder), options
+        self.ledger, self.orders = Ledger(folder), orders
         self.ledger.digits = digits
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         """Finishes rows; says what became of each."""
         rows = (unpacked(text) for text in batch["row"])
-        results = list(self.threads(self.ledger, self.options, rows))
+        results = list(self.threads(self.ledger, self.orders, rows))
         return {
             "key": [key for key, _ in results],
             "failure": [json.dumps(failure) for _, failure in results],

@@ -25,7 +25,7 @@ import soundfile
 import torch
 from tqdm import tqdm
 
-from speechbrain_spgm.audio import BLOCK, stream_audio
+from speechbrain_spgm.audio import BLOCK, Cut, Recording, stream_audio
 from speechbrain_spgm.bulk.desk import BatchDesk, Desk, Stopped
 from speechbrain_spgm.bulk.ledger import Ledger, Voices
 from speechbrain_spgm.bulk.manifest import ALL, Manifest, Row, Shard
@@ -36,15 +36,24 @@ from speechbrain_spgm.inference.options import Options
 from speechbrain_spgm.inference.separable import Separable
 from speechbrain_spgm.inference.separation import SPGMSeparation
 from speechbrain_spgm.lobes.workers import count_workers
+from speechbrain_spgm.metrics.reference_free import Heard, check_scores, measure_all
 
 EXACT_BYTES = 4 * 2**30  # not what happens to be free: a row depends on no machine
+SCORED = 60.0  # seconds of a recording, at most
 AHEAD = 2  # threads for each that computes: the others read and write meanwhile
 BATCH_SIZE, BATCH_SECONDS = 32, 240.0  # of a GPU
 
 # The key of a row that is finished, and why it failed, if it did.
 Result = tuple[str, str | None]
 # Separates rows, and writes those that are done into the ledger.
-Engine = Callable[[Ledger, Options, Iterator[Row]], Iterable[Result]]
+Engine = Callable[[Ledger, "Orders", Iterator[Row]], Iterable[Result]]
+
+
+class Orders(NamedTuple):
+    """What is to be done with each row: how it is separated, and its scores."""
+
+    options: Options
+    scores: tuple[str, ...] = ()
 
 
 class Outcome(NamedTuple):
@@ -62,6 +71,7 @@ def separate_corpus(
     options: Options,
     shard: Shard = ALL,
     *,
+    scores: Iterable[str] = (),
     resume: bool = True,
     engine: Engine | None = None,
 ) -> Outcome:
@@ -82,6 +92,8 @@ def separate_corpus(
         How; as for single files, but for ``max_memory``, 4 GiB by default.
     shard : Shard
         The only rows to do; a run over all of them writes ``out.jsonl``.
+    scores : iterable of str
+        Names in ``REFERENCE_FREE``, to be measured of each voice.
     resume : bool
         Whether rows that are done are left out.
     engine : callable, optional
@@ -98,12 +110,12 @@ def separate_corpus(
         If the manifest, the folder or an option cannot be used.
     """
     engine = engine or Threads(model)
-    bar_wanted, options = options.progress, prepared(options, model)
+    orders = Orders(prepared(options, model), check_scores(scores))
     ledger = Ledger(folder)
     count = sum(1 for _ in manifest)
     if not count:
         raise UserError(f"the manifest {manifest.path} has no rows.")
-    ledger.settle(settings_of(model, manifest, options), count, model.num_spks)
+    ledger.settle(settings_of(model, manifest, orders), count, model.num_spks)
     with ledger.locked(shard):
         keys = {row.key for row in manifest.shard(shard)}
         if resume:
@@ -115,9 +127,9 @@ def separate_corpus(
             initial=before,
             desc="separating",
             unit="recording",
-            disable=None if bar_wanted else True,
+            disable=None if options.progress else True,
         ) as bar:
-            for key, failure in engine(ledger, options, _todo(manifest, shard, ledger)):
+            for key, failure in engine(ledger, orders, _todo(manifest, shard, ledger)):
                 if failure is not None:
                     failures[key] = failure
                 bar.update()
@@ -133,16 +145,17 @@ def prepared(options: Options, model: Separable) -> Options:
 
 
 def settings_of(
-    model: SPGMSeparation, manifest: Manifest, options: Options
+    model: SPGMSeparation, manifest: Manifest, orders: Orders
 ) -> dict[str, Any]:
     """What the voices in a folder have in common."""
-    chosen = asdict(options)
+    chosen = asdict(orders.options)
     del chosen["progress"]
     return {
         "manifest": manifest.name,
         "model": fingerprint(model),
         "precision": model.precision,
         **chosen,
+        "scores": orders.scores,
     }
 
 
@@ -193,7 +206,7 @@ class Threads:
         self.batch = batch
 
     def __call__(
-        self, ledger: Ledger, options: Options, rows: Iterator[Row]
+        self, ledger: Ledger, orders: Orders, rows: Iterator[Row]
     ) -> Iterator[Result]:
         """Yields each row's result; they are written down by then."""
         many = AHEAD * (self.batch[0] if self.batch else self.workers)
@@ -214,7 +227,7 @@ class Threads:
             stack.callback(desk.close)
             running: set[Future[Result]] = set()
             for row in rows:
-                running.add(pool.submit(finish_row, desk, row, ledger, options))
+                running.add(pool.submit(finish_row, desk, row, ledger, orders))
                 if len(running) > 2 * many:
                     done, running = wait(running, return_when=FIRST_COMPLETED)
                     yield from (future.result() for future in done)
@@ -223,7 +236,7 @@ class Threads:
                 yield from (future.result() for future in done)
 
 
-def finish_row(model: Separable, row: Row, ledger: Ledger, options: Options) -> Result:
+def finish_row(model: Separable, row: Row, ledger: Ledger, orders: Orders) -> Result:
     """Separates a row and writes down that it is done, or tells why it cannot be.
 
     Raises
@@ -234,7 +247,7 @@ def finish_row(model: Separable, row: Row, ledger: Ledger, options: Options) -> 
     if row.problem is not None:
         return row.key, row.problem
     try:
-        ledger.add(row.key, separate_row(model, row, ledger, options))
+        ledger.add(row.key, separate_row(model, row, ledger, orders))
     except Stopped:
         raise
     except Exception as error:
@@ -247,16 +260,15 @@ def finish_row(model: Separable, row: Row, ledger: Ledger, options: Options) -> 
     return row.key, None
 
 
-def separate_row(
-    model: Separable, row: Row, ledger: Ledger, options: Options
-) -> Voices:
+def separate_row(model: Separable, row: Row, ledger: Ledger, orders: Orders) -> Voices:
     """Writes the voices of a row, and says what they are."""
-    paths = ledger.outputs(row.key, model.num_spks, options.format)
+    paths = ledger.outputs(row.key, model.num_spks, orders.options.format)
     outputs = [ledger.folder / path for path in paths]
     sound = partial(stream_audio, row.path, cut=row.cut)
-    facts = separate_to_files(model, sound, row.name, outputs, options)
+    facts = separate_to_files(model, sound, row.name, outputs, orders.options)
     seams = [seam["confidence"] for seam in facts["seams"]]
     remarks = explain({**facts, "mode": "exact"})
+    scores = score_row(model, row, outputs, facts, orders)
     return [
         {
             "path": path,
@@ -267,10 +279,46 @@ def separate_row(
             "mode": facts["mode"],
             "seam_confidence": round(min(seams), 4) if seams else None,
             "level": level_of(output),
+            **scores[speaker - 1],
             **({"remarks": remarks} if remarks else {}),
         }
         for speaker, (path, output) in enumerate(zip(paths, outputs, strict=True), 1)
     ]
+
+
+def score_row(
+    model: Separable,
+    row: Row,
+    outputs: list[Path],
+    facts: dict[str, Any],
+    orders: Orders,
+) -> list[dict[str, float]]:
+    """The scores of each voice; of a long recording, those of its middle."""
+    if not orders.scores:
+        return [{} for _ in outputs]
+    rate, blocks = facts["sample_rate"], []
+    length = min(facts["samples"], round(SCORED * rate))
+    start = (facts["samples"] - length) // 2
+    stream_audio(
+        row.path,
+        blocks.append,
+        row.name,
+        orders.options.channel,
+        Cut(row.cut.offset + start / rate, length / rate),
+    )
+    mix = torch.from_numpy(np.concatenate(blocks))
+    voices = [
+        soundfile.read(path, length, start, dtype="float32", always_2d=True)[0]
+        for path in outputs
+    ]
+
+    def separate(mix: torch.Tensor) -> torch.Tensor:
+        recording = Recording(mix, rate, row.name)
+        return model.separate_recording(recording, None, 1, None, consistent=False)[0]
+
+    est = torch.from_numpy(np.concatenate(voices, axis=1))
+    n = min(len(mix), len(est))  # lossy formats may add a little
+    return measure_all(orders.scores, Heard(mix[:n], est[:n], rate, separate))
 
 
 def level_of(path: Path) -> float | None:

@@ -74,7 +74,8 @@ class Desk:
         def look(rows: int, total: int) -> None:
             if self.stopped.is_set():
                 raise Stopped
-            watch(rows, total)
+            if watch is not None:
+                watch(rows, total)
 
         return look
 

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import json
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from speechbrain_spgm.commands.common import load_model, make_folder, positive, say
 from speechbrain_spgm.commands.jobs import search
 from speechbrain_spgm.console import WRONG_INPUT
 from speechbrain_spgm.errors import UserError, count
+from speechbrain_spgm.files import temporary_folder
 
 if TYPE_CHECKING:
     from speechbrain_spgm.bulk.corpus import Engine
     from speechbrain_spgm.bulk.manifest import Manifest
     from speechbrain_spgm.inference import SPGMSeparation
+    from speechbrain_spgm.metrics.scores import Score
 
 SAID = 5  # failures that are told on the spot
 
@@ -42,6 +47,7 @@ def add_corpus_options(command: argparse.ArgumentParser) -> None:
         help="every N-th row, from row I on, I from 1 to N: for batch systems; after "
         "all shards the command without --shard writes out.jsonl",
     )
+    add_scores_option(group, "")
     group.add_argument(
         "--resume",
         action=argparse.BooleanOptionalAction,
@@ -75,6 +81,24 @@ def add_corpus_options(command: argparse.ArgumentParser) -> None:
     )
 
 
+def add_scores_option(command: argparse._ActionsContainer, default: str) -> None:
+    """Which scores without references are measured."""
+    command.add_argument(
+        "--scores",
+        default=default,
+        metavar="LIST",
+        help="scores that need no references, with commas between: agreement, "
+        "shared_energy, correlation, residual, dnsmos, dnsmos_signal, "
+        "dnsmos_background; DNSMOS needs pip install speechmos onnxruntime"
+        + (f" (default: {default})" if default else ""),
+    )
+
+
+def names_in(listed: str) -> list[str]:
+    """The names in a list with commas."""
+    return [name.strip() for name in listed.split(",") if name.strip()]
+
+
 def run_corpus(arguments: argparse.Namespace) -> int:
     """Separates a corpus; returns the exit code."""
     from speechbrain_spgm.bulk.corpus import separate_corpus
@@ -94,7 +118,14 @@ def run_corpus(arguments: argparse.Namespace) -> int:
     make_folder(folder)
     engine = make_engine(arguments, model)
     outcome = separate_corpus(
-        model, manifest, folder, options, shard, resume=arguments.resume, engine=engine
+        model,
+        manifest,
+        folder,
+        options,
+        shard,
+        scores=names_in(arguments.scores),
+        resume=arguments.resume,
+        engine=engine,
     )
     failed = len(outcome.failures)
     for failure in list(outcome.failures.values())[:SAID]:
@@ -135,3 +166,48 @@ def open_manifest(path: Path, output: Path) -> Manifest:
     for line in problems + passed_over:
         say(f"spgm: {line}")
     return Manifest(path, [str(file.relative_to(path)) for file in files])
+
+
+def run_without_references(arguments: argparse.Namespace) -> int:
+    """Separates a corpus and prints the means of its scores; returns the exit code."""
+    from speechbrain_spgm.bulk.corpus import separate_corpus
+    from speechbrain_spgm.inference.options import Options
+    from speechbrain_spgm.metrics.reference_free import REFERENCE_FREE
+    from speechbrain_spgm.metrics.scores import cells_of, summarise
+
+    model = load_model(arguments)
+    with ExitStack() as stack:
+        folder = arguments.output or stack.enter_context(temporary_folder())
+        manifest = open_manifest(arguments.manifest, folder)
+        options = Options(views=arguments.views, format="flac", progress=True)
+        names = names_in(arguments.scores)
+        outcome = separate_corpus(model, manifest, folder, options, scores=names)
+        scores = read_scores(folder / "out.jsonl", names)
+    for failure in list(outcome.failures.values())[:SAID]:
+        say(f"spgm: {failure}")
+    if not scores:
+        raise UserError(f"none of {arguments.manifest} could be separated: check it.")
+    summary = summarise(scores)
+    print("| score | mean | 95% CI |\n|---|---|---|")
+    for name in names:
+        measure = REFERENCE_FREE[name]
+        print(
+            f"| {measure.name} | {' | '.join(cells_of(summary[name], measure.unit))} |"
+        )
+    print(f"\nn = {summary['n']}; {len(outcome.failures)} failed.")
+    return WRONG_INPUT if outcome.failures else 0
+
+
+def read_scores(path: Path, names: list[str]) -> list[Score]:
+    """The scores of each recording, the mean over its voices."""
+    from speechbrain_spgm.metrics.scores import Score
+
+    with path.open(encoding="ascii") as file:
+        voices = [json.loads(line) for line in file]
+    starts = [i for i, voice in enumerate(voices) if voice["speaker"] == 1]
+    scores = []
+    for start, stop in zip(starts, [*starts[1:], len(voices)], strict=True):
+        of_one = voices[start:stop]
+        values = {name: fmean(voice[name] for voice in of_one) for name in names}
+        scores.append(Score(of_one[0]["path"], values))
+    return scores

@@ -21,6 +21,7 @@ from speechbrain_spgm.commands.common import (
     positive,
     say,
 )
+from speechbrain_spgm.commands.corpus import add_scores_option, run_without_references
 from speechbrain_spgm.errors import UserError, count, writing
 from speechbrain_spgm.files import check_writable
 
@@ -108,11 +109,20 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         metavar="N",
         help="processes that read files ahead; by default none",
     )
+    command.add_argument(
+        "--no-references",
+        action="store_true",
+        help="the manifest names recordings only, as for separate --manifest: separate "
+        "them, into --output if it is given, and print the means of --scores",
+    )
+    add_scores_option(command, "agreement,shared_energy,residual")
     command.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluates; returns the exit code."""
+    if arguments.no_references:
+        return run_without_references(arguments)
     from speechbrain_spgm.data.recordings import tell_lower_rates
     from speechbrain_spgm.inference.options import Options
     from speechbrain_spgm.metrics.report import (

@@ -21,7 +21,7 @@ from speechbrain.utils.fetching import FetchConfig, FetchSource, LocalStrategy
 from speechbrain.utils.run_opts import RunOptions
 from torch import Tensor, nn
 
-from speechbrain_spgm.audio import Recording, Source, name_of, resample
+from speechbrain_spgm.audio import Recording, Source, name_of
 from speechbrain_spgm.errors import UserError
 from speechbrain_spgm.files import scratch
 from speechbrain_spgm.inference.augment import check_views, separate_augmented, views_of
@@ -43,6 +43,7 @@ from speechbrain_spgm.inference.level import (
     scale_to_peak,
     share_rest,
 )
+from speechbrain_spgm.inference.long.spool import resample_in_pieces
 from speechbrain_spgm.inference.options import WRITING, Options
 from speechbrain_spgm.inference.stream import SPGMStream
 from speechbrain_spgm.lobes import intra
@@ -702,7 +703,7 @@ class SPGMSeparation(SepformerSeparation):
         samples, rate, name = recording[:3]
         centre = find_centre([samples])
         check_peak(name, centre)
-        mix = resample(centre.of(samples).float(), rate, self.sample_rate)
+        mix = resample_in_pieces(centre.of(samples).float(), (rate, self.sample_rate))
         views = self.views if views is None else views
         est = self.separate_batch(
             mix.unsqueeze(0),
@@ -713,7 +714,7 @@ class SPGMSeparation(SepformerSeparation):
         )[0]
         est = est.float().cpu().t().contiguous()  # [T', spks] to [spks, T']
         # Resampling rounds up twice, so there are T samples or some more.
-        est = resample(est, self.sample_rate, rate)[:, : len(samples)].t()
+        est = resample_in_pieces(est, (self.sample_rate, rate))[:, : len(samples)].t()
         check_voices(name, est)
         if not (full_band and rate > self.sample_rate):
             est = restore_level(est, samples, centre, normalize, consistent)

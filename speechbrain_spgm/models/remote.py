@@ -405,7 +405,7 @@ def _web_reason(error: Exception) -> str:
         reason = " (it is sent too slowly)"
     elif isinstance(error, HTTPError):
         reason = f" (HTTP {error.code})"
-    return f"could not be downloaded{reason}: check the address and your network"
+    return f"could not be downloaded: check the address and your network{reason}"
 
 
 @contextmanager
@@ -499,7 +499,9 @@ def local_audio(
                     keep([local], savedir, LocalStrategy.COPY)
                     local = Path(savedir) / local.name
         except ModelError as error:
-            raise AudioFileError(f"{path} is no local file. {error}") from None
+            raise AudioFileError(
+                f"{path} is no local file and could not be downloaded: {error}"
+            ) from None
         except UserError:
             raise
         except Exception as error:  # of whatever kind the network finds

@@ -116,7 +116,8 @@ def test_tables_and_folders(model, published, recordings, capsys):
     assert main(["separate", *map(str, words)]) == 0
     voices = read(recordings / "all" / "out.jsonl")
     assert [v["audio_filepath"] for v in voices] == sorted(
-        [path.name for path in recordings.glob("*.*") if path.suffix[1] in "wf"] * 2
+        [path.name for path in recordings.glob("*.*") if path.suffix[1:2] in ("w", "f")]
+        * 2
     )
     assert all(v["path"].endswith(".wav") for v in voices)
     assert "13 recordings" in capsys.readouterr().out
@@ -298,3 +299,22 @@ def test_no_folder_gets_too_many_files():
         for speakers in (2, 3):
             mean = rows * speakers / 16 ** digits_for(rows, speakers)
             assert mean <= 500  # the number varies by less than its root times ten
+
+
+def test_scores_stand_in_the_rows(model, published, recordings, capsys):
+    assert run(published, recordings, "o", "--scores", "residual,agreement") == 0
+    voices = read(recordings / "o" / "out.jsonl")
+    assert all({"residual", "agreement"} <= set(voice) for voice in voices)
+    voice = next(v for v in voices if v.get("offset") == 1.5)
+    mix = soundfile.read(recordings / "long.flac", start=12000, stop=13600)[0]
+    pair = [v["path"] for v in voices if v["path"][:27] == voice["path"][:27]]
+    rest = mix - sum(soundfile.read(recordings / "o" / path)[0] for path in pair)
+    residual = 20 * np.log10(np.std(rest) / np.std(mix))
+    assert voice["residual"] == pytest.approx(residual, abs=0.01)
+    capsys.readouterr()
+    words = ["--manifest", recordings / "in.jsonl", "--model", published]
+    assert main(["evaluate", "--no-references", *map(str, words)]) == 0
+    out = capsys.readouterr().out
+    assert "| shared energy |" in out and "n = 15; 0 failed." in out
+    assert run(published, recordings, "o", "--scores", "mos") == 2
+    assert "there is no score 'mos'" in capsys.readouterr().err

@@ -1,13 +1,16 @@
 """Models from the Hub: its real client, and a hub on this machine."""
 
 import os
+import time
 
 import huggingface_hub
 import pytest
 import torch
 
+from speechbrain_spgm.audio import AudioFileError
 from speechbrain_spgm.cli import main
 from speechbrain_spgm.inference import ModelError, SPGMSeparation
+from speechbrain_spgm.models import remote
 from speechbrain_spgm.models.convert import convert
 from speechbrain_spgm.models.remote import FolderFiles
 from tests.hub_server import TOKEN, Repository
@@ -130,3 +133,22 @@ def test_a_model_on_the_web(hub, repository, files, model, tmp_path, monkeypatch
     assert not any(os.path.islink(f"kept/{name}") for name in names)
     with pytest.raises(ModelError, match="could not be downloaded: check the address"):
         SPGMSeparation.from_hparams(f"{hub.address}/user/nothing/resolve/main")
+
+
+@pytest.mark.parametrize("fault", ["slow", "endless", "wait", "continue", "mute"])
+def test_answers_without_an_end(hub, repository, monkeypatch, fault):
+    """The waits are shortened: a download may take 20 s and 1 s per 20 kB."""
+    monkeypatch.setattr(remote, "SLOWEST_START", 0.4)
+    monkeypatch.setattr(remote, "ANSWER_SECONDS", 0.4)
+    monkeypatch.setattr(remote, "SLOWEST_RATE", 1e9)
+    monkeypatch.setattr(hub, "faults", {"GET|HEAD": fault})
+    web = f"{hub.address}/{REPO}/resolve/main"
+    began = time.monotonic()
+    with pytest.raises(ModelError, match=f"^The Hub repository {REPO} [^\n]*$"):
+        SPGMSeparation.from_hparams(REPO)
+    with pytest.raises(ModelError, match=f"^{web}/.* could not be downloaded: [^\n]*$"):
+        SPGMSeparation.from_hparams(web)
+    with pytest.raises(AudioFileError, match=r"mix.wav is no local file[^\n]*$"):
+        with remote.local_audio(f"{web}/mix.wav"):
+            pass
+    assert time.monotonic() - began < 20

@@ -429,6 +429,7 @@ def test_two_processes(corpora: Path, tmp_path: Path) -> None:
     name = "WSJ0Mix-spgm"
     argv = command(name, tmp_path / "out", "--distributed_backend=gloo")
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    launcher.append("--local-addr=127.0.0.1")  # the machine's name may have no address
     run = subprocess.run(
         [sys.executable, *launcher, *argv],
         cwd=corpora,

@@ -6,6 +6,7 @@ writes the picture that the docs show.
 """
 
 import hashlib
+import io
 import os
 import re
 import shutil
@@ -18,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from PIL import Image
 
 from speechbrain_spgm.cli import main
 
@@ -57,7 +59,7 @@ def server(tmp_path_factory):
         pytest.fail(line + process.stderr.read())
     yield address[0], process, folder
     process.kill()
-    process.wait()
+    process.communicate()
 
 
 @pytest.fixture
@@ -160,7 +162,8 @@ def test_a_mixture_becomes_voices_pictures_and_files(
     assert not foreign
     if target := os.environ.get("SPGM_SCREENSHOT"):
         browser.execute_script("window.scrollTo(0, 0)")
-        browser.save_screenshot(target)
+        picture = Image.open(io.BytesIO(browser.get_screenshot_as_png()))
+        picture.quantize(64).save(target, optimize=True)
 
 
 def digest(content):

@@ -84,7 +84,7 @@ def lay_out(T: int, length: int, overlap: int, grid: int = 1) -> Windows:
     >>> lay_out(8, length=9, overlap=3).starts
     (0,)
     >>> lay_out(26, length=9, overlap=3, grid=2)
-    Windows(starts=(0, 6, 10, 16), length=10, fade=2)
+    Windows(starts=(0, 8, 16), length=10, fade=2)
     """
     if T <= length:
         return Windows((0,), T, overlap)
