@@ -151,10 +151,14 @@ def plan_wsj0mix(
 def read_mix_list(path: str | Path) -> list[tuple[ListedSource, ...]]:
     """The sources, as many on each line, of a list of lines ``path gain path gain``."""
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"The list {path} does not exist.")
     try:
+        if not path.is_file():
+            raise UserError(f"The list {path} does not exist.")
         text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(
+            f"The list {path} cannot be read ({error.strerror}): check its rights."
+        ) from None
     except UnicodeDecodeError:
         raise UserError(f"The list {path} is not a text file.") from None
     lines: list[tuple[ListedSource, ...]] = []

@@ -394,7 +394,8 @@ def write_json(path: Path, fields: Mapping[str, Any]) -> None:
     """Writes a JSON object for people to read too, whole or not at all."""
     text = json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # Half a character, as JSON may hold it, goes back as its escape.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def count_parameters(modules: list[nn.Module]) -> int:

@@ -303,6 +303,11 @@ def check_same(
     with torch.no_grad():
         theirs = separate(*(parts[part].float().eval() for part in PARTS), mix)
         ours = separate(*(module.eval() for module in modules), mix)
+    if not theirs.isfinite().all():
+        raise ModelError(
+            "What the model makes of noise holds NaN or infinity: the training went "
+            "wrong, take an earlier checkpoint."
+        )
     if not torch.allclose(ours, theirs, rtol=0, atol=1e-4 * theirs.abs().max().item()):
         raise ModelError(
             f"The {layout} layout cannot express something in this model: converted, "

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from speechbrain.lobes.models.dual_path import Decoder, Encoder
 from torch import Tensor, nn
 
+from speechbrain_spgm.errors import shown
 from speechbrain_spgm.files import replacing
 from speechbrain_spgm.lobes.masknet import SPGMMaskNet
 from speechbrain_spgm.models.config import (
@@ -41,6 +42,7 @@ CARD = "speechbrain_spgm"  # key of our own card (licence, data, quality) in con
 TENSORS_PER_LAYER = 12  # of one layer of the intra transformer
 LARGEST_CONFIG = 2**20  # bytes
 MOST_LAYERS = 2**10  # that are built before the weights are there
+WEIGHT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 MOST_PARAMETERS = 10**9  # 4 GB; spgm-base has 26 million
 
 
@@ -292,7 +294,7 @@ def save_published(
     with replacing(weights) as temporary:
         save_file(state, temporary, metadata={"format": "pt"})
     with replacing(folder / CONFIG_FILE) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def _blueprint(config: Mapping[str, Any], tensors: int, path: Path) -> nn.ModuleDict:
@@ -352,15 +354,16 @@ def misfit(found: Mapping[str, list[int]], wanted: Mapping[str, Tensor]) -> str 
 def _count_names(verb: str, names: set[str]) -> Iterator[str]:
     if names:
         others = f" and {len(names) - 1} others" if len(names) > 1 else ""
-        yield f"{verb} {min(names)}{others}"
+        yield f"{verb} {shown(min(names), 100)}{others}"
 
 
 def check_values(state: Mapping[str, Tensor], path: Path) -> None:
     """Weights must be finite floating-point numbers."""
     for name, value in state.items():
-        if not value.is_floating_point():
+        if value.dtype not in WEIGHT_TYPES:
             raise ModelError(
-                f"{path} holds {name} as {value.dtype}, but weights are floating-point."
+                f"{path} holds {name} as {value.dtype}, but weights are floating-point "
+                "numbers of 16, 32 or 64 bits."
             )
         if not value.float().isfinite().all():
             raise ModelError(
