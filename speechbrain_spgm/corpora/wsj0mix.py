@@ -239,7 +239,7 @@ def scan_wsj0mix(
     sample_rate: int = 8000,
     mode: str = "min",
 ) -> list[ManifestRow]:
-    """The mixtures of a split of an existing WSJ0-mix folder, all of them checked.
+    """The mixtures of a split of an existing WSJ0-mix folder, as ``scan`` gives them.
 
     Arguments
     ---------
@@ -249,17 +249,6 @@ def scan_wsj0mix(
         tr, cv or tt.
     num_spks, sample_rate, mode
         What kind of mixtures.
-
-    Returns
-    -------
-    list of ManifestRow
-        Sorted by id.
-
-    Raises
-    ------
-    UserError
-        If a folder or file is missing, truncated, at another rate or of another length
-        than its mixture, or the number of speakers is another.
     """
     mixed_length([1], mode)
     tail = set_folder("", f"{num_spks}speakers", sample_rate, mode).parts

@@ -51,26 +51,11 @@ def read_tensors(
     check: Callable[[Shapes], None],
     rename: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict,
 ) -> dict[str, Tensor]:
-    """The tensors of a file.
+    """The tensors of a file, on the CPU, which do not depend on it any more.
 
-    Arguments
-    ---------
-    path : Path
-        The file; a name that ends in .safetensors is taken at its word.
-    check : Callable
-        Gets the shapes by name before any number is read, and raises if they are wrong.
-    rename : Callable
-        Gives the tensors of a pickle other names.
-
-    Returns
-    -------
-    state : dict of str to torch.Tensor
-        On the CPU; they do not depend on the file any more.
-
-    Raises
-    ------
-    ModelError
-        If it is damaged, holds anything but named tensors, or more than it should.
+    A name that ends in .safetensors is taken at its word. ``check`` gets the shapes by
+    name before any number is read, and raises if they are wrong; ``rename`` gives the
+    tensors of a pickle other names.
 
     Example
     -------
