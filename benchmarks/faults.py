@@ -370,6 +370,8 @@ class Campaign:
         if text := end.trouble(*codes):
             return text
         found = job.read(out)
+        if not number and not end.code and found != wanted:
+            return "exit code 0, but not all of it is there"
         if broken := [name for name in found if found[name] != wanted.get(name)]:
             return f"half-written: {broken}"
         if number != signal.SIGKILL and (names := left(out)):
