@@ -21,6 +21,8 @@ from speechbrain_spgm.commands import (
     info,
     publish,
     separate,
+    stream,
+    web,
 )
 from speechbrain_spgm.commands.common import say
 from speechbrain_spgm.console import (
@@ -34,7 +36,7 @@ from speechbrain_spgm.errors import UserError
 from speechbrain_spgm.files import scratch
 
 # Modules of speechbrain_spgm.commands, each with add_parser(commands).
-COMMANDS = (separate, info, convert, evaluate, export, publish)
+COMMANDS = (separate, stream, web, info, convert, evaluate, export, publish)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

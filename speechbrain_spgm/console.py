@@ -13,8 +13,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
+Item = TypeVar("Item")
 WRONG_INPUT, INTERRUPTED, TERMINATED = 2, 130, 143
 
 
@@ -146,6 +147,59 @@ def terminating() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+class Ending:
+    """Lets Ctrl-C and SIGTERM end work that has no end of its own, between two steps.
+
+    A second signal does not wait.
+
+    Example
+    -------
+    >>> ending = Ending()
+    >>> with ending.listening():
+    ...     for number in ending.until(iter(range(9))):
+    ...         if number == 2:
+    ...             signal.raise_signal(signal.SIGINT)
+    >>> number
+    2
+    """
+
+    def __init__(self) -> None:
+        self.asked = self.waiting = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Takes the signals inside the block, in the main thread."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        signals = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.signal(number, self._note) for number in signals}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        again, self.asked = self.asked, True
+        if again or self.waiting:
+            raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+    def until(self, items: Iterator[Item]) -> Iterator[Item]:
+        """What an iterator gives, until it or a signal ends it."""
+        while True:
+            try:
+                self.waiting = True
+                if self.asked:
+                    return
+                item = next(items)
+            except (StopIteration, KeyboardInterrupt):
+                return
+            finally:
+                self.waiting = False
+            yield item
 
 
 def ensure_utf8() -> None:

@@ -106,24 +106,9 @@ class MissingPackage(UserError):
 
 
 def require(module: str, package: str, purpose: str) -> ModuleType:
-    """Imports a library that only some uses need.
+    """Imports a library that only some uses need; ``package`` is its name for pip.
 
-    Arguments
-    ---------
-    module, package : str
-        What to import, and the name under which pip knows its library.
-    purpose : str
-        What needs it; begins the message.
-
-    Returns
-    -------
-    module
-        The imported module.
-
-    Raises
-    ------
-    MissingPackage
-        If the library is not installed.
+    ``purpose`` says what needs it, and begins the message.
 
     Example
     -------

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Iterator
 from importlib.util import find_spec
-from typing import BinaryIO
+from itertools import chain
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -29,6 +31,7 @@ MAGIC = (
     rb"caff|.{4}(?:moov|mdat|free|wide)|\x7f\xfe\x80\x01"
 )
 SLACK = 0.1  # seconds by which a stated duration may be wrong
+RUN_UP = 1.0  # seconds that decoders get before the part that is wanted
 
 
 def is_installed() -> bool:
@@ -42,9 +45,9 @@ def is_media(head: bytes) -> bool:
 
 
 def media_blocks(
-    file: BinaryIO, name: str, remarks: list[str]
+    file: BinaryIO, name: str, remarks: list[str], offset: float = 0.0
 ) -> Iterator[tuple[np.ndarray, int, float]]:
-    """Decodes the first audio stream of a seekable file.
+    """Decodes the first audio stream of a seekable file, from a second on.
 
     Yields blocks ``[frames, channels]``, their rate and the seconds that the file
     states, or 0; ``remarks`` gets what the user should know. Raises MissingPackage
@@ -67,15 +70,50 @@ def media_blocks(
             seconds = float((container.duration or 0) / av.time_base)
             if stream.duration is not None:
                 seconds = float(stream.duration * stream.time_base)
-            for packet in container.demux(stream):
-                try:
-                    frames = packet.decode()
-                except av.error.InvalidDataError:  # as FFmpeg, go on behind it
-                    continue
-                for frame in frames:
-                    yield _samples(frame), frame.sample_rate, seconds
+            for block, rate in _blocks_from(container, stream, offset):
+                yield block, rate, seconds
     except av.error.FFmpegError as error:
         raise ValueError(str(error)) from None
+
+
+def _blocks_from(
+    container: Any, stream: Any, offset: float
+) -> Iterator[tuple[np.ndarray, int]]:
+    """Blocks and their rates, the first of which begins ``offset`` seconds in."""
+    frames = _decoded(container, stream)
+    first = next(frames, None)
+    if first is None:
+        return
+    rate, begin = first.sample_rate, round(offset * first.sample_rate)
+    todo, position = chain([first], frames), 0
+    if offset > 2 * RUN_UP and first.time is not None:
+        container.seek(round((first.time + offset - RUN_UP) * 1_000_000))
+        frames = _decoded(container, stream)
+        after = next(frames, None)
+        if after is not None and after.time is not None:
+            position = round((after.time - first.time) * rate)
+        if not 0 < position <= begin:  # it cannot tell where it is
+            container.seek(0)
+            todo, position = _decoded(container, stream), 0
+        else:
+            todo = chain([after], frames)
+    for frame in todo:
+        block = _samples(frame)
+        kept = block[max(0, begin - position) :]
+        position += len(block)
+        if len(kept):
+            yield kept, frame.sample_rate
+
+
+def _decoded(container: Any, stream: Any) -> Iterator[Any]:
+    """The frames of a stream from where the container stands."""
+    invalid = importlib.import_module("av").error.InvalidDataError
+    for packet in container.demux(stream):
+        try:
+            frames = packet.decode()
+        except invalid:  # as FFmpeg, go on behind it
+            continue
+        yield from frames
 
 
 def _described(stream: object) -> str:

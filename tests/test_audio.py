@@ -171,6 +171,21 @@ def test_sizes_that_lie(kind, claim):
         assert (out, missing) == (T, lost)
 
 
+@pytest.mark.parametrize("kind", ["mp3 with a tag", "opus", "m4a", "mp4", "webm"])
+def test_what_codecs_put_in_front_is_left_out(kind):
+    """Voices of a compressed recording begin when those of the original do."""
+    format, codec, rate, options, _ = FFMPEG[kind]
+    blocks: list[np.ndarray] = []
+    stream_audio(by_ffmpeg(format, codec, rate, **options), blocks.append)
+    found = torch.from_numpy(np.concatenate(blocks))
+    wanted = torch.from_numpy(loud_then_quiet()).float()
+    found = audio.resample(found, rate, RATE)[: len(wanted)]
+    size = 2 * len(wanted)
+    spectra = [torch.fft.rfft(x, size) for x in (found, wanted)]
+    likeness = torch.fft.irfft(spectra[0] * spectra[1].conj(), size)
+    assert int(likeness.argmax()) == 0
+
+
 def test_what_follows_the_audio_is_no_audio():
     """Titles of players, chunks of editors, padding."""
     data = by_libsndfile("WAV", "PCM_16")

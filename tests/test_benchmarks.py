@@ -3,8 +3,11 @@
 import pytest
 import torch
 
-from benchmarks import inference, levels, training
+from benchmarks import band, inference, levels, training
+from speechbrain_spgm.audio import write_audio
 from speechbrain_spgm.data import Mixture, MixtureBatch
+from speechbrain_spgm.data.manifests import ManifestRow
+from speechbrain_spgm.metrics.si_sdr import pit_si_sdr_loss, reorder
 
 
 @torch.no_grad()
@@ -98,3 +101,24 @@ def test_levels_table_shows_the_spread_of_improvements() -> None:
     cells = [cell.strip() for cell in text.splitlines()[-1].split("|")[1:-1]]
     assert cells == ["fp32", "exact", "7.500", "7.500", "7.500", "7.250", "0.250"]
     assert "--mixtures 2" in text
+
+
+def test_the_full_band_is_measured_against_the_models_alone(model, tmp_path, capsys):
+    voices = torch.randn(16000, 2)
+    for i, wave in enumerate([voices.sum(1), *voices.T]):
+        write_audio(tmp_path / f"{i}.wav", wave, 16000)
+    files = [tmp_path / f"{i}.wav" for i in range(3)]
+    row = ManifestRow("a", 1.0, files[0], tuple(files[1:]))
+    rate, plain, full = band.compare(model, row)
+    est = model.separate_audio(voices.sum(1), 16000, full_band=True)
+    order = pit_si_sdr_loss(est, voices[None]).permutation
+    assert rate == 16000
+    scores = band.measure(reorder(est, order)[0], voices, rate, 8000)
+    assert full == pytest.approx(scores, abs=0.01)
+    assert full.whole > plain.whole and full.distance < plain.distance
+    assert band.spectral_distance(voices, voices, 16000).abs().max() == 0
+    # Ten times the level is 20 dB everywhere.
+    loud = band.spectral_distance(10 * voices, voices, 16000)
+    assert loud == pytest.approx([20, 20], abs=0.1)
+    table = band.format_row("16 kHz", [plain], [full])
+    assert table.count("1 of 1") == 2

@@ -6,6 +6,7 @@ What the READMEs keep to, so that this file can try them:
   (8 kHz, two people) and ``recordings/`` (a folder of such files).
 - ``bash`` blocks start in the README's own folder; ``cd`` counts, and so does the
   folder that ``git clone`` makes. ``spgm`` commands are run in the same sample folder.
+  Of commands with a pipe those of ``spgm`` are parsed, no others; ``<`` counts.
   Paths that start with ``/path/to/`` stand for the reader's own, a model ``USER/NAME``
   or a short name for one on the Hub: such commands are parsed, not run.
 - ``yaml`` blocks hold top-level entries that replace those of SpeechBrain's SepFormer,
@@ -17,18 +18,21 @@ What the READMEs keep to, so that this file can try them:
 import re
 import runpy
 import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
 import soundfile
 import speechbrain as sb
 import torch
-from hyperpyyaml import load_hyperpyyaml, resolve_references
+from hyperpyyaml import load_hyperpyyaml
 
 from speechbrain_spgm.cli import main, make_parser
 from speechbrain_spgm.models.sources import SHORT_NAMES
+from speechbrain_spgm.training.settings import resolve
 
 ROOT = Path(__file__).resolve().parents[1]
 READMES = [ROOT / "README.md", *sorted(ROOT.glob("recipes/**/README.md"))]
@@ -45,6 +49,7 @@ class Command(NamedTuple):
 
     words: list[str]
     folder: Path
+    piped: bool = False  # takes what another program gives
 
 
 def blocks(language: str) -> list:
@@ -63,7 +68,8 @@ def commands(readme: Path, text: str) -> Iterator[Command]:
     folder = readme.parent
     for line in text.replace("\\\n", " ").splitlines():
         for part in re.split(r"\s&&\s", line):
-            words = shlex.split(part, comments=True)
+            _, _, piped = part.rpartition(" | ") if " | spgm" in part else [""] * 3
+            words = shlex.split(piped or part, comments=True)
             while words and re.fullmatch(r"\w+=.*", words[0]):
                 words = words[1:]  # a variable for this command
             if words[:1] == ["cd"]:
@@ -71,7 +77,7 @@ def commands(readme: Path, text: str) -> Iterator[Command]:
                 folder = ROOT if cloned else (folder / words[1]).resolve()
                 assert folder.is_dir(), f"{readme}: {line}"
             elif words:
-                yield Command(words, folder)
+                yield Command(words, folder, bool(piped))
 
 
 @pytest.fixture
@@ -122,16 +128,25 @@ def test_commands_work(readme: Path, text: str, request: pytest.FixtureRequest) 
 
 def try_spgm(command: Command, request: pytest.FixtureRequest) -> None:
     """Runs a ``spgm`` command, or parses it if it names what only the reader has."""
-    arguments = command.words[1:]
+    arguments, given = command.words[1:], None
+    if "<" in arguments:
+        *arguments, _, given = arguments
     parsed = make_parser().parse_args(arguments)
     theirs = any("/path/to/" in word or "USER/" in word for word in arguments)
     theirs |= bool(SHORT_NAMES.keys() & set(arguments))  # would be downloaded
-    if theirs or (parsed.device == "cuda" and not torch.cuda.is_available()):
+    if (
+        command.piped
+        or theirs
+        or (parsed.device == "cuda" and not torch.cuda.is_available())
+    ):
         return
     samples = request.getfixturevalue("samples")
+    if given is not None:
+        stdin = SimpleNamespace(buffer=(samples / given).open("rb"))
+        request.getfixturevalue("monkeypatch").setattr(sys, "stdin", stdin)
     assert main(arguments) == 0
     if "output" in parsed:
-        outputs = [*(samples / parsed.output).rglob("*_spk*.wav")]
+        outputs = [*(samples / parsed.output).rglob("*_spk*.*")]
         assert len(outputs) >= 2
 
 
@@ -171,8 +186,7 @@ def try_script(command: Command) -> None:
     elif arguments and arguments[0].endswith(".yaml"):
         yaml = command.folder / arguments[0]
         _, _, overrides = sb.parse_arguments([str(yaml), *arguments[1:]])
-        with open(yaml, encoding="utf-8") as file:
-            resolve_references(file, overrides, overrides_must_match=True)
+        resolve(yaml, overrides)
 
 
 @pytest.mark.parametrize(

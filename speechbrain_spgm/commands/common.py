@@ -27,6 +27,11 @@ def add_model_options(command: argparse.ArgumentParser, name: str) -> None:
         help=f"{SOURCE}; by default the shipped model",
         **extra,
     )
+    add_device_options(command)
+
+
+def add_device_options(command: argparse.ArgumentParser) -> None:
+    """Where a model runs, and whether its code does."""
     command.add_argument(
         "--device",
         metavar="NAME",
@@ -60,6 +65,37 @@ def add_views_option(command: argparse.ArgumentParser) -> None:
         help="test-time augmentation: the mean over N delays and both polarities of a "
         "mixture, from 1 to 8: more is better and takes N times as long; by default "
         "what the model's card asks for, or 1",
+    )
+
+
+def positive(kind: type) -> type:
+    """The type of an argument that must be above 0."""
+
+    def parse(text: str) -> float:
+        value = kind(text)
+        if not value > 0:
+            raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        return value
+
+    parse.__name__ = kind.__name__  # argparse names it in its messages
+    return parse
+
+
+def add_statistics_options(command: argparse.ArgumentParser) -> None:
+    """What the network's averages are over."""
+    command.add_argument(
+        "--statistics",
+        choices=["whole", "running", "window"],
+        default="whole",
+        help="what SPGM's averages are over: the whole recording (default, as in the "
+        "paper), for each moment all that was heard so far, or the seconds around it",
+    )
+    command.add_argument(
+        "--statistics-seconds",
+        type=float,
+        metavar="SECONDS",
+        help="of the window, by default 8; or after which running averages count the "
+        "past a third, by default never",
     )
 
 

@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING
 from speechbrain_spgm.commands.common import (
     add_model_options,
     add_precision_option,
+    add_statistics_options,
     add_views_option,
     load_model,
     make_folder,
+    positive,
     say,
 )
+from speechbrain_spgm.commands.corpus import add_scores_option, run_without_references
 from speechbrain_spgm.errors import UserError, count, writing
 from speechbrain_spgm.files import check_writable
 
@@ -26,9 +29,11 @@ if TYPE_CHECKING:
     from speechbrain_spgm.data import MixtureBatch
     from speechbrain_spgm.data.listed import VariedDataset
     from speechbrain_spgm.inference import SPGMSeparation
+    from speechbrain_spgm.inference.options import Options
     from speechbrain_spgm.metrics.report import Worst
     from speechbrain_spgm.metrics.scores import Score
 
+SHARED = ("views", "statistics", "statistics_seconds")  # with spgm separate
 LEVEL_STEPS = (2, 5)  # dB between the loudest and the softest source
 
 
@@ -46,6 +51,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     add_model_options(command, "--model")
     add_precision_option(command)
     add_views_option(command)
+    add_statistics_options(command)
     command.add_argument(
         "--manifest",
         required=True,
@@ -103,26 +109,22 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         metavar="N",
         help="processes that read files ahead; by default none",
     )
+    command.add_argument(
+        "--no-references",
+        action="store_true",
+        help="the manifest names recordings only, as for separate --manifest: separate "
+        "them, into --output if it is given, and print the means of --scores",
+    )
+    add_scores_option(command, "agreement,shared_energy,residual")
     command.set_defaults(run=run)
-
-
-def positive(kind: type) -> type:
-    """The type of an argument that must be above 0."""
-
-    def parse(text: str) -> float:
-        value = kind(text)
-        if not value > 0:
-            raise argparse.ArgumentTypeError(f"{text} is not above 0")
-        return value
-
-    parse.__name__ = kind.__name__  # argparse names it in its messages
-    return parse
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluates; returns the exit code."""
+    if arguments.no_references:
+        return run_without_references(arguments)
     from speechbrain_spgm.data.recordings import tell_lower_rates
-    from speechbrain_spgm.inference.augment import check_views
+    from speechbrain_spgm.inference.options import Options
     from speechbrain_spgm.metrics.report import (
         Worst,
         format_groups,
@@ -132,10 +134,10 @@ def run(arguments: argparse.Namespace) -> int:
     from speechbrain_spgm.metrics.scores import breakdown, check_metrics
 
     model = load_model(arguments)
-    if arguments.views is None:
-        arguments.views = model.views
-    if check_views(arguments.views) > 1:
-        say(f"spgm: test-time augmentation: the mean of {arguments.views} views.")
+    chosen = {name: vars(arguments)[name] for name in SHARED}
+    options = Options.of(chosen).checked(model)
+    if options.views > 1:
+        say(f"spgm: test-time augmentation: the mean of {options.views} views.")
     metrics = [name.strip() for name in arguments.metrics.split(",") if name.strip()]
     check_metrics(metrics, model.sample_rate)
     dataset = open_dataset(arguments, model)
@@ -149,7 +151,9 @@ def run(arguments: argparse.Namespace) -> int:
             check_writable(arguments.output)  # before the work rather than after it
 
     worst, levels = Worst(), {}
-    scores = separate_and_score(model, dataset, metrics, arguments, worst, levels)
+    scores = separate_and_score(
+        model, dataset, metrics, arguments, options, worst, levels
+    )
     if not scores:
         raise UserError(f"all sources in {arguments.manifest} are silent: check them.")
     if len(scores) < len(dataset):
@@ -171,7 +175,7 @@ def run(arguments: argparse.Namespace) -> int:
                     "test_set": arguments.manifest.stem,
                     "metrics": metrics,
                     "precision": model.precision,
-                    "views": arguments.views,
+                    **{name: getattr(options, name) for name in SHARED},
                 },
                 groups=groups,
                 worst=worst.examples,
@@ -209,6 +213,7 @@ def separate_and_score(
     dataset: VariedDataset,
     metrics: list[str],
     arguments: argparse.Namespace,
+    options: Options,
     worst: Worst,
     levels: dict[str, str],
 ) -> list[Score]:
@@ -240,7 +245,11 @@ def separate_and_score(
             levels |= level_groups(batch)
             batch = batch.to(model.device)
             estimates = model.separate_batch(
-                batch.mix, batch.lengths, arguments.views, level=True
+                batch.mix,
+                batch.lengths,
+                options.views,
+                level=True,
+                statistics=options.rule(model),
             )
             pit = match(estimates, batch)
             new = score_batch(estimates, batch, pit, metrics, model.sample_rate)

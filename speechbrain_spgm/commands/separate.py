@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING
 from speechbrain_spgm.commands.common import (
     add_model_options,
     add_precision_option,
+    add_statistics_options,
     add_views_option,
     load_model,
     make_folder,
     say,
 )
+from speechbrain_spgm.commands.corpus import add_corpus_options, run_corpus
 from speechbrain_spgm.commands.jobs import STDIN, Job, check_outputs, find_jobs
 from speechbrain_spgm.console import WRONG_INPUT
 from speechbrain_spgm.errors import UserError, count, shown
@@ -34,18 +36,17 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "separate",
         help="write one file per voice",
         description="Write DIR/<name>_spk1.wav, DIR/<name>_spk2.wav, ... for every "
-        "recording, at its own sample rate, as 32-bit float WAV. Folders are searched "
-        "with all their subfolders, which are kept under DIR; in a folder, files whose "
-        "names do not end like those of audio files are passed over, and counted. With "
-        "PyAV (pip install av) whatever FFmpeg reads is separated, the sound of videos "
-        "too. Recordings that "
-        "share a name but for the ending keep it: a.mp3_spk1.wav. Existing outputs are "
-        "replaced. A file that cannot be separated is reported, the others go on, and "
-        "the exit code is 2.",
+        "recording, at its own sample rate and with its full band, as 32-bit float "
+        "WAV. Folders are searched with all their subfolders, which are kept under "
+        "DIR; in a folder, files whose names do not end like those of audio files are "
+        "passed over, and counted. With PyAV (pip install av) whatever FFmpeg reads is "
+        "separated, the sound of videos too. Recordings that share a name but for the "
+        "ending keep it: a.mp3_spk1.wav. Existing outputs are replaced. A file that "
+        "cannot be separated is reported, the others go on, and the exit code is 2.",
     )
     command.add_argument(
         "inputs",
-        nargs="+",
+        nargs="*",
         metavar="FILE_OR_FOLDER",
         help="what to separate; - reads a recording from standard input",
     )
@@ -55,6 +56,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     add_model_options(command, "--model")
     add_precision_option(command)
     add_views_option(command)
+    add_statistics_options(command)
     command.add_argument(
         "--normalize",
         choices=["peak"],
@@ -68,6 +70,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     add_file_options(command)
     add_length_options(command)
+    add_corpus_options(command)
     command.set_defaults(run=run)
 
 
@@ -80,10 +83,16 @@ def add_file_options(command: argparse.ArgumentParser) -> None:
         help="the one channel to take, counted from 1; by default the mean of all",
     )
     command.add_argument(
+        "--full-band",
+        action=argparse.BooleanOptionalAction,
+        help="give voices what a recording of a higher rate has above the model's "
+        "band, each the share that fits what it has below (default), or leave it out",
+    )
+    command.add_argument(
         "--format",
         choices=["wav", "flac", "ogg", "opus", "mp3", "aiff", "caf", "w64", "au"],
-        default="wav",
-        help="what to write, by default wav; above 4 GiB it becomes RF64",
+        help="what to write, by default wav, of a manifest flac; WAV above 4 GiB "
+        "becomes RF64",
     )
     command.add_argument(
         "--subtype",
@@ -130,6 +139,11 @@ def run(arguments: argparse.Namespace) -> int:
 
     from speechbrain_spgm.inference.options import Options
 
+    if arguments.manifest is not None:
+        return run_corpus(arguments)
+    if not arguments.inputs:
+        raise UserError("nothing is named to separate: give files, or --manifest.")
+    arguments.format = arguments.format or "wav"
     if "" in (*arguments.inputs, arguments.output):
         raise UserError("a path is empty: name a file or a folder, . for this one.")
     output = Path(arguments.output)
@@ -151,7 +165,8 @@ def run(arguments: argparse.Namespace) -> int:
         for job in bar:
             try:
                 rate = separate_one(model, job, options, arguments.report)
-                lowered += rate > model.sample_rate
+                higher = rate > model.sample_rate
+                lowered += higher and options.full_band is False
             except UserError as error:
                 failed += 1
                 bar.write(f"spgm: {error}", file=sys.stderr)

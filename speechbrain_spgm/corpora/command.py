@@ -46,19 +46,7 @@ def manifests_of_folder(
 ) -> dict[str, Path]:
     """Writes a manifest of each split, or nothing if anything is wrong in one of them.
 
-    Arguments
-    ---------
-    scan : callable
-        The checked mixtures of a split.
-    splits : sequence of str
-        Their names.
-    output_folder, mixture
-        For ``manifest_path``.
-
-    Returns
-    -------
-    dict
-        The manifest of each split.
+    ``scan`` gives the checked mixtures of a split; returns the manifest of each.
     """
     rows = {split: scan(split) for split in splits}
     manifests = {
@@ -75,27 +63,7 @@ def generate_with_manifests(
     """Makes mixtures, and a manifest of each split beside the split's folder.
 
     Under ``torchrun`` every process makes its share, and process 0 writes the
-    manifests when all files are there.
-
-    Arguments
-    ---------
-    plans : sequence of Plan
-        The mixtures of all splits.
-    jobs : int, optional
-        Worker processes; by default one for each processor core that this process of
-        the launch may use.
-
-    Returns
-    -------
-    report : Report
-        What this process did.
-    manifests : list of Path
-        The manifests; none but on process 0.
-
-    Raises
-    ------
-    UserError
-        As ``generate``.
+    manifests, which it alone returns, when all files are there.
     """
     rank, world_size = int(os.environ.get("RANK", 0)), launched("WORLD_SIZE")
     for rate in sorted({plan.sample_rate for plan in plans}):
@@ -250,19 +218,9 @@ def positive(text: str) -> int:
 def run_command(
     parser: argparse.ArgumentParser, argv: Sequence[str] | None = None
 ) -> int:
-    """Runs the subcommand that the arguments name, and reports its end.
+    """Runs the subcommand that the arguments name; returns 0, 2 or 130.
 
-    Arguments
-    ---------
-    parser : argparse.ArgumentParser
-        Sets ``run``, a function from the parsed arguments to the lines to print.
-    argv : sequence of str, optional
-        Arguments; by default those of the process.
-
-    Returns
-    -------
-    code : int
-        0, 2 after wrong input, 130 after Ctrl-C.
+    The parser sets ``run``, from the parsed arguments to the lines to print.
     """
     if argv is None:
         ensure_utf8()

@@ -18,6 +18,7 @@ import io
 import multiprocessing
 import os
 import re
+import signal
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -305,8 +306,6 @@ def run(
 
 def start_worker() -> None:
     """A worker leaves Ctrl-C to its parent, and does not outlive it."""
-    import signal
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 

@@ -28,7 +28,7 @@ import numpy as np
 
 from speechbrain_spgm.audio import AudioFile, open_all, resampled_length
 from speechbrain_spgm.corpora.generation import Plan, fit, load, resample
-from speechbrain_spgm.corpora.scanning import find_set, scan, source_names
+from speechbrain_spgm.corpora.scanning import find_set, scan, set_folder, source_names
 from speechbrain_spgm.data.lists import (
     MIXTURES,
     NOISY,
@@ -121,7 +121,7 @@ def plan_librimix(
     check_folders(Path(librispeech), noise_folder, mixtures)
     rows = read_list(list_path, noisy, num_spks)
     parts = source_names(count_sources(rows[0]))
-    folder = librimix_folder(output, len(parts), sample_rate, mode)
+    folder = set_folder(output, f"Libri{len(parts)}Mix", sample_rate, mode)
     folder /= split_name(list_path)
 
     prefixes = [f"source_{i}" for i in range(1, len(parts) + 1)]
@@ -208,20 +208,6 @@ def split_name(list_path: Path) -> str:
     return re.sub(r"^libri\d+mix_", "", list_path.stem).replace("-clean", "")
 
 
-def librimix_folder(
-    output: str | Path, num_spks: int, sample_rate: int, mode: str
-) -> Path:
-    """Where LibriMix of this kind has its splits, below the output folder.
-
-    Example
-    -------
-    >>> librimix_folder("data", 3, 16000, "max").as_posix()
-    'data/Libri3Mix/wav16k/max'
-    """
-    folder = Path(output, f"Libri{num_spks}Mix")
-    return folder / f"wav{sample_rate // 1000}k" / mode
-
-
 def scan_librimix(
     data_folder: str | Path,
     split: str,
@@ -230,7 +216,7 @@ def scan_librimix(
     mode: str = "min",
     mixture: str = "mix_clean",
 ) -> list[ManifestRow]:
-    """The mixtures of a split of an existing LibriMix folder, all of them checked.
+    """The mixtures of a split of an existing LibriMix folder, as ``scan`` gives them.
 
     Arguments
     ---------
@@ -240,21 +226,10 @@ def scan_librimix(
         train-360, train-100, dev, test, ...
     num_spks, sample_rate, mode, mixture
         What kind of mixtures. Those of mix_single have one source.
-
-    Returns
-    -------
-    list of ManifestRow
-        Sorted by id.
-
-    Raises
-    ------
-    UserError
-        If a folder or file is missing, truncated, at another rate or of another length
-        than its mixture, or the number of speakers is another.
     """
     mixed_length([1], mode)
     check_mixture(mixture)
-    tail = librimix_folder("", num_spks, sample_rate, mode).parts
+    tail = set_folder("", f"Libri{num_spks}Mix", sample_rate, mode).parts
     folder = find_set(Path(data_folder), tail, split, mixture)
     sources = source_names(1 if mixture == "mix_single" else num_spks)
     return scan(folder, mixture, sources, sample_rate)

@@ -27,27 +27,23 @@ def source_names(num_spks: int) -> tuple[str, ...]:
     return tuple(f"s{i}" for i in range(1, num_spks + 1))
 
 
+def set_folder(output: str | Path, name: str, sample_rate: int, mode: str) -> Path:
+    """Where a set of this kind has its splits, below the output folder.
+
+    Example
+    -------
+    >>> set_folder("data", "Libri3Mix", 16000, "max").as_posix()
+    'data/Libri3Mix/wav16k/max'
+    """
+    return Path(output, name, f"wav{sample_rate // 1000}k", mode)
+
+
 def find_set(data_folder: Path, tail: Sequence[str], split: str, mixture: str) -> Path:
     """The folder of a split, whichever of the folders above it the user gave.
 
-    Arguments
-    ---------
-    data_folder : Path
-        What the user gave, such as ``.../wsj0-mix`` or ``.../wsj0-mix/2speakers``.
-    tail : sequence of str
-        The folders between the corpus and its splits: ``2speakers, wav8k, min``.
-    split, mixture : str
-        The split, and the folder of mixtures that must be in it.
-
-    Returns
-    -------
-    Path
-        The split's folder.
-
-    Raises
-    ------
-    UserError
-        If there is none; the message names what is there instead.
+    ``tail`` are the folders between the corpus and its splits (``2speakers, wav8k,
+    min``), ``mixture`` the one of mixtures that must be in the split. An error names
+    what is there instead.
     """
     if not data_folder.is_dir():
         raise UserError(
@@ -80,29 +76,11 @@ def deepest(folder: Path, parts: Sequence[str]) -> Path:
 def scan(
     folder: Path, mixture: str, sources: Sequence[str], sample_rate: int
 ) -> list[ManifestRow]:
-    """The mixtures of a split, after a look into the header of every file.
+    """The mixtures of a split, sorted by id, after a look into every file's header.
 
-    Arguments
-    ---------
-    folder : Path
-        The split's folder.
-    mixture : str
-        The folder of the mixtures in it. With sources, it may have noise as well.
-    sources : sequence of str
-        The folders of the sources.
-    sample_rate : int
-        The rate in Hz that all files must have.
-
-    Returns
-    -------
-    list of ManifestRow
-        Sorted by id.
-
-    Raises
-    ------
-    UserError
-        If a file is missing or left over, truncated, at another rate or not as long as
-        its mixture, or there are more sources.
+    ``mixture`` and ``sources`` are folders in the split's; beside them may be noise.
+    Refused is a file that is missing or left over, truncated, at another rate in Hz or
+    not as long as its mixture, and a further source.
     """
     further = f"s{len(sources) + 1}"
     if mixture != "mix_single" and (folder / further).is_dir():
@@ -117,7 +95,7 @@ def scan(
     rows = []
     for id, mix in files[0].items():
         for part, members in zip(parts, files, strict=True):
-            check_file(id, mix, members.get(id), folder / part, sample_rate)
+            check_member(id, mix, members.get(id), folder / part, sample_rate)
         first, *others = [members[id].path for members in files]
         seconds = mix.frames / mix.rate
         noise = others.pop() if noisy else None
@@ -153,7 +131,7 @@ def open_folder(folder: Path) -> dict[str, AudioFile]:
     return {file.path.stem: file for file in open_all(paths)}
 
 
-def check_file(
+def check_member(
     id: str, mix: AudioFile, file: AudioFile | None, folder: Path, sample_rate: int
 ) -> None:
     """Makes sure that a mixture or source is there, as long and at the right rate."""

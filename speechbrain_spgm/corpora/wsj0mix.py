@@ -24,7 +24,7 @@ import numpy as np
 from speechbrain_spgm.audio import AudioFile, open_all, resampled_length
 from speechbrain_spgm.corpora.active_level import active_level
 from speechbrain_spgm.corpora.generation import Plan, fit, load, resample
-from speechbrain_spgm.corpora.scanning import find_set, scan, source_names
+from speechbrain_spgm.corpora.scanning import find_set, scan, set_folder, source_names
 from speechbrain_spgm.data.lists import mixed_length
 from speechbrain_spgm.data.manifests import ManifestRow
 from speechbrain_spgm.data.recordings import to_number
@@ -124,7 +124,7 @@ def plan_wsj0mix(
     files = dict(zip(names, open_all(paths), strict=True))
 
     parts = source_names(len(lines[0]))
-    folder = mix_folder(output, len(parts), sample_rate, mode) / split
+    folder = set_folder(output, f"{len(parts)}speakers", sample_rate, mode) / split
     plans = []
     for line in lines:
         sources = tuple(files[source.path] for source in line)
@@ -148,31 +148,8 @@ def plan_wsj0mix(
     return plans
 
 
-def mix_folder(output: str | Path, num_spks: int, sample_rate: int, mode: str) -> Path:
-    """Where WSJ0-mix of this kind has its splits, below the output folder.
-
-    Example
-    -------
-    >>> mix_folder("wsj0-mix", 2, 8000, "min").as_posix()
-    'wsj0-mix/2speakers/wav8k/min'
-    """
-    folder = Path(output, f"{num_spks}speakers")
-    return folder / f"wav{sample_rate // 1000}k" / mode
-
-
 def read_mix_list(path: str | Path) -> list[tuple[ListedSource, ...]]:
-    """Reads a list whose lines are ``path gain path gain ...``.
-
-    Returns
-    -------
-    list of tuple of ListedSource
-        For each line its sources, at least two, on all lines as many.
-
-    Raises
-    ------
-    UserError
-        If the list is missing, empty or a line is wrong.
-    """
+    """The sources, as many on each line, of a list of lines ``path gain path gain``."""
     path = Path(path)
     try:
         if not path.is_file():
@@ -262,7 +239,7 @@ def scan_wsj0mix(
     sample_rate: int = 8000,
     mode: str = "min",
 ) -> list[ManifestRow]:
-    """The mixtures of a split of an existing WSJ0-mix folder, all of them checked.
+    """The mixtures of a split of an existing WSJ0-mix folder, as ``scan`` gives them.
 
     Arguments
     ---------
@@ -272,19 +249,8 @@ def scan_wsj0mix(
         tr, cv or tt.
     num_spks, sample_rate, mode
         What kind of mixtures.
-
-    Returns
-    -------
-    list of ManifestRow
-        Sorted by id.
-
-    Raises
-    ------
-    UserError
-        If a folder or file is missing, truncated, at another rate or of another length
-        than its mixture, or the number of speakers is another.
     """
     mixed_length([1], mode)
-    tail = mix_folder("", num_spks, sample_rate, mode).parts
+    tail = set_folder("", f"{num_spks}speakers", sample_rate, mode).parts
     folder = find_set(Path(data_folder), tail, split, "mix")
     return scan(folder, "mix", source_names(num_spks), sample_rate)

@@ -4,10 +4,11 @@ All take the parts of one mixture [rows, T] (its voices, and in the second group
 noise as the last row) and return as many; the mixture is the sum of the rows, before
 and after. There are two groups:
 
-- *voices*: ``shift``, ``equalise``, ``match_colour``, ``reverberate``, ``invert`` treat
-  every voice differently, as speakers and microphones do. They come before the levels
-  are set. The reference of a reverberant voice is the reverberant voice: the network
-  learns to separate, and is not asked to remove the room at the same time.
+- *voices*: ``shift``, ``converse``, ``equalise``, ``match_colour``, ``reverberate``,
+  ``invert`` treat every voice differently, as speakers and microphones do. They come
+  before the levels are set. The reference of a reverberant voice is the reverberant
+  voice: the network learns to separate, and is not asked to remove the room at the same
+  time.
 - *mixture*: ``limit_band``, ``drop_frequencies``, ``drop_chunks``, ``change_gain``
   treat the finished mixture as one bad line would. They are linear and the same for
   all rows, so what is missing in the mixture is missing in the references too. (To drop
@@ -22,10 +23,12 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 from scipy.fft import irfft, next_fast_len, rfft, rfftfreq
+from scipy.ndimage import uniform_filter1d
 from scipy.signal import oaconvolve
 
 from speechbrain_spgm.errors import UserError
 
+FADE_SECONDS = 0.02  # in which a voice comes and goes
 SPREAD_SECONDS = 0.05  # how far a filter may smear: room for it after the last sample
 
 
@@ -55,6 +58,48 @@ def shift(
         else:
             moved[row, :by] = waves[row, -by:]
     return moved
+
+
+def converse(
+    waves: np.ndarray,
+    rate: int,
+    rng: np.random.Generator,
+    overlap: tuple[float, float] = (0.1, 0.4),
+    turn_seconds: tuple[float, float] = (1.0, 4.0),
+    alone: float = 0.2,
+) -> np.ndarray:
+    """Makes a conversation of voices that talk all the time: they take turns.
+
+    A drawn share of the time the next voice has begun before the last one ends; in the
+    share ``alone`` of the draws one voice talks and the others are silent throughout.
+
+    Example
+    -------
+    >>> turns = converse(np.ones((2, 8000)), 1000, np.random.default_rng(1))
+    >>> bool(0.1 <= (turns.sum(0) > 1.5).mean() <= 0.4)
+    True
+    """
+    rows, T = waves.shape
+    order = rng.permutation(rows)
+    if rng.random() < alone:
+        return waves * (np.arange(rows) == order[0])[:, None]
+    ends = np.cumsum(rng.uniform(*turn_seconds, 1 + int(T / rate / turn_seconds[0])))
+    ends = ends[ends * rate < 0.9 * T] * rate
+    if not len(ends):
+        ends = np.array([rng.uniform(0.2, 0.8) * T])
+    both = rng.uniform(*overlap) * T / len(ends)  # samples around each end
+    # 0            ends[0]             ends[1]       T
+    # |--------------:---|           |---:-----------|    order[0]
+    #            |---:---------------:---|                order[1]
+    #            |<both>|
+    talks = np.zeros((rows, T))
+    starts = np.concatenate([[-both], ends]) - both / 2
+    stops = np.concatenate([ends, [T]]) + both / 2
+    for turn, (start, stop) in enumerate(zip(starts, stops, strict=True)):
+        talks[order[turn % rows], max(0, round(start)) : round(stop)] = 1
+    return waves * uniform_filter1d(talks, 1 + round(FADE_SECONDS * rate)).astype(
+        waves.dtype
+    )
 
 
 def equalise(
@@ -210,23 +255,10 @@ def change_gain(
 def recolour(
     waves: np.ndarray, rate: int, hertz: np.ndarray, decibels: np.ndarray
 ) -> np.ndarray:
-    """Filters each row by a curve in dB that is linear over log frequency.
+    """Filters rows [rows, T] by curves in dB that are linear over log frequency.
 
-    Arguments
-    ---------
-    waves : np.ndarray
-        Waveforms [rows, T].
-    rate : int
-        Samples per second.
-    hertz : np.ndarray
-        Increasing frequencies [P] of the curves' points.
-    decibels : np.ndarray
-        Their gains [rows, P]; beyond the first and last they stay as they are there.
-
-    Returns
-    -------
-    np.ndarray
-        Filtered waveforms [rows, T] of the same type.
+    ``hertz`` [P] are the curves' points, ``decibels`` [rows, P] their gains; beyond the
+    first and last they stay as they are there.
 
     Example
     -------
@@ -248,19 +280,7 @@ def filter_rows(
 ) -> np.ndarray:
     """Multiplies the spectra of rows [rows, T] by real gains: no delay, no phase.
 
-    Arguments
-    ---------
-    waves : np.ndarray
-        Waveforms [rows, T].
-    rate : int
-        Samples per second.
-    response : callable
-        From frequencies [F] in Hz to gains [F] or [rows, F].
-
-    Returns
-    -------
-    np.ndarray
-        Filtered waveforms [rows, T] of the same type.
+    ``response`` goes from frequencies [F] in Hz to gains [F] or [rows, F].
 
     Example
     -------
@@ -278,6 +298,7 @@ def filter_rows(
 
 VOICES = {
     "shift": shift,
+    "converse": converse,
     "equalise": equalise,
     "match_colour": match_colour,
     "reverberate": reverberate,
@@ -292,7 +313,7 @@ MIXTURE = {
 
 
 # Not drawn for unless asked: runs from before they existed keep their mixtures.
-LATER = {"match_colour", "invert"}
+LATER = {"converse", "match_colour", "invert"}
 
 
 class Augmentations:
@@ -304,9 +325,9 @@ class Augmentations:
     ---------
     probabilities : dict of str to float, or list of str
         The names to apply and how often, from 0 to 1; a list means always. Names are
-        those of this file's functions: ``shift``, ``equalise``, ``match_colour``,
-        ``reverberate``, ``invert``, ``limit_band``, ``drop_frequencies``,
-        ``drop_chunks``, ``change_gain``.
+        those of this file's functions: ``shift``, ``converse``, ``equalise``,
+        ``match_colour``, ``reverberate``, ``invert``, ``limit_band``,
+        ``drop_frequencies``, ``drop_chunks``, ``change_gain``.
 
     Raises
     ------

@@ -122,11 +122,6 @@ class BucketBatchSampler(Sampler[list[int]]):
 
         A resumed run continues an epoch so without loading what it has seen.
 
-        Arguments
-        ---------
-        batch : int
-            How many batches of this rank to leave out.
-
         Example
         -------
         >>> sampler = BucketBatchSampler([1.0] * 6, batch_size=2)
@@ -190,7 +185,7 @@ def fill(order: np.ndarray, multiple: int) -> np.ndarray:
 
 
 def shuffled_by_duration(seconds: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A random order in which neighbours are of similar duration.
+    """A random order of durations [n] in which neighbours are similar.
 
     Blocks of 64 utterances that follow each other in duration come in random order; in
     each the halves are swapped or not, and in these their halves, and so on. Any
@@ -204,18 +199,6 @@ def shuffled_by_duration(seconds: np.ndarray, rng: np.random.Generator) -> np.nd
 
     What does not fill blocks of 64, another random few in each epoch, follows in blocks
     of 32, 16, ..., 1.
-
-    Arguments
-    ---------
-    seconds : np.ndarray
-        Durations [n].
-    rng : np.random.Generator
-        Source of the draws.
-
-    Returns
-    -------
-    np.ndarray
-        A permutation of range(n).
     """
     rest = rng.permutation(len(seconds))
     blurred = seconds * rng.uniform(1, 1 + JITTER, len(seconds))

@@ -305,13 +305,7 @@ def by_speaker(voices: Iterable[Voice]) -> dict[str, list[AudioFile]]:
 def chances(
     files: Mapping[str, Sequence[AudioFile]], power: float
 ) -> np.ndarray | None:
-    """How likely each speaker is drawn, [speakers]; None: equally likely.
-
-    Raises
-    ------
-    UserError
-        If the power is not from 0 to 1.
-    """
+    """How likely each speaker is drawn, [speakers]; None: equally likely."""
     if not 0 <= power <= 1:
         raise UserError(
             f"speaker_power is {power}, but must be from 0 (speakers are equally "

@@ -20,15 +20,10 @@ ABSOLUTE_GATE = 10 ** ((-70 + 0.691) / 10)  # the K-weighted power of -70 LUFS
 class LevelRule(NamedTuple):
     """How levels are measured and drawn, and what is done about the mixture's peak.
 
-    Arguments
-    ---------
-    measure : callable
-        From samples [T] and the rate in Hz to the level in dB, -inf for silence.
-    draw : callable
-        From the number of sources and a generator to their levels in dB [spks].
-    fixed_peak : bool
-        True turns every mixture up or down to a peak of 0.9; False turns only those
-        down that exceed it.
+    ``measure`` goes from samples [T] and the rate in Hz to dB, -inf for silence;
+    ``draw`` from the number of sources and a generator to levels in dB [spks].
+    ``fixed_peak`` turns every mixture up or down to a peak of 0.9, else only what
+    exceeds it is turned.
     """
 
     measure: Callable[[np.ndarray, int], float]
@@ -68,22 +63,11 @@ def wsj0mix_levels(num_spks: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def loudness(samples: np.ndarray, rate: int) -> float:
-    """Loudness after ITU-R BS.1770-4 in LUFS, as LibriMix measures it.
+    """Loudness of samples [T] after ITU-R BS.1770-4 in LUFS, as LibriMix measures it.
 
     The mean power of K-weighted blocks of 400 ms, every 100 ms, without those below -70
-    and those 10 dB below the mean of the others. Less than 400 ms are one block.
-
-    Arguments
-    ---------
-    samples : np.ndarray
-        Samples [T].
-    rate : int
-        Samples per second.
-
-    Returns
-    -------
-    float
-        LUFS; -inf for silence.
+    and those 10 dB below the mean of the others. Less than 400 ms are one block;
+    silence has -inf.
 
     Example
     -------

@@ -22,15 +22,7 @@ QUIET = 0.01  # of a recording's peak: below is silence
 
 
 def tell_lower_rates(files: Iterable[AudioFile], sample_rate: int) -> None:
-    """Says once that recordings hold less than mixtures at this rate could.
-
-    Arguments
-    ---------
-    files : iterable of AudioFile
-        What mixtures are made of.
-    sample_rate : int
-        Of the mixtures in Hz.
-    """
+    """Says once that recordings hold less than mixtures at this rate in Hz could."""
     files = {file.path: file for file in files}
     lower = [file for file in files.values() if file.rate < sample_rate]
     if lower and os.environ.get("RANK", "0") == "0":
@@ -188,13 +180,7 @@ def rows_of(manifest: Path, columns: list[str], split: str) -> list[dict[str, st
 
 
 def read_table(path: Path, columns: Iterable[str]) -> list[dict[str, str]]:
-    """Reads the rows of a CSV file that has at least these columns.
-
-    Raises
-    ------
-    UserError
-        If the file is missing, not CSV, without rows, or lacks a column or a value.
-    """
+    """Reads the rows of a CSV file that has at least these columns, and a row."""
     try:
         if not path.is_file():
             raise UserError(f"The list {path} does not exist.")
@@ -239,17 +225,7 @@ def to_number(text: str) -> float:
 
 
 def trim(samples: np.ndarray) -> np.ndarray:
-    """Samples [T] without the silence at both ends.
-
-    Arguments
-    ---------
-    samples : np.ndarray
-        [T]; silence is what stays below a hundredth of the peak.
-
-    Returns
-    -------
-    np.ndarray
-        A view, empty if all is silent.
+    """Samples [T] without the silence, below a hundredth of the peak, at both ends.
 
     Example
     -------

@@ -15,11 +15,6 @@ class SeededDataset(Dataset):
     Item ``index`` of epoch ``epoch`` is the same in every run with this seed, however
     many workers and ranks share the epoch and wherever a resumed run starts in it.
 
-    Arguments
-    ---------
-    seed : int
-        Not negative.
-
     Example
     -------
     >>> dataset = SeededDataset(seed=7)

@@ -60,26 +60,7 @@ class Variation:
         rng: np.random.Generator,
         most: int | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Draws a variation.
-
-        Arguments
-        ---------
-        mix : torch.Tensor
-            Mixture [T].
-        sources : torch.Tensor
-            Its sources [T, spks].
-        rate : int
-            Samples per second.
-        rng : np.random.Generator
-            Source of the draws.
-        most : int, optional
-            Cut the result to so many samples.
-
-        Returns
-        -------
-        mix, sources : torch.Tensor
-            Of the same length, T or less.
-        """
+        """Draws a variation of a mixture [T] and its sources [T, spks], cut to most."""
         if self.speeds != [100]:
             mix, sources = self._change_speeds(mix, sources, rate, rng)
         mix, sources = mix[:most], sources[:most]

@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -18,7 +19,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from speechbrain_spgm.audio import (
     AudioFileError,
@@ -43,6 +43,7 @@ from speechbrain_spgm.inference.memory import (
     free_bytes,
 )
 from speechbrain_spgm.inference.options import Options
+from speechbrain_spgm.inference.progress import Bar
 from speechbrain_spgm.inference.separable import Separable
 
 logger = logging.getLogger(__name__)
@@ -111,6 +112,8 @@ def separate_to_files(
     spks = model.num_spks
     if len(outputs) != spks:
         raise UserError(f"{len(outputs)} outputs are named, but there are {spks}.")
+    if options.full_band is None:
+        options = replace(options, full_band=True)
     form = options.form
     home, seams, gain = Path(outputs[0]).parent, [], 1.0
     try:
@@ -162,12 +165,11 @@ def separate_to_files(
 def _separate_exactly(model: Separable, source: _Source, options: Options) -> Tensor:
     """The whole recording at once, with a bar if that takes long; ``[1, T, spks]``."""
     lock = Lock()
-    with tqdm(
+    with Bar(
+        options.progress,
         desc=f"chunks of {Path(source.name).name}",
         unit="chunk",
-        leave=False,
         delay=BAR_DELAY,
-        disable=None if options.progress else True,
     ) as bar:
 
         def watch(rows: int, total: int) -> None:
@@ -181,6 +183,8 @@ def _separate_exactly(model: Separable, source: _Source, options: Options) -> Te
             options.views,
             watch,
             consistent=options.consistent,
+            full_band=bool(options.full_band),
+            statistics=options.rule(model),
         )
 
 
@@ -244,9 +248,10 @@ def _choose(model: Separable, source: _Source, options: Options) -> Way:
     facts = _facts(source, way, options, [])
     for line in explain({**facts, "mode": "exact"}):
         logger.warning("%s", line)
-    if source.rate > model.sample_rate:
+    if source.rate > model.sample_rate and not options.full_band:
         logger.warning(
-            "%s has %d Hz, the model %d Hz: content above %d Hz is lost.",
+            "%s has %d Hz, the model %d Hz: content above %d Hz is lost; the full band "
+            "keeps it.",
             source.name,
             source.rate,
             model.sample_rate,
@@ -315,5 +320,7 @@ def _facts(
         "window_seconds": options.window,
         "overlap_seconds": options.overlap,
         "views": options.views,
+        "statistics": options.statistics,
+        "statistics_seconds": options.statistics_seconds,
         "seams": [seam._asdict() for seam in seams],
     }

@@ -49,7 +49,8 @@ class Centre(NamedTuple):
 
     def of(self, samples: Tensor) -> Tensor:
         """``(samples - mean) * scale`` in float64, of any shape."""
-        return (samples.double() - self.mean) * self.scale
+        wide = samples.to(torch.float64, copy=True)  # the only copy
+        return wide.sub_(self.mean).mul_(self.scale)
 
 
 def find_centre(pieces: Iterable[Tensor]) -> Centre:

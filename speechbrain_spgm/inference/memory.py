@@ -30,6 +30,7 @@ except ImportError:  # Windows
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 SAFE_SHARE = 0.5  # of what is free: other programs grow too
 WORKER = 16 * 2**20  # what a thread holds, however long the recording is
+KEPT = 80 * 2**20  # what the system's allocator keeps of what was freed (glibc's does)
 # Tensors [S, K, N] and [spks, N, L] at once where the engine does not run.
 PLAIN_STATES, PLAIN_MASKS = 5, 3
 PROC, GROUPS = Path("/proc"), Path("/sys/fs/cgroup")  # where Linux tells
@@ -100,10 +101,12 @@ def estimate_bytes(model: Separable, samples: int, rate: int, views: int = 1) ->
     separating = held + (2 + spks) * T * size  # mixture, padded; voices
     if views > 1:  # a delayed mixture, the voices of the first view and their sum
         separating += (1 + 2 * spks) * T * size
-    # Voices in the model's precision and float32, at the recording's rate twice, and
-    # three of the kind in float64 while their levels are set.
-    levelling = spks * (T * (size + 4) + samples * (2 * 4 + 2 * 8))
-    return samples * 4 + max(separating, levelling) + WORKER * count_workers()
+    S = samples
+    resampling = spks * (T * (size + 4) + S * 4)
+    # Voices in float32 and float64, then the recording in float64 or the result.
+    levelling = S * (spks * (4 + 8) + max(8, spks * 4))
+    most = max(separating, resampling, levelling)
+    return (S + T) * 4 + most + WORKER * count_workers() + KEPT
 
 
 def free_bytes(device: torch.device | str = "cpu") -> int:

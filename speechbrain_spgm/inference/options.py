@@ -15,9 +15,12 @@ from speechbrain_spgm.inference.augment import check_views
 from speechbrain_spgm.inference.level import check_levels
 from speechbrain_spgm.inference.long.assignment import check_speakers
 from speechbrain_spgm.inference.memory import parse_bytes
+from speechbrain_spgm.inference.progress import Progress
 from speechbrain_spgm.inference.separable import Separable
+from speechbrain_spgm.lobes.statistics import Statistics, statistics_of
 
 MODES = ("auto", "exact", "stitched")
+STATISTICS = ("whole", "running", "window")
 WRITING = ("format", "subtype")  # for files only
 
 
@@ -46,11 +49,23 @@ class Options:
     views : int, optional
         Test-time augmentation, as in ``separate_batch``; by default what the model's
         card asks for.
-    progress : bool
-        Whether a bar shows the time left.
+    progress : bool or callable
+        Whether a bar shows the time left; or what is told how many steps are done and
+        how many there are.
+    statistics : str
+        What SPGM's averages are over. ``"whole"``: the recording, as in the paper.
+        ``"running"``: for each chunk all that was heard so far, the first second in
+        common. ``"window"``: for each chunk the seconds around it.
+    statistics_seconds : float, optional
+        Of a window, by default 8; or after which running ones count the past a third
+        (1/e), by default never.
     consistent : bool
         Whether the voices sum exactly to the mixture: what they lack, such as an
         offset, noise, and what the model's rate cannot hold, is shared out equally.
+    full_band : bool, optional
+        Whether voices of recordings at a higher rate than the model's get back what
+        the recording has above the model's band, each the share that fits what it has
+        below. By default in files, not in tensors.
     channel : int, optional
         The one channel to take, counted from 1, in place of the mean of all.
     format : str, optional
@@ -69,8 +84,11 @@ class Options:
     window: float = 15.0
     overlap: float | None = None
     views: int | None = None
-    progress: bool = False
+    progress: Progress = False
+    statistics: str = "whole"
+    statistics_seconds: float | None = None
     consistent: bool = False
+    full_band: bool | None = None
     channel: int | None = None
     format: str | None = None
     subtype: str | None = None
@@ -121,11 +139,14 @@ class Options:
             limit = parse_bytes(limit)
         if limit is not None and type(limit) is not int:
             raise UserError(f"max_memory is {limit!r}, but must be bytes or like 4G.")
+        self._check_statistics(model)
         channel = self.channel
         if channel is not None and (type(channel) is not int or channel < 1):
             raise UserError(
                 f"channel is {channel!r}, but must be a whole number from 1."
             )
+        if self.full_band not in (None, True, False):
+            raise UserError(f"full_band is {self.full_band!r}, but must be a bool.")
         form = find_format(self.format, self.subtype, output)
         window = _seconds("window", self.window)
         if not 1 <= window < math.inf:
@@ -144,6 +165,36 @@ class Options:
         return replace(
             self, max_memory=limit, overlap=overlap, views=views, format=form.name
         )
+
+    def _check_statistics(self, model: Separable) -> None:
+        if self.statistics not in STATISTICS:
+            raise UserError(
+                f"statistics is {self.statistics!r}, but must be "
+                f"{', '.join(STATISTICS)}."
+            )
+        seconds = self.statistics_seconds
+        if seconds is not None and self.statistics == "whole":
+            raise UserError(
+                f"statistics_seconds is {seconds!r}, but those of the whole recording "
+                "have none: take statistics running or window."
+            )
+        if seconds is not None and not 0 < _seconds("statistics_seconds", seconds):
+            raise UserError(f"statistics_seconds is {seconds!r}, but must be above 0.")
+        if self.statistics != "whole" and model.row_seconds is None:
+            raise UserError(
+                f"statistics is {self.statistics!r}, but the model is no SPGM network "
+                "and looks at whole recordings: leave it out."
+            )
+
+    def rule(self, model: Separable) -> Statistics | None:
+        """What averages are over, for the network; None: the whole recording."""
+        if self.statistics == "whole":
+            return None
+        seconds = self.statistics_seconds
+        chosen = {"horizon": seconds} if self.statistics == "running" else {}
+        if self.statistics == "window" and seconds is not None:
+            chosen["window"] = seconds
+        return statistics_of(self.statistics, model.row_seconds, **chosen)
 
     @property
     def form(self) -> Format:

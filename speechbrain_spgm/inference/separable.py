@@ -33,6 +33,10 @@ class Separable(Protocol):
     def views(self) -> int:
         """What its card asks for."""
 
+    @property
+    def row_seconds(self) -> float | None:
+        """From one chunk of SPGM to the next; None of another network."""
+
     def separate_batch(
         self, mix: Tensor, *, views: int, statistics: Statistics | None
     ) -> Tensor:
@@ -46,5 +50,7 @@ class Separable(Protocol):
         watch: Watch | None,
         *,
         consistent: bool,
+        full_band: bool,
+        statistics: Statistics | None,
     ) -> Tensor:
         """A recording to voices ``[1, T, spks]`` at its rate and level."""

@@ -21,10 +21,11 @@ from speechbrain.utils.fetching import FetchConfig, FetchSource, LocalStrategy
 from speechbrain.utils.run_opts import RunOptions
 from torch import Tensor, nn
 
-from speechbrain_spgm.audio import Recording, Source, name_of, resample
+from speechbrain_spgm.audio import Recording, Source, name_of
 from speechbrain_spgm.errors import UserError
 from speechbrain_spgm.files import scratch
 from speechbrain_spgm.inference.augment import check_views, separate_augmented, views_of
+from speechbrain_spgm.inference.band import UpperBand, pieces_of
 from speechbrain_spgm.inference.files import (
     from_file,
     from_samples,
@@ -32,13 +33,17 @@ from speechbrain_spgm.inference.files import (
     separate_to_tensor,
 )
 from speechbrain_spgm.inference.level import (
+    Centre,
     bring_to_level,
     check_levels,
     check_peak,
     check_voices,
     find_centre,
     restore_level,
+    scale_to_peak,
+    share_rest,
 )
+from speechbrain_spgm.inference.long.spool import resample_in_pieces
 from speechbrain_spgm.inference.options import WRITING, Options
 from speechbrain_spgm.inference.stream import SPGMStream
 from speechbrain_spgm.lobes import intra
@@ -517,6 +522,13 @@ class SPGMSeparation(SepformerSeparation):
             HALVES.get(self.precision),
         )
 
+    @property
+    def row_seconds(self) -> float | None:
+        """Seconds from one chunk of SPGM to the next; None of another network."""
+        if not isinstance(self.mods.masknet, SPGMMaskNet):
+            return None
+        return self._period() / self.sample_rate
+
     def _period(self) -> int:
         """Samples from one chunk to the next."""
         hop = max(1, getattr(self.mods.masknet, "K", 2) // 2)  # frames
@@ -547,7 +559,8 @@ class SPGMSeparation(SepformerSeparation):
             ``None`` keeps the mixture's level, ``"peak"`` gives every output peak 1.
         **options
             ``mode``, ``max_memory``, ``window``, ``overlap``, ``views``, ``progress``,
-            ``consistent`` and ``channel``: see
+            ``statistics``, ``statistics_seconds``, ``consistent``, ``channel`` and
+            ``full_band``: see
             ``speechbrain_spgm.inference.options.Options``.
 
         Returns
@@ -665,6 +678,8 @@ class SPGMSeparation(SepformerSeparation):
         watch: Watch | None = None,
         *,
         consistent: bool = False,
+        full_band: bool = False,
+        statistics: Statistics | None = None,
     ) -> Tensor:
         """Separates a recording that is in memory; see ``separate_file``.
 
@@ -674,9 +689,9 @@ class SPGMSeparation(SepformerSeparation):
             Samples ``[T]`` and their rate.
         normalize : str, optional
             ``None`` or ``"peak"``.
-        views, consistent
+        views, consistent, full_band
             As in ``separate_file``.
-        watch : callable, optional
+        watch, statistics
             As in ``separate_batch``.
 
         Returns
@@ -688,17 +703,42 @@ class SPGMSeparation(SepformerSeparation):
         samples, rate, name = recording[:3]
         centre = find_centre([samples])
         check_peak(name, centre)
-        mix = resample(centre.of(samples).float(), rate, self.sample_rate)
+        mix = resample_in_pieces(centre.of(samples).float(), (rate, self.sample_rate))
         views = self.views if views is None else views
         est = self.separate_batch(
-            mix.unsqueeze(0), views=views, level=True, watch=watch
+            mix.unsqueeze(0),
+            views=views,
+            level=True,
+            statistics=statistics,
+            watch=watch,
         )[0]
         est = est.float().cpu().t().contiguous()  # [T', spks] to [spks, T']
         # Resampling rounds up twice, so there are T samples or some more.
-        est = resample(est, self.sample_rate, rate)[:, : len(samples)].t()
+        est = resample_in_pieces(est, (self.sample_rate, rate))[:, : len(samples)].t()
         check_voices(name, est)
-        est = restore_level(est, samples, centre, normalize, consistent)
-        return est.unsqueeze(0)
+        if not (full_band and rate > self.sample_rate):
+            est = restore_level(est, samples, centre, normalize, consistent)
+            return est.unsqueeze(0)
+        est = restore_level(est, samples, centre)
+        self._add_band(est, samples, centre, rate)
+        if normalize:
+            est = scale_to_peak(est)
+        return (share_rest(est, samples) if consistent else est).unsqueeze(0)
+
+    def _add_band(
+        self, est: Tensor, samples: Tensor, centre: Centre, rate: int
+    ) -> None:
+        """Gives voices ``[T, spks]``, in place, their shares of the upper band."""
+
+        def recording(start: int, stop: int) -> Tensor:
+            return centre.of(samples[start:stop, None]).float()
+
+        def voices(start: int, stop: int) -> Tensor:
+            return est[start:stop]
+
+        band = UpperBand(recording, voices, len(est), rate, self.sample_rate)
+        for start, stop in pieces_of(len(est), rate):
+            est[start:stop] += (band.split(start, stop) * centre.peak).float()
 
 
 def find_published(

@@ -36,20 +36,10 @@ def count_chunks(L: int, K: int) -> int:
 
 
 def chunk_frames(row: int, K: int, L: int) -> tuple[int, int, int]:
-    """The frames of an utterance that one of its chunks holds.
+    """The frames of an utterance of L that its chunk number ``row`` holds.
 
-    Arguments
-    ---------
-    row : int
-        Number of the chunk, below ``count_chunks(L, K)``.
-    K, L : int
-        Frames of a chunk and of the utterance.
-
-    Returns
-    -------
-    start, stop, offset : int
-        Frames ``start:stop`` stand at ``offset`` in the chunk; what is around them is
-        padding. With ``start >= stop`` all is.
+    Frames ``start:stop`` stand at ``offset`` in the chunk; what is around them is
+    padding. With ``start >= stop`` all is.
 
     Example
     -------
@@ -62,21 +52,10 @@ def chunk_frames(row: int, K: int, L: int) -> tuple[int, int, int]:
 
 
 def segment(frames: Sequence[Tensor], K: int) -> tuple[Tensor, list[int]]:
-    """Cut every utterance into chunks and pack all chunks as rows.
+    """Cuts utterances, ``[L, N]`` each, into chunks of K >= 2 frames, packed as rows.
 
-    Arguments
-    ---------
-    frames : sequence of torch.Tensor
-        One ``[L, N]`` per utterance.
-    K : int
-        Frames of a chunk, at least 2.
-
-    Returns
-    -------
-    rows : torch.Tensor
-        ``[C, K, N]``, utterance after utterance.
-    chunks : list of int
-        The number of chunks S of every utterance; they sum to C.
+    Returns the rows ``[C, K, N]``, utterance after utterance, and the number of chunks
+    S of each.
 
     Example
     -------
@@ -100,21 +79,10 @@ def segment(frames: Sequence[Tensor], K: int) -> tuple[Tensor, list[int]]:
 def overlap_add(
     rows: Tensor, chunks: Sequence[int], lengths: Sequence[int]
 ) -> list[Tensor]:
-    """Add the two chunks that cover each frame: twice the inverse of segment.
+    """Adds the two chunks that cover each frame: twice the inverse of segment.
 
-    Arguments
-    ---------
-    rows : torch.Tensor
-        Packed chunks, ``[C, K, N]``.
-    chunks : sequence of int
-        The number of chunks S of every utterance.
-    lengths : sequence of int
-        The number of frames L of every utterance.
-
-    Returns
-    -------
-    frames : list of torch.Tensor
-        One ``[L, N]`` per utterance.
+    From rows ``[C, K, N]``, chunks S and frames L of every utterance to ``[L, N]``
+    each.
 
     Example
     -------

@@ -14,15 +14,7 @@ from torch import Tensor, nn
 def is_standard(block: nn.Module) -> bool:
     """Whether :func:`transform` computes what this module's own forward computes.
 
-    Arguments
-    ---------
-    block : torch.nn.Module
-        An intra model.
-
-    Returns
-    -------
-    standard : bool
-        True for an ``SBTransformerBlock`` of plain attention and feed-forward layers.
+    So for an ``SBTransformerBlock`` of plain attention and feed-forward layers.
 
     Example
     -------
@@ -51,19 +43,9 @@ def _is_standard_layer(layer: nn.Module) -> bool:
 
 
 def transform(block: SBTransformerBlock, x: Tensor) -> Tensor:
-    """The block's own forward, with ``scaled_dot_product_attention``.
+    """A standard block's forward of rows ``[C, K, N]``, which do not see each other.
 
-    Arguments
-    ---------
-    block : SBTransformerBlock
-        A standard block, see :func:`is_standard`.
-    x : torch.Tensor
-        Rows, ``[C, K, N]``; they do not see each other.
-
-    Returns
-    -------
-    y : torch.Tensor
-        ``[C, K, N]``.
+    By ``scaled_dot_product_attention``.
 
     Example
     -------
@@ -107,19 +89,7 @@ def _attention(att: nn.MultiheadAttention, x: Tensor) -> Tensor:
 
 
 def widest(block: object, N: int) -> int:
-    """Largest number of values per frame that the intra model holds at once.
-
-    Arguments
-    ---------
-    block : torch.nn.Module or callable
-        An intra model.
-    N : int
-        Number of filters.
-
-    Returns
-    -------
-    width : int
-        At least 3 N: queries, keys and values.
+    """Most values per frame that an intra model holds at once, at least 3 N.
 
     Example
     -------

@@ -16,13 +16,7 @@ from torch import Tensor, nn
 
 
 class Scratch:
-    """Memory of one worker, taken once and used again in every step.
-
-    Arguments
-    ---------
-    like : torch.Tensor
-        Gives the data type.
-    """
+    """Memory of one worker, taken once and used again in every step."""
 
     def __init__(self, like: Tensor) -> None:
         self.like, self.parts = like, {}
@@ -36,15 +30,7 @@ class Scratch:
 
 
 class Linear(NamedTuple):
-    """A linear and how the engine uses it; ``quantised.Int8Linear`` is another.
-
-    Arguments
-    ---------
-    weight : torch.Tensor
-        ``[out, in]``.
-    bias : torch.Tensor, optional
-        ``[out]``.
-    """
+    """A linear, weight ``[out, in]``; ``quantised.Int8Linear`` is another."""
 
     weight: Tensor
     bias: Tensor | None
@@ -66,15 +52,7 @@ class Linear(NamedTuple):
 
 
 class Floored(NamedTuple):
-    """A linear without its bias b, and ``max(linear(x), -b)`` in place of its ReLU.
-
-    Arguments
-    ---------
-    weight : torch.Tensor
-        ``[out, in]``.
-    floor : torch.Tensor
-        -b, ``[out]``.
-    """
+    """A linear without its bias b, and ``max(linear(x), -b)`` in place of its ReLU."""
 
     weight: Tensor
     floor: Tensor
@@ -86,14 +64,9 @@ class Floored(NamedTuple):
 
 
 class Linears(NamedTuple):
-    """The four linears of a transformer layer.
+    """The four linears of a transformer layer, in the order of their use.
 
-    Arguments
-    ---------
-    qkv, heads, rise, fall : Linear
-        Of attention and of the feed-forward layer, in the order of their use.
-    queries : torch.Tensor, optional
-        What the queries still lack after ``qkv``, ``[N]``.
+    ``queries`` ``[N]`` is what the queries still lack after ``qkv``.
     """
 
     qkv: Linear
@@ -120,13 +93,6 @@ def fold(linears: Linears, activation: nn.Module) -> Linears:
     weights of attention add up to one: a bias of the values becomes one of the heads'
     output. And ``relu(z + b) = max(z, -b) + b``: the last b becomes a bias of the next
     linear.
-
-    Arguments
-    ---------
-    linears : Linears
-        From :func:`linears_of`.
-    activation : torch.nn.Module
-        Between ``rise`` and ``fall``.
     """
     qkv, heads, rise, fall, _ = linears
     queries, _, values = qkv.bias.chunk(3)

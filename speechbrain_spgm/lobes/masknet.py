@@ -232,23 +232,11 @@ class SPGMMaskNet(Dual_Path_Model):
     def advance(self, rows: Tensor, valid: Tensor, averages: Averages) -> Tensor:
         """The dual path on the next chunks of a stream, one utterance without end.
 
-        As in :meth:`forward` with the statistics of ``averages``, but the result does
-        not depend on the level, and nothing on how many chunks come at a time.
-
-        Arguments
-        ---------
-        rows : torch.Tensor
-            Encoder output in chunks, ``[R, K, N]``.
-        valid : torch.Tensor
-            1 where they hold frames, 0 where zeros before and behind all of them,
-            ``[R, K, 1]``.
-        averages : Averages
-            Of chunks so far; moves on.
-
-        Returns
-        -------
-        rows : torch.Tensor
-            ``[R, K, N]``; overlap-add makes of them what :meth:`masks` takes.
+        From encoder output ``[R, K, N]`` and ``valid`` ``[R, K, 1]``, 1 where there are
+        frames and 0 where padding, to rows ``[R, K, N]``, of which overlap-add makes
+        what :meth:`masks` takes. As in :meth:`forward` with the statistics of
+        ``averages``, which move on, but the result does not depend on the level, and
+        nothing on how many chunks come at a time.
         """
         averages.rewind()
         if engine.suits(self, rows):
@@ -409,18 +397,7 @@ def _check_frames(frames: Tensor | None, B: int, L: int) -> list[int]:
 
 
 def check_representable(model: Dual_Path_Model) -> None:
-    """Refuse a dual-path model that :class:`SPGMMaskNet` would compute wrongly.
-
-    Arguments
-    ---------
-    model : Dual_Path_Model
-        A built model.
-
-    Raises
-    ------
-    ValueError
-        With the entry that cannot be represented and what to use instead.
-    """
+    """Refuse a dual-path model that :class:`SPGMMaskNet` would compute wrongly."""
     if model.use_global_pos_enc:
         raise ValueError("SPGMMaskNet needs use_global_pos_enc=False, but it is True.")
     if model.K < 2:

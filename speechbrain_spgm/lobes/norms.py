@@ -13,18 +13,10 @@ LEAST_LEVEL = 1e-30  # below counts as silence
 
 
 def row_moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance over the frames of every row.
+    """Mean and variance ``[C, N]`` over the frames of every row ``[C, K, N]``, float64.
 
-    Arguments
-    ---------
-    x : torch.Tensor
-        ``[C, K, N]``.
-
-    Returns
-    -------
-    mean, var : torch.Tensor
-        ``[C, N]``, float64: variances are centred, so nothing cancels, and the sums
-        over an utterance's rows lose nothing however long it is.
+    Variances are centred, so nothing cancels, and the sums over an utterance's rows
+    lose nothing however long it is.
 
     Example
     -------
@@ -39,19 +31,7 @@ def row_moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def utterance_mean(x: Tensor, chunks: Sequence[int]) -> Tensor:
-    """Mean over the rows of every utterance.
-
-    Arguments
-    ---------
-    x : torch.Tensor
-        One vector per row, ``[C, N]``.
-    chunks : sequence of int
-        Rows of every utterance.
-
-    Returns
-    -------
-    mean : torch.Tensor
-        ``[B, N]``.
+    """Mean ``[B, N]`` over the rows ``[C, N]`` of every utterance of ``chunks``.
 
     Example
     -------
@@ -65,19 +45,7 @@ def utterance_mean(x: Tensor, chunks: Sequence[int]) -> Tensor:
 def utterance_moments(
     mean: Tensor, var: Tensor, chunks: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
-    """Mean and variance over the frames of every utterance.
-
-    Arguments
-    ---------
-    mean, var : torch.Tensor
-        Moments of the rows, ``[C, N]``, from :func:`row_moments`.
-    chunks : sequence of int
-        Rows of every utterance.
-
-    Returns
-    -------
-    mean, var : torch.Tensor
-        ``[B, N]``.
+    """Mean and variance ``[B, N]`` of utterances from those of their rows ``[C, N]``.
 
     Example
     -------
@@ -93,24 +61,11 @@ def utterance_moments(
 def norm_affine(
     norm: nn.Module, mean: Tensor, var: Tensor, c: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The affine map that a global norm of ``c * x`` is for every utterance.
+    """Scale and shift ``[B, N]`` that a global norm of ``c * x`` is for each utterance.
 
-    ``norm(c * x) = scale * x + shift``, where the norm's mean mu and variance are
-    taken over all frames and filters of an utterance.
-
-    Arguments
-    ---------
-    norm : torch.nn.Module
-        ``GroupNorm(1, N)`` or ``GlobalLayerNorm``.
-    mean, var : torch.Tensor
-        Moments of every utterance's x, ``[B, N]``, from :func:`utterance_moments`.
-    c : torch.Tensor, optional
-        Modulation, ``[B, N]``; ``None``: ones.
-
-    Returns
-    -------
-    scale, shift : torch.Tensor
-        ``[B, N]``, in the norm's precision.
+    ``norm(c * x) = scale * x + shift``, where the norm's mean and variance are taken
+    over all frames and filters of an utterance. ``mean`` and ``var`` are of x, ``[B,
+    N]``; ``c`` is the modulation ``[B, N]``, by default ones.
 
     Example
     -------
@@ -154,21 +109,7 @@ def level_free_affine(
 
 
 def affine(x: Tensor, scale: Tensor, shift: Tensor, chunks: Sequence[int]) -> Tensor:
-    """``x * scale + shift`` with one scale and shift per utterance and filter.
-
-    Arguments
-    ---------
-    x : torch.Tensor
-        ``[C, K, N]``.
-    scale, shift : torch.Tensor
-        ``[B, N]``.
-    chunks : sequence of int
-        Rows of every utterance.
-
-    Returns
-    -------
-    y : torch.Tensor
-        ``[C, K, N]``.
+    """``x * scale + shift``: x ``[C, K, N]``, scale and shift ``[B, N]`` per utterance.
 
     Example
     -------

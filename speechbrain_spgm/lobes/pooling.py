@@ -35,19 +35,7 @@ def no_pooling(x: Tensor) -> Tensor:
 
 
 def attend(scores: Tensor, x: Tensor) -> Tensor:
-    """Sum of the frames of ``x``, weighted by the softmax of their scores.
-
-    Arguments
-    ---------
-    scores : torch.Tensor
-        One score per frame, ``[C, K, 1]``.
-    x : torch.Tensor
-        Frames, ``[C, K, N]``.
-
-    Returns
-    -------
-    pooled : torch.Tensor
-        ``[C, N]``.
+    """Sum ``[C, N]`` of x ``[C, K, N]`` by the softmax of scores ``[C, K, 1]``.
 
     Example
     -------
@@ -124,14 +112,9 @@ def attention(
 class Kind(NamedTuple):
     """A kind of pooling.
 
-    Arguments
-    ---------
-    build : callable
-        From ``(n_embd, att_h, att_dropout)`` to the pooling.
-    modulates : bool
-        Whether what is pooled is used: without, a block has no other parameters either.
-    hidden : bool
-        Whether ``att_h`` and ``att_dropout`` mean anything to it.
+    ``build`` goes from ``(n_embd, att_h, att_dropout)`` to the pooling. ``modulates``:
+    what is pooled is used; without, a block has no other parameters either. ``hidden``:
+    ``att_h`` and ``att_dropout`` mean something to it.
     """
 
     build: Callable[[int, int | None, float], Callable[[Tensor], Tensor]]
@@ -155,11 +138,6 @@ POOLINGS: dict[str, Kind] = {
 
 def find_pooling(pool: str) -> Kind:
     """The kind of pooling that has this name.
-
-    Raises
-    ------
-    ValueError
-        If there is none.
 
     Example
     -------

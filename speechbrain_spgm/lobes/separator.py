@@ -123,23 +123,7 @@ def _column(samples: list[int], device: torch.device) -> Tensor:
 
 
 def count_voices(masknet: nn.Module, stated: int | None = None) -> int:
-    """How many voices a mask network separates.
-
-    Arguments
-    ---------
-    masknet : torch.nn.Module
-        Any; SpeechBrain's name it ``num_spks`` or ``num_spk``.
-    stated : int, optional
-        What to believe of one that does not say.
-
-    Returns
-    -------
-    spks : int
-
-    Raises
-    ------
-    ValueError
-        If nobody says.
+    """How many voices a mask network separates; ``stated``, if it does not say.
 
     Example
     -------

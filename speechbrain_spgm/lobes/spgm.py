@@ -13,11 +13,6 @@ from speechbrain_spgm.lobes.pooling import build_pooling, find_pooling
 class Pooling(nn.Module):
     """Holder that gives a pooling its name in published checkpoints (``pool.model``).
 
-    Arguments
-    ---------
-    pool, n_embd, att_h, att_dropout
-        See :func:`speechbrain_spgm.lobes.pooling.build_pooling`.
-
     Example
     -------
     >>> Pooling("avg", 32)(torch.rand(7, 24, 32)).shape

@@ -11,6 +11,7 @@ an argument of every path through the network:
                   out as it does within the recording
 ``Running(...)``  for each chunk those of the chunks so far
 ``Window(...)``   for each chunk those of the chunks around it
+``Placed(...)``   the same two within a recording that comes in overlapping parts
 ================  ===================================================================
 
 Axes: B utterances, S chunks of one utterance, C rows = chunks of all utterances of a
@@ -50,7 +51,9 @@ class Statistics:
         """What to use in place of the utterances' own averages, ``[P, B, N]``."""
         return own
 
-    def spread(self, planes: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
+    def spread(
+        self, planes: Tensor, past: Tensor | None, station: int = 0
+    ) -> tuple[Tensor, Tensor | None]:
         """Weighted sums over what counts for each chunk, if there is one for each.
 
         From quantities and weights of the chunks, ``[P + 1, S, N]``, and what is left
@@ -157,6 +160,7 @@ class Running(Statistics):
     """
 
     own, per_chunk = False, True
+    ahead = False  # whether a chunk needs those behind it
 
     def __init__(self, warm_up: int = 1, keep: float = 1.0) -> None:
         if warm_up < 1 or not 0 < keep <= 1:
@@ -165,8 +169,11 @@ class Running(Statistics):
                 "chunk, and above 0 and up to 1."
             )
         self.warm_up, self.keep = warm_up, keep
+        self.before = warm_up  # chunks that one must know one by one
 
-    def spread(self, planes: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
+    def spread(
+        self, planes: Tensor, past: Tensor | None, station: int = 0
+    ) -> tuple[Tensor, Tensor]:
         """Sums over the chunks so far."""
         sums, total = [], torch.zeros_like(planes[:, 0]) if past is None else past
         for chunk in planes.unbind(1):
@@ -194,20 +201,98 @@ class Window(Statistics):
     tensor([4., 4., 5., 5.])
     """
 
-    own, per_chunk = False, True
+    own, per_chunk, ahead = False, True, True
 
     def __init__(self, chunks: int) -> None:
         if chunks < 1:
             raise ValueError(f"chunks is {chunks}, but a window has at least 1.")
-        self.chunks = chunks
+        self.chunks = self.before = chunks
 
-    def spread(self, planes: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
+    def spread(
+        self, planes: Tensor, past: Tensor | None, station: int = 0
+    ) -> tuple[Tensor, Tensor]:
         """Sums over the chunks around each."""
         S = planes.shape[1]
         n = min(self.chunks, S)
         sums = F.pad(planes.cumsum(1), (0, 0, 1, 0))  # [P + 1, S + 1, N]
         starts = torch.arange(S, device=planes.device).sub_(n // 2).clamp_(0, S - n)
         return sums[:, starts + n] - sums[:, starts], planes[:, -1]
+
+
+class Placed(Statistics):
+    """Running or window averages of a recording that comes in overlapping parts.
+
+    A part's chunks get what they would have within the whole recording, as far as the
+    parts before, and what has been looked at of those behind, have told. Parts begin
+    with an even chunk of the recording, one after the other.
+
+    Arguments
+    ---------
+    rule : Running or Window
+        What each chunk has averages over.
+
+    Example
+    -------
+    >>> placed = Placed(Running())
+    >>> x = torch.tensor([[1.0], [3.0], [8.0], [0.0]])  # the last is cut off
+    >>> Averages(placed).mean(x, [4]).flatten()
+    tensor([1., 2., 4., 3.])
+    >>> placed.move(2)
+    >>> x = torch.tensor([[5.0], [4.0], [6.0]])  # cut off; the first that is new
+    >>> Averages(placed).mean(x, [3]).flatten()
+    tensor([4.0000, 4.0000, 4.4000])
+    """
+
+    own, per_chunk = False, True
+
+    def __init__(self, rule: Running | Window) -> None:
+        self.rule, self.first = rule, 0
+        self.base = 0  # the first chunk of which anything is known
+        self.known: dict[int, Tensor] = {}  # by station: [P + 1, chunks, N]
+        self.past: dict[int, Tensor | None] = {}  # what is left of those before
+        self.views: dict[int, Placed] = {}
+
+    def of_view(self, view: int) -> Placed:
+        """That of one view alone, at the same place."""
+        return self.views.setdefault(view, Placed(self.rule)) if view else self
+
+    def move(self, first: int) -> None:
+        """The next part begins with this chunk; what lies far behind is forgotten."""
+        self.look(first)
+        base = max(self.base, first - self.rule.before)
+        for station, known in self.known.items():
+            gone = known[:, : base - self.base]
+            if gone.shape[1]:
+                past = self.past.get(station)
+                self.past[station] = self.rule.spread(gone, past)[1]
+                self.known[station] = known[:, base - self.base :]
+        self.base = base
+        for other in self.views.values():
+            other.move(first)
+
+    def look(self, first: int) -> None:
+        """The next part begins with this chunk, and one before it comes again."""
+        self.first = first
+        for other in self.views.values():
+            other.look(first)
+
+    def spread(
+        self, planes: Tensor, past: Tensor | None, station: int = 0
+    ) -> tuple[Tensor, None]:
+        """Those of a part's chunks among all that are known."""
+        start = self.first - self.base
+        stop = start + planes.shape[1]
+        known = self.known.get(station, planes[:, :0])
+        # Chunks at the borders of a part are cut off, and whole in its neighbours.
+        head = max(start, min(start + 1, known.shape[1]))
+        tail = stop if known.shape[1] <= stop else stop - 1
+        known = torch.cat(
+            [known[:, :head], planes[:, head - start : tail - start], known[:, tail:]],
+            1,
+        )
+        self.known[station] = known
+        sums, _ = self.rule.spread(known, self.past.get(station))
+        return sums[:, start:stop], None
 
 
 def statistics_of(
@@ -358,7 +443,8 @@ class Averages:
         found = []
         for b, part in enumerate(planes.split(list(chunks), 1)):
             key = self.station, b
-            part, self.past[key] = self.statistics.spread(part, self.past.get(key))
+            past = self.past.get(key)
+            part, self.past[key] = self.statistics.spread(part, past, self.station)
             found.append(part[:-1] / part[-1:].clamp(min=1e-9))
         self.station += 1
         return torch.cat(found, 1)

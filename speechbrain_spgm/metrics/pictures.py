@@ -53,22 +53,10 @@ class Example(NamedTuple):
 
 
 def draw_curves(path: str | Path, history: Sequence[Mapping[str, float]]) -> None:
-    """Draws how a run went: SI-SDR in dB and the learning rate against the epoch.
+    """Draws SI-SDR in dB and the learning rate against the epoch, as a PNG.
 
-    Arguments
-    ---------
-    path : str or Path
-        The picture, a PNG file.
-    history : sequence of mapping
-        One per epoch, oldest first. Keys: ``epoch``, and as far as they are known
-        ``lr``, ``train_si_sdr``, ``valid_si_sdr`` and ``valid_si_sdri`` (the last
-        three in dB, higher is better). Other keys are passed over; what is missing or
-        not finite leaves a gap.
-
-    Raises
-    ------
-    MissingPackage
-        If matplotlib is not installed.
+    A row of ``history`` has ``epoch`` and, as far as known, ``lr``, ``train_si_sdr``,
+    ``valid_si_sdr`` and ``valid_si_sdri``; what is missing or not finite leaves a gap.
 
     Example
     -------
@@ -104,28 +92,9 @@ def write_examples(
     """Writes recordings to listen to, and a picture of their spectrograms.
 
     Example number 1 gives ``1_<id>_mix.wav``, ``1_<id>_est1.wav``, ``1_<id>_ref1.wav``
-    and so on, and ``1_<id>.png``. Each estimate gets the loudness of its reference
-    (SI-SDR leaves the level open), and all files of an example one common gain if one
-    of them would clip.
-
-    Arguments
-    ---------
-    folder : str or Path
-        Where to; made if needed. Files of these names are replaced.
-    examples : sequence of Example
-        Estimates in the order of the references.
-    sample_rate : int
-        In Hz.
-
-    Returns
-    -------
-    list of Path
-        What was written.
-
-    Raises
-    ------
-    MissingPackage
-        If matplotlib is not installed; the recordings are written nevertheless.
+    and so on, and ``1_<id>.png`` if matplotlib is installed. Each estimate gets the
+    loudness of its reference (SI-SDR leaves the level open), and all files of an
+    example one common gain if one of them would clip.
 
     Example
     -------
@@ -201,22 +170,7 @@ def file_name(id: str) -> str:
 
 
 def draw_example(path: str | Path, example: Example, sample_rate: int) -> None:
-    """Draws the spectrograms of a mixture, its estimates and its references.
-
-    Arguments
-    ---------
-    path : str or Path
-        The picture, a PNG file.
-    example : Example
-        On the CPU.
-    sample_rate : int
-        In Hz.
-
-    Raises
-    ------
-    MissingPackage
-        If matplotlib is not installed.
-    """
+    """Draws the spectrograms of a mixture, its estimates and references, as a PNG."""
     spks = example.references.shape[1]
     figure = new_figure(11, 2.2 * (1 + spks))
     axes = figure.subplot_mosaic(
@@ -242,23 +196,50 @@ def draw_example(path: str | Path, example: Example, sample_rate: int) -> None:
     save(figure, path)
 
 
-def draw_improvement(
-    path: str | Path, before: Sequence[float], improvement: Sequence[float]
+def draw_wave(
+    path: str | Path,
+    wave: torch.Tensor,
+    sample_rate: int,
+    loudest: float,
+    peak: float,
+    color: str,
 ) -> None:
-    """Draws how SI-SDRi is spread, and how it depends on the mixture.
+    """Draws a waveform and its spectrogram.
 
     Arguments
     ---------
     path : str or Path
         The picture, a PNG file.
-    before, improvement : sequence of float
-        SI-SDR of the mixture and SI-SDRi of each utterance in dB.
+    wave : torch.Tensor
+        [T], on the CPU.
+    sample_rate : int
+        In Hz.
+    loudest : float
+        The level in dB that is 0 dB in the picture: see ``decibels``.
+    peak : float
+        To which the waveform's axis reaches.
+    color : str
+        Of the waveform.
 
     Raises
     ------
     MissingPackage
         If matplotlib is not installed.
     """
+    figure = new_figure(8, 2.6)
+    top, bottom = figure.subplots(2, sharex=True, height_ratios=[1, 3])
+    times = np.arange(len(wave)) / sample_rate
+    step = max(1, len(wave) // 100_000)  # more points than a picture can show
+    top.plot(times[::step], wave[::step], color=color, linewidth=0.4)
+    top.set(ylim=(-peak, peak), yticks=[])
+    draw_spectrogram(bottom, wave, sample_rate, loudest)
+    save(figure, path)
+
+
+def draw_improvement(
+    path: str | Path, before: Sequence[float], improvement: Sequence[float]
+) -> None:
+    """Draws how SI-SDRi [n] is spread, and its dependence on the mixture, in dB."""
     figure = new_figure(10, 4)
     left, right = figure.subplots(1, 2, sharey=True)
     mean = float(np.mean(improvement))

@@ -17,7 +17,7 @@ import torch
 from speechbrain.utils.logger import get_logger
 
 from speechbrain_spgm.data import MixtureBatch
-from speechbrain_spgm.errors import MissingPackage, shown
+from speechbrain_spgm.errors import MissingPackage, count, shown
 from speechbrain_spgm.files import replacing
 from speechbrain_spgm.metrics.pictures import (
     Example,
@@ -40,13 +40,7 @@ KEPT = 5  # worst utterances
 
 
 class Worst:
-    """Keeps the audio of the utterances with the lowest SI-SDRi.
-
-    Arguments
-    ---------
-    number : int
-        How many.
-    """
+    """Keeps the audio of the ``number`` utterances with the lowest SI-SDRi."""
 
     def __init__(self, number: int = KEPT) -> None:
         self.number = number
@@ -97,32 +91,13 @@ def write_results(
     worst: Sequence[Example] = (),
     sample_rate: int = 8000,
 ) -> MissingPackage | None:
-    """Writes all that a test found out.
+    """Writes all that a test found out; returns why there are no pictures, if so.
 
     ``test_results.csv`` has a row per utterance, ``test_summary.json`` and
     ``test_results.md`` the means and 95% confidence intervals, ``test_results.png`` the
     spread of SI-SDRi (if matplotlib is installed), and ``worst/`` the utterances in
-    ``worst``. Each file is whole or not there.
-
-    Arguments
-    ---------
-    scores : sequence of Score
-        At least one.
-    folder : str or Path
-        Where to; it exists.
-    about : mapping, optional
-        What was evaluated, for the summary: ``test_set``, ``model`` and so on.
-    groups : mapping, optional
-        From a heading such as "speakers" to a mapping for ``breakdown``.
-    worst : sequence of Example
-        The worst first.
-    sample_rate : int
-        Of ``worst`` in Hz.
-
-    Returns
-    -------
-    MissingPackage or None
-        Why there are no pictures, if there are none.
+    ``worst``. Each file is whole or not there. ``about`` says what was evaluated, and
+    ``groups`` goes from a heading such as "speakers" to a mapping for ``breakdown``.
     """
     folder = Path(folder)
     with (
@@ -186,10 +161,8 @@ def format_table(scores: Sequence[Score]) -> str:
     | SDRi          | 7.00 dB | ± 1.96 |
     """
     summary = summarise(scores)
-    count = summary.pop("n")
-    noun = "utterance" if count == 1 else "utterances"
     lines = [
-        f"| {f'{count} {noun}':<13} |    mean | 95% CI |",
+        f"| {count(summary.pop('n'), 'utterance'):<13} |    mean | 95% CI |",
         "|---------------|--------:|-------:|",
     ]
     for key, entry in summary.items():

@@ -187,20 +187,7 @@ METRICS = {
 
 
 def check_metrics(metrics: Iterable[str], sample_rate: int) -> None:
-    """Makes sure before a long evaluation that its metrics can be measured.
-
-    Arguments
-    ---------
-    metrics : iterable of str
-        Names in ``METRICS``; si_sdr must be among them.
-    sample_rate : int
-        Of the signals, in Hz.
-
-    Raises
-    ------
-    UserError
-        If there is no such metric, it does not exist at this rate, or its package is
-        not installed.
+    """Refuses before a long evaluation what cannot be measured at this rate in Hz.
 
     Example
     -------
@@ -228,21 +215,9 @@ def check_metrics(metrics: Iterable[str], sample_rate: int) -> None:
 
 
 def match(estimates: torch.Tensor, batch: MixtureBatch) -> PitResult:
-    """Which estimate belongs to which reference, at whatever level they are.
+    """Which estimate [B, T, spks] belongs to which reference, at whatever level.
 
     A reference is silent if it is 100 dB below the loudest sample of its utterance.
-
-    Arguments
-    ---------
-    estimates : torch.Tensor
-        [B, T, spks].
-    batch : MixtureBatch
-        Mixtures and references.
-
-    Returns
-    -------
-    PitResult
-        As ``pit_si_sdr_loss`` returns it.
 
     Example
     -------
@@ -277,26 +252,10 @@ def score_batch(
     metrics: Sequence[str] = ("si_sdr",),
     sample_rate: int = 8000,
 ) -> list[Score]:
-    """Scores each utterance over its own length.
+    """Scores each utterance over its own length, estimates [B, T, spks], in order.
 
-    Arguments
-    ---------
-    estimates : torch.Tensor
-        [B, T, spks].
-    batch : MixtureBatch
-        Mixtures and references.
-    pit : PitResult
-        Which estimate belongs to which reference, and which references are not silent:
-        only those count, and an utterance without any has no score.
-    metrics : sequence of str
-        Names in ``METRICS``.
-    sample_rate : int
-        In Hz; only PESQ and STOI ask for it.
-
-    Returns
-    -------
-    list of Score
-        In the order of the batch.
+    Only references that ``pit`` calls active count; an utterance without any has no
+    score.
     """
     pairs = pit.active.nonzero()  # [R, 2]: utterance, reference
     if not len(pairs):
@@ -406,19 +365,7 @@ def summarise(scores: Sequence[Score]) -> dict[str, Any]:
 def breakdown(
     scores: Sequence[Score], groups: Mapping[str, str]
 ) -> dict[str, dict[str, Any]]:
-    """The summary of each group of utterances.
-
-    Arguments
-    ---------
-    scores : sequence of Score
-        Of all utterances.
-    groups : mapping
-        From the id to the group's name; ids without a group are left out.
-
-    Returns
-    -------
-    dict
-        From the group's name, sorted, to what ``summarise`` returns.
+    """The summary of each group of utterances; ``groups`` goes from id to group.
 
     Example
     -------

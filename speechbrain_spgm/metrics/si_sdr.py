@@ -13,6 +13,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 SILENCE = 1e-10  # mean square (-100 dB) up to which a reference counts as silent
+LEAK_DB = -40.0  # share of the power from which on less of it is not asked for
 TRIED_UP_TO = 4  # speakers for which all permutations are tried: 4! = 24
 EPS = torch.finfo(torch.float32).eps
 
@@ -74,11 +75,48 @@ def pit_si_sdr_loss(
         references = centre(references, lengths)
         active = is_active(references, lengths)
         scores = pairwise_si_sdr(estimates, references) * active.unsqueeze(1)
-        permutation = best_permutation(scores.detach().nan_to_num())
-        # Row j of the matrix's transpose holds reference j's scores. [B, spks]
-        best = scores.transpose(1, 2).gather(2, permutation.unsqueeze(2)).squeeze(2)
+        permutation, best = best_pairs(scores)
         loss = -best.sum(-1) / active.sum(-1).clamp(min=1)
     return PitResult(loss, permutation, active)
+
+
+def pit_si_sdr_leak_loss(
+    estimates: torch.Tensor,
+    references: torch.Tensor,
+    lengths: torch.Tensor | None = None,
+) -> PitResult:
+    """``pit_si_sdr_loss`` that also asks for silence where a reference is silent.
+
+    For recordings in which somebody is silent all the time (the augmentation
+    ``converse`` makes such). The estimate that stands for a silent reference counts
+    with the power that it has of all estimates', in dB, down to ``LEAK_DB``; the loss
+    is the mean over all references, or zero where all are silent. It takes and returns
+    what ``pit_si_sdr_loss`` does.
+
+    Example
+    -------
+    >>> voice = torch.randn(1, 8000, 1)
+    >>> lone = torch.cat([torch.zeros_like(voice), voice], dim=-1)
+    >>> leaking = torch.cat([voice, 0.1 * voice], dim=-1)
+    >>> result = pit_si_sdr_leak_loss(leaking, lone)
+    >>> result.permutation.tolist()
+    [[1, 0]]
+    >>> leak = 2 * result.loss - pit_si_sdr_loss(leaking, lone).loss
+    >>> leak.round()
+    tensor([-20.])
+    """
+    with torch.autocast(estimates.device.type, enabled=False):
+        estimates = centre(estimates, lengths)
+        references = centre(references, lengths)
+        active = is_active(references, lengths)
+        heard = active.any(-1)
+        scores = torch.where(
+            active.unsqueeze(1),
+            pairwise_si_sdr(estimates, references),
+            -leak_db(estimates).unsqueeze(2),
+        ) * heard.view(-1, 1, 1)
+        permutation, best = best_pairs(scores)
+    return PitResult(-best.mean(-1), permutation, active)
 
 
 def si_sdr(
@@ -114,22 +152,10 @@ def si_sdr(
 
 
 def training_loss(losses: torch.Tensor, threshold: float | None = None) -> torch.Tensor:
-    """The mean loss of a batch, without the utterances that are good enough.
+    """The mean of the losses [B] that are not below a threshold.
 
     The published recipes drop what is better than -30 dB, so that easy mixtures do not
     rule the gradient. If all are, the loss is zero and so is its gradient.
-
-    Arguments
-    ---------
-    losses : torch.Tensor
-        Loss of each utterance [B].
-    threshold : float, optional
-        Losses below it are dropped; default: none.
-
-    Returns
-    -------
-    torch.Tensor
-        A scalar.
 
     Example
     -------
@@ -212,18 +238,25 @@ def ratio_db(estimates: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
     return 10 * torch.log10((scale.square() * energy + EPS) / (noise + EPS))
 
 
+def leak_db(estimates: torch.Tensor) -> torch.Tensor:
+    """Each one's share of the power of estimates [B, spks, T]: [B, spks], in dB."""
+    powers = estimates.square().sum(-1)
+    shares = powers / powers.sum(-1, keepdim=True).clamp(min=EPS)
+    return 10 * torch.log10(shares + 10 ** (LEAK_DB / 10))
+
+
+def best_pairs(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The best permutation of scores [B, spks, spks], and its scores: [B, spks]."""
+    permutation = best_permutation(scores.detach().nan_to_num())
+    # Row j of the matrix's transpose holds reference j's scores.
+    best = scores.transpose(1, 2).gather(2, permutation.unsqueeze(2)).squeeze(2)
+    return permutation, best
+
+
 def best_permutation(scores: torch.Tensor) -> torch.Tensor:
-    """The assignment of estimates (rows) to references (columns) with the highest sum.
+    """The assignment of estimates to references with the highest sum of scores.
 
-    Arguments
-    ---------
-    scores : torch.Tensor
-        [B, spks, spks].
-
-    Returns
-    -------
-    torch.Tensor
-        [B, spks], int64; entry j is the estimate of reference j.
+    From [B, spks, spks], estimates by references, to [B, spks]: the estimate of each.
     """
     spks = scores.shape[-1]
     if spks > TRIED_UP_TO:

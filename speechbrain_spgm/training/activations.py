@@ -16,21 +16,11 @@ from speechbrain_spgm.lobes.masknet import SPGMMaskNet
 
 
 def checkpoint_activations(masknet: nn.Module) -> None:
-    """Lets every dual block keep its input only until the backward pass.
+    """Lets every dual block keep its input only until the backward pass, in place.
 
     The block then runs a second time, with the same dropout, so results and gradients
     stay as they are. Training takes about a third longer; of a network of n blocks
     the activations of one are in memory at a time.
-
-    Arguments
-    ---------
-    masknet : SPGMMaskNet or Dual_Path_Model
-        Changed in place; parameters and their names stay.
-
-    Raises
-    ------
-    UserError
-        If it is another network.
 
     Example
     -------

@@ -12,22 +12,7 @@ from speechbrain_spgm.training.checkpoints import WholeCheckpointer, load_averag
 def moving_average(modules: nn.Module, decay: float) -> AveragedModel:
     """An exponential moving average of parameters; it starts at the first update.
 
-    Arguments
-    ---------
-    modules : torch.nn.Module
-        Copied, not changed.
-    decay : float
-        Share of the old average in the new one, from 0 to below 1.
-
-    Returns
-    -------
-    AveragedModel
-        ``update_parameters(modules)`` after each step; the average is in ``module``.
-
-    Raises
-    ------
-    UserError
-        If the decay is outside its range.
+    ``decay``, from 0 to below 1, is the share of the old average in the new one.
 
     Example
     -------
@@ -59,21 +44,8 @@ def load_best_average(
 ) -> int:
     """Gives modules the mean of their parameters in the best checkpoints.
 
-    Arguments
-    ---------
-    checkpointer : WholeCheckpointer
-        Its checkpoints inside epochs, which nothing has scored, do not count.
-    modules : dict of str to torch.nn.Module
-        By their names in the checkpoints; changed in place.
-    number : int
-        How many checkpoints to average at most, at least 1.
-    max_key, min_key : str, optional
-        What makes a checkpoint good; default: being recent.
-
-    Returns
-    -------
-    int
-        How many were averaged; 0 if there is none, and the modules stay.
+    Checkpoints inside epochs, which nothing has scored, do not count. Returns how many
+    of at most ``number`` were averaged; with 0 the modules stay.
     """
     found = checkpointer.find_checkpoints(
         max_key=max_key,

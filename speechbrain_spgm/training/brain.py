@@ -352,23 +352,10 @@ class SeparationBrain(sb.Brain):
     ) -> DataLoader:
         """A loader of this rank's batches, each of mixtures of similar duration.
 
-        Arguments
-        ---------
-        dataset : Dataset
-            Gives a ``Mixture`` for each index; its attribute ``seconds``, if it has
-            one, tells their durations.
-        stage : Stage
-            In training every rank gets equally many batches; in validation and test
-            every utterance comes up exactly once over all ranks.
-        *args, **loader_kwargs
-            As in SpeechBrain. ``batch_size`` (default 1), ``max_batch_seconds`` and
-            ``shuffle`` go to ``BucketBatchSampler``, unless a ``sampler`` or
-            ``batch_sampler`` is given.
-
-        Returns
-        -------
-        DataLoader
-            Of ``MixtureBatch``.
+        In training every rank gets equally many batches; in validation and test every
+        utterance comes up exactly once over all ranks. ``batch_size`` (default 1),
+        ``max_batch_seconds`` and ``shuffle`` go to ``BucketBatchSampler``, unless a
+        ``sampler`` or ``batch_sampler`` is given.
         """
         if stage == sb.Stage.TRAIN:
             self.train_set = dataset
@@ -560,21 +547,9 @@ def new_tally(device: str | torch.device) -> torch.Tensor:
 
 
 def count(losses: torch.Tensor, kept: torch.Tensor, seconds: float) -> torch.Tensor:
-    """What a batch adds to the sums over a step; no value leaves its device.
+    """What losses [B] in dB add to the sums over a step; no value leaves its device.
 
-    Arguments
-    ---------
-    losses : torch.Tensor
-        Loss of each utterance in dB [B].
-    kept : torch.Tensor
-        How many of them the gradient is made of.
-    seconds : float
-        Audio in the batch.
-
-    Returns
-    -------
-    torch.Tensor
-        Sum of the finite losses, their number, the number of others, kept, seconds.
+    The sum of the finite, their number, the number of others, kept, seconds.
 
     Example
     -------

@@ -38,11 +38,6 @@ class WholeCheckpointer(Checkpointer):
     others wait. (In SpeechBrain each process lists the folder for itself and then waits
     once per checkpoint that it would delete: if two lists differ, both wait forever.)
 
-    Arguments
-    ---------
-    checkpoints_dir, recoverables, ...
-        As in SpeechBrain's Checkpointer.
-
     Example
     -------
     >>> import tempfile, torch
@@ -97,15 +92,7 @@ class WholeCheckpointer(Checkpointer):
 
     @main_process_only
     def keep_newest_and_best(self, best: int, max_key: str) -> None:
-        """Deletes all but the newest checkpoint and the ``best`` ones by ``max_key``.
-
-        Arguments
-        ---------
-        best : int
-            How many to keep beside the newest, which may be one of them.
-        max_key : str
-            The entry of the meta data that is highest in the best.
-        """
+        """Deletes all but the newest checkpoint and the best ones by ``max_key``."""
         kept = {self.find_checkpoint()}
         kept.update(self.find_checkpoints(max_key=max_key, max_num_checkpoints=best))
         for checkpoint in set(self.list_checkpoints()) - kept:
@@ -137,14 +124,7 @@ def delete(folder: Path) -> None:
 def load_average(
     checkpoints: Sequence[Checkpoint], modules: Mapping[str, nn.Module]
 ) -> None:
-    """Gives modules the average of their parameters in several checkpoints.
-
-    Arguments
-    ---------
-    checkpoints : sequence of Checkpoint
-        At least one.
-    modules : dict of str to torch.nn.Module
-        By their names in the checkpoints; changed in place.
+    """Gives modules, by name, the average of their parameters in several checkpoints.
 
     Example
     -------

@@ -18,15 +18,6 @@ def record_command(
 ) -> None:
     """Adds the command of this process to command.txt, unless it is its last line.
 
-    Arguments
-    ---------
-    folder : str or Path
-        The run's output folder.
-    argv : sequence of str, optional
-        By default the arguments of this process.
-    environment : mapping, optional
-        Where torchrun says how many processes there are; by default this process's.
-
     Example
     -------
     >>> folder = getfixture("tmp_path")

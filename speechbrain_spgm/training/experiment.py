@@ -39,20 +39,20 @@ from speechbrain_spgm.data.recordings import (
     read_voices,
     tell_lower_rates,
 )
-from speechbrain_spgm.errors import UserError, refusal, writing
+from speechbrain_spgm.errors import UserError, first_line, refusal, writing
 from speechbrain_spgm.files import check_writable
 from speechbrain_spgm.metrics.scores import check_metrics
+from speechbrain_spgm.models.published import YAML_FILE
 from speechbrain_spgm.training.brain import SeparationBrain
 from speechbrain_spgm.training.checkpoints import WholeCheckpointer
 from speechbrain_spgm.training.command import record_command
-from speechbrain_spgm.training.initialise import initialise, load_weights
+from speechbrain_spgm.training.initialise import initialise, start_from
+from speechbrain_spgm.training.ranks import rank
 from speechbrain_spgm.training.settings import (
-    YAML_FILE,
     Settings,
-    check_folder,
+    check_continued,
+    check_settings,
     check_stride,
-    check_values,
-    first_line,
     parse,
     plain,
     resolve,
@@ -110,9 +110,11 @@ def user_errors() -> Iterator[None]:
         )
         sys.exit(WRONG_INPUT)
     except KeyboardInterrupt as interrupt:
-        complain(
-            str(interrupt) or "Interrupted: the same command goes on or begins again."
-        )
+        if rank() == 0:
+            complain(
+                str(interrupt)
+                or "Interrupted: the same command goes on or begins again."
+            )
         sys.exit(exit_code(interrupt))
 
 
@@ -143,7 +145,7 @@ def load_hparams(path: str | Path, overrides: str = "") -> dict[str, Any]:
         names no key or is given twice, or a value cannot be right.
     """
     text = resolve(path, overrides)
-    check_values(plain(parse(text)))
+    check_settings(plain(parse(text)))
     return build(path, text)
 
 
@@ -161,7 +163,7 @@ def build(path: str | Path, text: str) -> dict[str, Any]:
     except Exception as error:  # a yaml may name any class, with errors of its own
         if refusal(error) is not None:
             raise
-        reason = first_line(Exception(*error.args[-1:]))
+        reason = first_line(Exception(*error.args[-1:]))[:200]
         raise UserError(
             f"{path} cannot be built with these values ({type(error).__name__}: "
             f"{reason}): check the command line."
@@ -188,7 +190,7 @@ def join_processes(run_opts: Any) -> None:
         ddp_init_group(run_opts)
     except (ValueError, RuntimeError) as error:
         gpus, backend = torch.cuda.device_count(), run_opts["distributed_backend"]
-        reason = first_line(error)
+        reason = first_line(error)[:200]
         if backend != "gloo" and int(os.environ.get("LOCAL_RANK", 0)) >= gpus:
             reason = f"this machine has {gpus} GPUs, fewer than processes"
         raise UserError(
@@ -215,14 +217,14 @@ def claim_folder(settings: Settings) -> Iterator[None]:
         cannot be made.
     """
     folder = settings.output_folder
-    check_folder(settings)
+    check_continued(settings)
     with ExitStack() as stack:
         stack.enter_context(nothing_new_after_errors(folder))
-        run_on_main(hold, args=[folder, stack])
+        run_on_main(lock_folder, args=[folder, stack])
         yield
 
 
-def hold(folder: Path, stack: ExitStack) -> None:
+def lock_folder(folder: Path, stack: ExitStack) -> None:
     """Makes and locks a folder until the stack is left."""
     with writing(f"The output folder {folder}", "take another --output_folder"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -276,7 +278,7 @@ def open_datasets(
         datasets = {
             name: open_mixing(hparams)
             if name == TRAIN and hparams["dynamic_mixing"]
-            else open_dataset(hparams, name, manifests.get(name))
+            else open_listed(hparams, name, manifests.get(name))
             for name in names
         }
         check_speakers(datasets)
@@ -351,7 +353,7 @@ def write_manifests(
         write_manifest(path, scan(hparams, name))
 
 
-def open_dataset(
+def open_listed(
     hparams: Mapping[str, Any], name: str, manifest: Path | None
 ) -> ManifestDataset | MixtureList:
     """The mixtures of a manifest, or without one those of the list ``<name>_list``."""
@@ -454,7 +456,7 @@ def train_and_test(
     # From scratch; a checkpoint in the output folder still replaces this.
     initialise(hparams["modules"], hparams.get("filterbank", "random"))
     if hparams.get("start_from") is not None:
-        load_weights(hparams["modules"], hparams["start_from"])
+        start_from(hparams["modules"], hparams["start_from"])
     brain = SeparationBrain(
         modules=hparams["modules"],
         opt_class=hparams["opt_class"],

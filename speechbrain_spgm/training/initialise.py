@@ -43,25 +43,11 @@ LAST_OF_LAYER = re.compile(r"\.(out_proj|ffn\.3)\.(weight|bias)$")
 
 
 def initialise(modules: Mapping[str, nn.Module], filterbank: str = "random") -> None:
-    """Draws the parameters of every layer anew.
+    """Draws the parameters of every layer anew, in place.
 
     Dual_Path_Model copies one built block, so all its blocks start with the same
-    weights. SpeechBrain's separation recipes reset each layer before training for this
-    reason, and so do we. Call it only when training from scratch: a checkpoint that is
-    recovered later still replaces the parameters.
-
-    Arguments
-    ---------
-    modules : dict of str to torch.nn.Module
-        Changed in place. Layers without a reset of their own stay as they are.
-    filterbank : str
-        ``"random"``, or ``"fourier"``: encoder and decoder start as
-        :func:`fourier_filters`, so that training does not have to find frequencies.
-
-    Raises
-    ------
-    UserError
-        If there is no such filterbank, or encoder and decoder cannot hold it.
+    weights; SpeechBrain's separation recipes reset each layer for this reason too. With
+    the filterbank "fourier" encoder and decoder start as :func:`fourier_filters`.
 
     Example
     -------
@@ -91,8 +77,8 @@ def initialise(modules: Mapping[str, nn.Module], filterbank: str = "random") -> 
                 weight.copy_(fourier_filters(N, W).unsqueeze(1))
 
 
-def load_weights(modules: Mapping[str, nn.Module], source: str | Path) -> None:
-    """Lets training go on from a trained model.
+def start_from(modules: Mapping[str, nn.Module], source: str | Path) -> None:
+    """Lets training go on from a trained model: a file, or as ``locate`` takes one.
 
     Its feed-forward layers may be narrower (a smaller ``d_ffn``), its blocks may be
     fewer and have fewer layers (``num_blocks``, ``num_layers``). What is new keeps its
@@ -106,27 +92,13 @@ def load_weights(modules: Mapping[str, nn.Module], source: str | Path) -> None:
     block gives exactly what its intra part gives, and the network computes what the
     SepFormer would if its inter transformers added nothing.
 
-    Arguments
-    ---------
-    modules : dict of str to torch.nn.Module
-        ``encoder``, ``masknet`` and ``decoder``; changed in place.
-    source : str or Path
-        A model.safetensors or pytorch_model.bin, or whatever names a model, see
-        ``inference.sources.locate``: a folder in either layout, a run's output folder,
-        ``"spgm-base"``, a Hub repository.
-
-    Raises
-    ------
-    UserError
-        If there is no such model, or it holds the weights of another network.
-
     Example
     -------
     >>> from safetensors.torch import save_file
     >>> path = getfixture("tmp_path") / "model.safetensors"
     >>> save_file({"encoder.weight": torch.ones(1, 2)}, path)
     >>> encoder = nn.Linear(2, 1, bias=False)
-    >>> load_weights({"encoder": encoder}, path)
+    >>> start_from({"encoder": encoder}, path)
     >>> encoder.weight.tolist()
     [[1.0, 1.0]]
     """
@@ -154,23 +126,7 @@ def load_weights(modules: Mapping[str, nn.Module], source: str | Path) -> None:
 
 
 def read_state(source: str | Path) -> dict[str, Tensor]:
-    """The weights of a model, under their published names, wherever it is.
-
-    Arguments
-    ---------
-    source : str or Path
-        See :func:`load_weights`.
-
-    Returns
-    -------
-    state : dict of str to torch.Tensor
-        On the CPU; finite.
-
-    Raises
-    ------
-    UserError
-        If it cannot be had, or is no model.
-    """
+    """The finite weights of a model on the CPU, by their published names."""
     if Path(source).is_file():
         return _read({"": Path(source)})
     place = locate(source)
@@ -201,21 +157,10 @@ def check_size(shapes: Mapping[str, list[int]], path: Path) -> None:
 def add_blocks(
     state: Mapping[str, Tensor], like: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The weights of a network with as many blocks, and inter models, as another has.
+    """``state``, with as many blocks and inter models as ``like``.
 
-    Arguments
-    ---------
-    state : dict of str to torch.Tensor
-        Weights by name.
-    like : dict of str to torch.Tensor
-        The same of a network with more: what is new is taken from here, but for the
-        norms after new intra and inter models, which are 0. What was there is then
-        passed on as it is.
-
-    Returns
-    -------
-    dict of str to torch.Tensor
-        ``state`` and what is new.
+    What is new is as in ``like``, but for the norms after new models, which are 0: what
+    was there is then passed on as it is.
 
     Example
     -------
@@ -226,34 +171,17 @@ def add_blocks(
     >>> [int(more[name]) for name in names]
     [1, 0, 0, 0]
     """
-    known = {found[0] for name in state if (found := PART.match(name))}
-    more = dict(state)
-    for name, weight in like.items():
-        found = PART.match(name)
-        if found and known and found[0] not in known:
-            silent = NORM.search(name)
-            more[name] = torch.zeros_like(weight) if silent else weight
-    return more
+    return grow(state, like, PART, NORM) if any(map(PART.match, state)) else dict(state)
 
 
 def deepen(
     state: Mapping[str, Tensor], like: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The weights of a network with as many transformer layers as another has.
+    """``state``, with as many transformer layers as ``like``.
 
-    Arguments
-    ---------
-    state : dict of str to torch.Tensor
-        Weights by name.
-    like : dict of str to torch.Tensor
-        The same of the deeper network: the weights of new layers are taken from here,
-        but for the last part of both residual branches, which is 0. A new layer then
-        gives back its input, if its norms come first (``norm_before``, as in SPGM).
-
-    Returns
-    -------
-    dict of str to torch.Tensor
-        ``state`` and the new layers after its own.
+    New layers are as in ``like``, but for the last part of both residual branches,
+    which is 0. A new layer then gives back its input, if its norms come first
+    (``norm_before``, as in SPGM).
 
     Example
     -------
@@ -261,31 +189,30 @@ def deepen(
     >>> list(deepen({}, {name: torch.ones(1) for name in names}).values())
     [tensor([1.]), tensor([0.])]
     """
-    layers = {found[0] for name in state if (found := LAYER.match(name))}
-    deeper = dict(state)
+    return grow(state, like, LAYER, LAST_OF_LAYER)
+
+
+def grow(
+    state: Mapping[str, Tensor],
+    like: Mapping[str, Tensor],
+    part: re.Pattern[str],
+    silent: re.Pattern[str],
+) -> dict[str, Tensor]:
+    """``state`` and the parts that only ``like`` has, with zeros for what is silent."""
+    known = {found[0] for name in state if (found := part.match(name))}
+    grown = dict(state)
     for name, weight in like.items():
-        found = LAYER.match(name)
-        if found and found[0] not in layers:
-            silent = LAST_OF_LAYER.search(name)
-            deeper[name] = torch.zeros_like(weight) if silent else weight
-    return deeper
+        found = part.match(name)
+        if found and found[0] not in known:
+            grown[name] = torch.zeros_like(weight) if silent.search(name) else weight
+    return grown
 
 
 def widen(weight: Tensor, like: Tensor) -> Tensor:
-    """The weights of a feed-forward layer with as many hidden units as another has.
+    """The weights of a feed-forward layer with as many hidden units as ``like`` has.
 
-    Arguments
-    ---------
-    weight : torch.Tensor
-        From d_model to d hidden units, ``[d, d_model]``, their bias ``[d]``, or from
-        the hidden units back, ``[d_model, d]``.
-    like : torch.Tensor
-        The same of the wider layer: incoming weights of new units are taken from here.
-
-    Returns
-    -------
-    torch.Tensor
-        Of the shape of ``like``, or ``weight`` itself if that is not wider.
+    ``[d, d_model]`` to the hidden units, their bias ``[d]``, or ``[d_model, d]`` back;
+    new units take their incoming weights from ``like``.
 
     Example
     -------
@@ -306,29 +233,12 @@ def widen(weight: Tensor, like: Tensor) -> Tensor:
 
 
 def fourier_filters(N: int, W: int) -> Tensor:
-    """A filterbank whose rectified output holds all of the signal.
+    """A filterbank ``[N, W]`` whose rectified output holds all of the signal.
 
     N / 4 frequencies from 0 to half the sample rate, of each the cosine and the sine
     under a sine window, and the negative of both: what the encoder's ReLU takes from a
     filter, its negative keeps. With N = 2 W, a stride of W / 2 and the same filters in
     the decoder, decoding what was encoded gives the signal back.
-
-    Arguments
-    ---------
-    N : int
-        Number of filters, a multiple of 4.
-    W : int
-        Samples of a filter.
-
-    Returns
-    -------
-    filters : torch.Tensor
-        ``[N, W]``.
-
-    Raises
-    ------
-    UserError
-        If N is no multiple of 4.
 
     Example
     -------

@@ -18,18 +18,10 @@ from speechbrain.utils.checkpoints import (
 class Progress:
     """Counts over all ranks; saved with every checkpoint, so a resume goes on counting.
 
-    Arguments
-    ---------
-    loss_sum : float
-        Sum of the losses of this epoch's utterances in dB.
-    utterances : int
-        How many there were, without those whose loss is not finite.
-    skipped : int
-        Optimizer steps of this epoch left out because something was not finite.
-    skipped_in_a_row : int
-        Such steps since the last good one.
-    history : list of dict
-        A row per finished epoch: ``epoch``, ``lr``, ``train_si_sdr`` and so on.
+    ``loss_sum`` in dB is over this epoch's ``utterances`` with a finite loss;
+    ``skipped`` counts its steps left out, ``skipped_in_a_row`` those since the last
+    good one; ``history`` has a row per finished epoch: ``epoch``, ``lr``,
+    ``train_si_sdr``, ...
 
     Example
     -------

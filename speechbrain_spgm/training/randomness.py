@@ -15,11 +15,6 @@ def seed_step(seed: int, epoch: int, step: int, rank: int = 0) -> None:
     ``step`` of an epoch draws the same numbers in every run with this seed, and other
     ones on each rank.
 
-    Arguments
-    ---------
-    seed, epoch, step, rank : int
-        Not negative.
-
     Example
     -------
     >>> seed_step(1, epoch=2, step=3)

@@ -40,7 +40,7 @@ def save_model(hparams: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
         ``card``, what ``spgm info`` shows: licence, training data and so on. The
         output folder holds the run's hyperparams.yaml.
     summary : mapping
-        What the test measured, from ``training.evaluation.summarise``.
+        What the test measured, from ``metrics.scores.summarise``.
     """
     si_sdri = summary["si_sdri"]
     quality = {

@@ -49,24 +49,10 @@ def warm_up(optimizer: Optimizer, step: int, warmup_steps: int) -> None:
 
 
 def anneal(scheduler: Scheduler, optimizer: Optimizer, epoch: int, loss: float) -> None:
-    """Lets a SpeechBrain scheduler choose the next epoch's rate.
+    """Lets a SpeechBrain scheduler choose ``peak_lr`` after an epoch, counted from 1.
 
-    Arguments
-    ---------
-    scheduler : Scheduler
-        LinearScheduler or StepScheduler (called with the epoch), NewBobScheduler (with
-        the loss) or ReduceLROnPlateau (with both).
-    optimizer : torch.optim.Optimizer
-        Its ``peak_lr`` is changed.
-    epoch : int
-        The epoch that ended; the first is 1.
-    loss : float
-        Its validation loss, negative SI-SDR in dB.
-
-    Raises
-    ------
-    UserError
-        If the scheduler is of another kind, for example one called per step.
+    LinearScheduler and StepScheduler are called with the epoch, NewBobScheduler with
+    the validation loss in dB, ReduceLROnPlateau with both; others are refused.
     """
     # The scheduler must see the rate without warm-up.
     warm_up(optimizer, step=0, warmup_steps=0)

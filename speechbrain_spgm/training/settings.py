@@ -11,8 +11,10 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from datetime import date
 from hashlib import sha256
+from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,12 +24,16 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import TaggedScalar
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.tag import Tag
 from speechbrain.utils.run_opts import RunOptions
 
 from speechbrain_spgm.data.lists import MIXTURES
-from speechbrain_spgm.errors import UserError
+from speechbrain_spgm.errors import UserError, first_line
+from speechbrain_spgm.files import replacing
+from speechbrain_spgm.lobes.pooling import POOLINGS, find_pooling
+from speechbrain_spgm.models.published import YAML_FILE
 
-YAML_FILE = "hyperparams.yaml"  # what a run was told, in its folder
+INCLUDE = "!include:"  # the beginning of HyperPyYAML's tag
 
 
 class Rule(NamedTuple):
@@ -59,8 +65,8 @@ def number(words: str, holds: Callable[[float], bool] = lambda x: True) -> Rule:
     )
 
 
-def one_of(*names: str) -> Rule:
-    """One of some words."""
+def one_of(names: Collection[str]) -> Rule:
+    """One of some words, or of those that have come since."""
     return Rule(" or ".join(names), lambda x: isinstance(x, str) and x in names)
 
 
@@ -97,8 +103,8 @@ BUILT = Rule(
 RULES = {
     "num_spks": whole(1, 20),
     "sample_rate": whole(1000, 384_000),
-    "mixture_mode": one_of("min", "max"),
-    "mixture_type": one_of(*MIXTURES),
+    "mixture_mode": one_of(("min", "max")),
+    "mixture_type": one_of(MIXTURES),
     **dict.fromkeys(
         [
             "data_folder",
@@ -149,12 +155,12 @@ RULES = {
     "eval_batch_size": whole(1),
     "metrics": several(TEXT, "a list of names, such as [si_sdr, sdr]"),
     "num_workers": whole(0, 1024),
-    "precision": one_of("fp32", "bf16", "fp16"),
-    "eval_precision": one_of("fp32", "bf16", "fp16"),
+    "precision": one_of(("fp32", "bf16", "fp16")),
+    "eval_precision": one_of(("fp32", "bf16", "fp16")),
     "ckpt_interval_minutes": FROM_0,
     "ckpt_interval_steps": whole(0),
     "num_examples": whole(0),
-    "filterbank": one_of("random", "fourier"),
+    "filterbank": one_of(("random", "fourier")),
     "lr": ABOVE_0,
     "final_lr": FROM_0,
     "opt_name": TEXT,
@@ -168,7 +174,7 @@ RULES = {
     "K": whole(2, 100_000),
     "kernel_size": whole(2, 100_000),
     "stride": SIZE,
-    "pool": one_of("att", "avg", "max", "lem", "none"),
+    "pool": one_of(POOLINGS),
     "att_h": either(SIZE, NULL),
     **dict.fromkeys(["card", "net", "modules", "train_loader", "eval_loader"], KEYS),
     **dict.fromkeys(["loss", "opt_class", "epoch_counter", "train_logger"], BUILT),
@@ -176,7 +182,7 @@ RULES = {
     "debug_batches": whole(1),
     "debug_epochs": Rule("a whole number", lambda x: isinstance(x, int)),
     "optimizer_step_limit": either(whole(1), NULL),
-    "distributed_backend": one_of("nccl", "gloo", "mpi"),
+    "distributed_backend": one_of(("nccl", "gloo", "mpi")),
 }
 
 # May differ when a run goes on: they change neither the weights nor what is measured of
@@ -227,18 +233,17 @@ class Settings(NamedTuple):
         """Where the run writes."""
         return Path(self.values["output_folder"])
 
-    def to_save(self) -> dict[str, Any]:
-        """For SpeechBrain's ``create_experiment_directory``.
+    def write_record(self) -> None:
+        """Writes ``hyperparams.yaml``: all keys, with what was given for them.
 
         A test of a finished run leaves the record of its training alone.
         """
         record = self.output_folder / YAML_FILE
-        keep = self.run_opts.test_only and record.is_file()
-        return {
-            "experiment_directory": str(self.output_folder),
-            "hyperparams_to_save": None if keep else self.file,
-            "overrides": as_yaml(self.overrides),
-        }
+        if not (self.run_opts.test_only and record.is_file()):
+            head = f"# Generated {date.today()} from:\n# {os.path.abspath(self.file)}\n"
+            with replacing(record) as path:
+                text = f"{head}# yamllint disable\n{self.text}"
+                path.write_text(text, encoding="utf-8")
 
 
 class Options(RunOptions):
@@ -329,7 +334,7 @@ def read_settings(argv: Sequence[str]) -> Settings:
     text = resolve(file, as_yaml(overrides))
     values = plain(parse(text))
     given = {key: run_opts[key] for key in RULES.keys() & run_opts.overridden_args}
-    check_values({**values, **given})
+    check_settings({**values, **given})
     check_device(run_opts, {**values, **given})
     return Settings(file, run_opts, overrides, text, values)
 
@@ -362,17 +367,15 @@ def folded(run_opts: RunOptions, values: Mapping[str, Any]) -> dict[str, str]:
 
 
 def resolve(file: str | Path, overrides: str) -> str:
-    """The text of a HyperPyYAML file with its references resolved.
-
-    Raises
-    ------
-    UserError
-        If the file is missing or no yaml, a placeholder has no value, or an override
-        names no key or is given twice.
-    """
+    """The text of a HyperPyYAML file, on its base, with its references resolved."""
     try:
-        with open(file, encoding="utf-8") as stream:
-            return resolve_references(stream, overrides, True).getvalue()
+        stream = StringIO()
+        YAML().dump(with_base(file), stream)
+        stream.seek(0)
+        stream.name = str(file)  # includes are relative to it
+        return resolve_references(stream, overrides, True).getvalue()
+    except UserError:
+        raise
     except FileNotFoundError as error:
         raise UserError(f"The yaml file {error.filename} does not exist.") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -396,15 +399,35 @@ def resolve(file: str | Path, overrides: str) -> str:
             key = str(error).split("'")[1]
             raise UserError(f"{key} has no value: give it as --{key} VALUE.") from None
         raise UserError(
-            f"The values given do not fit into {file} ({first_line(error)}): check the "
-            "command line."
+            f"The values given do not fit into {file} ({first_line(error)[:200]}): "
+            "check the command line."
         ) from None
 
 
-def first_line(error: Exception) -> str:
-    """What an error says, as far as it fits into a sentence."""
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__).rstrip(".")[:200]
+def with_base(file: str | Path, above: tuple[str, ...] = ()) -> Any:
+    """The nodes of a yaml, over those of the one that its key ``base`` names.
+
+    A key takes the place of the base's whole value; keys in ``without`` go. Includes of
+    the base are then named as seen from this file.
+    """
+    with open(file, encoding="utf-8") as stream:
+        own = YAML().load(stream)
+    if not isinstance(own, dict) or "base" not in own:
+        return own
+    place, gone = own.pop("base"), own.pop("without", [])
+    path = os.path.join(os.path.dirname(os.path.realpath(file)), str(place))
+    if path in above:
+        raise UserError(f"The yaml file {path} is its own base: check the key base.")
+    tree = with_base(path, (*above, path))
+    for key in gone:
+        del tree[key]
+    for node in tree.values():
+        tag = getattr(getattr(node, "tag", None), "value", None) or ""
+        if tag.startswith(INCLUDE):
+            name = os.path.join(os.path.dirname(place), tag.removeprefix(INCLUDE))
+            node.yaml_set_ctag(Tag(suffix=INCLUDE + os.path.normpath(name)))
+    tree.update(own)
+    return tree
 
 
 def parse(text: str) -> Mapping[str, Any]:
@@ -429,29 +452,23 @@ def plain(node: Any) -> Any:
     return {tag: value} if tag else value
 
 
-def check_values(values: Mapping[str, Any]) -> None:
+def check_settings(values: Mapping[str, Any]) -> None:
     """Makes sure that every value may be what it is, alone and beside the others.
 
-    Arguments
-    ---------
-    values : mapping
-        As ``plain`` gives them; keys without a rule are passed over.
-
-    Raises
-    ------
-    UserError
-        Names the key, its value, and what it must be.
+    ``values`` are as ``plain`` gives them; keys without a rule are passed over.
 
     Example
     -------
-    >>> check_values({"batch_size": "two"})
+    >>> check_settings({"batch_size": "two"})
     Traceback (most recent call last):
     ...
     speechbrain_spgm.errors.UserError: batch_size is "two", but must be a whole number from 1 or null.
     """  # noqa: E501
     for key, rule in RULES.items():
         if key in values and not rule.holds(values[key]):
-            raise UserError(f"{key} is {shown(values[key])}, but must be {rule.words}.")
+            raise UserError(
+                f"{key} is {in_words(values[key])}, but must be {rule.words}."
+            )
     width, heads = values.get("N"), values.get("nhead")
     if width is not None and heads is not None and width % heads:
         raise UserError(
@@ -463,7 +480,8 @@ def check_values(values: Mapping[str, Any]) -> None:
         )
     if values.get("batch_size", 1) is None and values.get("max_batch_seconds") is None:
         raise UserError("Give batch_size or max_batch_seconds: both are null.")
-    if values.get("att_h") is not None and values.get("pool", "att") != "att":
+    hidden = find_pooling(values.get("pool", "att")).hidden
+    if values.get("att_h") is not None and not hidden:
         raise UserError(
             f"att_h is {values['att_h']}, but pool is {values['pool']}: att_h belongs "
             "to att, leave it out."
@@ -481,7 +499,7 @@ def check_stride(kernel_size: int, stride: int) -> None:
         )
 
 
-def shown(value: Any) -> str:
+def in_words(value: Any) -> str:
     """A value in a sentence."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 80 else text[:77] + "..."
@@ -532,16 +550,11 @@ def named(folder: Path, overrides: Mapping[str, str]) -> Path:
     )
 
 
-def check_folder(settings: Settings) -> None:
+def check_continued(settings: Settings) -> None:
     """Refuses to go on with another experiment than the folder holds.
 
     Only differences in what both yamls have count, and of a run that is only tested
     only those in its network.
-
-    Raises
-    ------
-    UserError
-        Names the first key that differs, and both values.
     """
     folder, record = settings.output_folder, settings.output_folder / YAML_FILE
     if not record.is_file() or not any(folder.glob("save/CKPT*/CKPT.yaml")):
@@ -573,8 +586,8 @@ def check_folder(settings: Settings) -> None:
         if found is not None:
             place, old, new = found
             raise UserError(
-                f"{place} is {shown(new)}, but the run in {folder} was started with "
-                f"{shown(old)}: take another --output_folder." + moved(place, record)
+                f"{place} is {in_words(new)}, but the run in {folder} was started with "
+                f"{in_words(old)}: take another --output_folder." + moved(place, record)
             )
 
 

@@ -23,21 +23,9 @@ logger = get_logger(__name__)
 def separate_examples(
     separate: Callable[[MixtureBatch], torch.Tensor], dataset: Dataset, number: int
 ) -> list[Example]:
-    """Separates the first mixtures of a dataset, one by one.
+    """Separates the first ``number`` mixtures, in the order of their references.
 
-    Arguments
-    ---------
-    separate : callable
-        From a batch to estimates [B, T, spks].
-    dataset : Dataset
-        Gives a ``Mixture`` for each index.
-    number : int
-        How many, or all there are.
-
-    Returns
-    -------
-    list of Example
-        Estimates in the order of the references.
+    ``separate`` goes from a batch to estimates [B, T, spks].
     """
     examples = []
     for index in range(min(number, len(dataset))):
@@ -56,21 +44,7 @@ def show_run(
     examples: Sequence[Example],
     sample_rate: int,
 ) -> None:
-    """Writes ``curves.png`` and the folder ``examples``, each time anew.
-
-    A run goes on without pictures if matplotlib is not installed.
-
-    Arguments
-    ---------
-    folder : str or Path
-        The run's output folder.
-    history : sequence of mapping
-        A row per epoch, see ``pictures.draw_curves``.
-    examples : sequence of Example
-        May be empty.
-    sample_rate : int
-        In Hz.
-    """
+    """Writes ``curves.png`` and ``examples`` anew; pictures only with matplotlib."""
     folder = Path(folder)
     try:
         if examples:

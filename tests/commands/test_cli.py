@@ -1,5 +1,6 @@
 """The command ``spgm``: what it writes, what it says, and its exit codes."""
 
+import argparse
 import ctypes
 import json
 import os
@@ -7,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ import torch
 
 from speechbrain_spgm import __version__, cli
 from speechbrain_spgm.commands import separate
+from speechbrain_spgm.errors import UserError
 from speechbrain_spgm.inference import SPGMSeparation, save_published
 from speechbrain_spgm.models import sources as module
 from speechbrain_spgm.models.config import build
@@ -78,20 +81,22 @@ def voices(*stems: str) -> list[str]:
 
 def test_voices_are_those_of_separate_file(run, model, tmp_path):
     source = record(tmp_path / "mix.flac", 44100)
-    for options, normalize in [((), None), (("--normalize", "peak"), "peak")]:
+    lost = "spgm: 1 file had a higher rate than the model: content above 4000 Hz"
+    for options, how, said in [
+        ((), {"full_band": True}, []),
+        (("--no-full-band",), {}, [f"{lost} is lost."]),
+        (("--normalize", "peak"), {"normalize": "peak", "full_band": True}, []),
+    ]:
         out = tmp_path / "a" / "new" / "folder"
         code, stdout, stderr = run(
             "separate", source, "--output", out, "--model", model, *options
         )
         assert code == 0
         assert stdout == [f"Separated 1 file into {out}; 0 failed."]
-        assert stderr == [
-            "spgm: 1 file had a higher rate than the model: "
-            "content above 4000 Hz is lost."
-        ]
+        assert stderr == said
         assert names(out) == voices("mix")
         separator = SPGMSeparation.from_pretrained(model)
-        expected = separator.separate_file(source, normalize=normalize)[0]
+        expected = separator.separate_file(source, **how)[0]
         for i, name in enumerate(voices("mix")):
             samples, rate = soundfile.read(out / name, dtype="float32")
             assert rate == 44100
@@ -121,7 +126,7 @@ def test_a_folder_of_good_and_bad_files(run, model, tmp_path):
         assert line.startswith(f"spgm: {folder / name} ")
     assert f"{folder}: passed over 1 file (1 .txt); name a file itself" in stderr[0]
     assert stderr[1] == f"spgm: {missing} does not exist: check its name."
-    assert len(stderr) == 7  # and the rate
+    assert len(stderr) == 6
 
 
 def test_a_cut_off_file_is_mentioned_once(run, model, tmp_path):
@@ -513,6 +518,28 @@ def test_help_and_version_import_nothing_heavy():
         )
         assert done.returncode == 0 and done.stderr == ""
         assert words in " ".join(done.stdout.split())
+
+
+def test_a_subcommand_is_one_entry(monkeypatch, capsys):
+    def count(arguments: argparse.Namespace) -> int:
+        if "x" in arguments.words:
+            raise UserError("x is no word: leave it out.")
+        print(len(arguments.words))
+        return 0
+
+    def add_parser(commands: argparse._SubParsersAction) -> None:
+        command = commands.add_parser("count", help="count words")
+        command.add_argument("words", nargs="+")
+        command.set_defaults(run=count)
+
+    entry = SimpleNamespace(add_parser=add_parser)
+    monkeypatch.setattr(cli, "COMMANDS", (*cli.COMMANDS, entry))
+    assert cli.main(["count", "a", "b"]) == 0
+    assert cli.main(["count", "x"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "2\n"
+    assert printed.err == "spgm: x is no word: leave it out.\n"
+    assert "count words" in " ".join(cli.make_parser().format_help().split())
 
 
 def test_a_card_cannot_write_to_the_terminal(model, tmp_path, capsys):

@@ -11,6 +11,7 @@ from speechbrain_spgm.data.augment import (
     VOICES,
     Augmentations,
     change_gain,
+    converse,
     drop_chunks,
     drop_frequencies,
     equalise,
@@ -51,7 +52,7 @@ def test_units_are_linear_keep_the_shape_and_repeat(unit, rows):
     assert changed.shape == waves.shape and changed.dtype == np.float32
     assert np.array_equal(waves, before)
     assert np.array_equal(changed, unit(waves, RATE, rng(1)))
-    if rows > 1 or unit is not match_colour:  # one row's colour is its own mean
+    if rows > 1 or unit not in (converse, match_colour):  # nothing to be changed
         assert not np.allclose(changed, unit(waves, RATE, rng(2)), atol=1e-4)
     np.testing.assert_allclose(2 * changed, unit(2 * waves, RATE, rng(1)), atol=1e-5)
     assert not unit(np.zeros_like(waves), RATE, rng(1)).any()
@@ -110,6 +111,19 @@ def test_shift_moves_in_both_directions_and_fills_with_zeros():
         moves.update(by for by in expected if expected[by] == moved.tolist())
         assert moved.tolist() in expected.values()
     assert min(moves) < -4 and max(moves) > 4
+
+
+def test_a_conversation_has_turns_and_some_overlap():
+    ones = np.ones((2, 6 * RATE), dtype=np.float32)
+    talks = [converse(ones, RATE, rng(seed)) for seed in range(200)]
+    alone = [t for t in talks if not t.any(1).all()]
+    assert 20 <= len(alone) <= 60 and all((t.sum(0) == 1).all() for t in alone)
+    turns = [t for t in talks if t.any(1).all()]
+    shares = [(t.sum(0) > 1.5).mean() for t in turns]
+    assert 0.08 < min(shares) < 0.15 and 0.35 < max(shares) < 0.42
+    assert all(t.max(0).min() > 0.49 for t in turns)  # somebody talks all the time
+    assert len({t[:, 0].argmax() for t in turns}) == 2  # either begins
+    assert max(np.abs(np.diff(t)).max() for t in turns) < 0.01  # no clicks
 
 
 def test_invert_turns_every_voice_round_half_of_the_time():

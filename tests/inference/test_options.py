@@ -10,9 +10,11 @@ from speechbrain_spgm.audio import FORMATS, SUBTYPES
 from speechbrain_spgm.cli import make_parser
 from speechbrain_spgm.errors import UserError
 from speechbrain_spgm.inference import SPGMSeparation
-from speechbrain_spgm.inference.options import MODES, WRITING, Options
+from speechbrain_spgm.inference.options import MODES, STATISTICS, WRITING, Options
 
-MODEL = SimpleNamespace(num_spks=2, views=3)  # what options ask of a model
+MODEL = SimpleNamespace(
+    num_spks=2, views=3, row_seconds=0.25
+)  # what options ask of a model
 
 
 @pytest.mark.parametrize(
@@ -31,6 +33,8 @@ MODEL = SimpleNamespace(num_spks=2, views=3)  # what options ask of a model
         ("overlap", "2", "overlap is '2'.* seconds"),
         ("views", 9, "views is 9"),
         ("views", 2.0, "views is 2.0"),
+        ("statistics", "median", "statistics is 'median'.*whole, running, window"),
+        ("statistics_seconds", 8, "statistics_seconds is 8.*running or window"),
         ("channel", 0, "channel is 0"),
         ("channel", "1", "channel is '1'"),
         ("format", "wma", "format is 'wma'"),
@@ -48,6 +52,23 @@ def test_what_is_left_open_is_filled_in():
     assert (options.overlap, options.views, options.max_memory) == (2, 3, 1024)
     assert (options.format, options.form.subtype) == ("flac", "PCM_24")
     assert options.checked(MODEL) == options  # nothing is left to fill in
+
+
+def test_statistics_are_given_in_seconds():
+    def rule(statistics, seconds=None, model=MODEL):
+        chosen = {"statistics": statistics, "statistics_seconds": seconds}
+        return Options.of(chosen).checked(model).rule(model)
+
+    assert rule("whole") is None
+    assert (rule("window").chunks, rule("window", 3).chunks) == (32, 12)
+    assert (rule("running").warm_up, rule("running").keep) == (4, 1)
+    assert rule("running", 0.25).keep == pytest.approx(0.3679, abs=1e-4)
+    for wrong in (0, float("nan"), "8"):
+        with pytest.raises(UserError, match="statistics_seconds is"):
+            rule("window", wrong)
+    other = SimpleNamespace(num_spks=2, views=1, row_seconds=None)
+    with pytest.raises(UserError, match="is no SPGM network.*leave it out"):
+        rule("window", model=other)
 
 
 def test_too_many_voices_are_not_stitched():
@@ -77,7 +98,12 @@ def test_the_command_knows_the_options_and_their_defaults():
 
 @pytest.mark.parametrize(
     ("option", "values"),
-    [("--format", FORMATS), ("--subtype", SUBTYPES), ("--mode", MODES)],
+    [
+        ("--format", FORMATS),
+        ("--subtype", SUBTYPES),
+        ("--mode", MODES),
+        ("--statistics", STATISTICS),
+    ],
 )
 def test_the_command_offers_every_value(option, values):
     command = ["separate", "a.wav", "--output", "b", option]

@@ -16,7 +16,7 @@ from speechbrain_spgm.cli import main
 from speechbrain_spgm.errors import UserError
 from speechbrain_spgm.inference import ModelError, SPGMSeparation
 from speechbrain_spgm.inference.separation import usable_device
-from speechbrain_spgm.training.initialise import load_weights
+from speechbrain_spgm.training.initialise import start_from
 from tests.hub_server import TOKEN, Repository
 from tests.inference.test_separation import (
     DUAL_PATH,
@@ -139,7 +139,7 @@ def test_a_run_of_speechbrain_is_its_best_checkpoint(tmp_path, capsys):
     }
     with torch.no_grad():
         modules["decoder"].weight.zero_()
-    load_weights(modules, run)
+    start_from(modules, run)
     assert torch.equal(modules["decoder"].weight, expected.mods.decoder.weight)
     capsys.readouterr()
     assert main(["publish", str(run), "--repo-id", "user/x", "--dry-run"]) == 2
@@ -168,7 +168,7 @@ def test_a_run_of_ours(published, model, tmp_path, capsys):
         error = capsys.readouterr().err
         assert f"The run {run} has no folder model" in error and "--test_only" in error
     with pytest.raises(UserError, match="start_from is .*has no folder model"):
-        load_weights({}, run)
+        start_from({}, run)
     shutil.copytree(published, run / "model")
     assert torch.equal(
         voices(SPGMSeparation.from_pretrained(run, device="cpu")), voices(model)
@@ -226,7 +226,7 @@ def test_a_web_address_on_the_command_line(hub, repository, capsys):
     assert "7,907" in capsys.readouterr().out
     assert main(["info", f"{hub.address}/nothing", "--device", "cpu"]) == 2
     error = capsys.readouterr().err
-    assert "could not be downloaded: check the address" in error
+    assert "could not be downloaded (HTTP 404): check the address" in error
     with pytest.raises(ModelError, match="is a web address, where from_hparams loads"):
         SPGMSeparation.from_pretrained(address)
 

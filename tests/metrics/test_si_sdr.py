@@ -9,6 +9,7 @@ from torchmetrics.functional.audio import scale_invariant_signal_distortion_rati
 from speechbrain_spgm.metrics import si_sdr as losses
 from speechbrain_spgm.metrics.si_sdr import (
     best_permutation,
+    pit_si_sdr_leak_loss,
     pit_si_sdr_loss,
     reorder,
     si_sdr,
@@ -84,36 +85,54 @@ def test_a_silent_reference_takes_part_in_no_pair(spks):
     assert not gradient[..., 1].any() and gradient[..., others].any()
 
 
-def test_only_silence_gives_zero_loss_and_gradient():
+def test_a_leak_into_a_silent_reference_is_asked_for_less():
+    """Half of 10 dB for a tenth of the power; nothing beyond the floor."""
+    references, estimates = signals(B=1)
+    both = pit_si_sdr_leak_loss(estimates, references)
+    assert torch.equal(both.loss, pit_si_sdr_loss(estimates, references).loss)
+    references[..., 0] = 0
+
+    def loss(leak: float) -> torch.Tensor:
+        outputs = torch.stack([references[..., 1], leak * estimates[..., 0]], dim=-1)
+        result = pit_si_sdr_leak_loss(outputs, references)
+        assert result.permutation.tolist() == [[1, 0]]
+        return result.loss
+
+    steps = [float(loss(10.0**-k) - loss(10.0 ** -(k + 0.5))) for k in (1, 4)]
+    assert steps == pytest.approx([5, 0], abs=0.4)
+
+
+@pytest.mark.parametrize("criterion", [pit_si_sdr_loss, pit_si_sdr_leak_loss])
+def test_only_silence_gives_zero_loss_and_gradient(criterion):
     _, estimates = signals(B=2)
     references = signals(B=2, seed=1)[0]
     references[0] = 0
     estimates.requires_grad_()
-    loss = pit_si_sdr_loss(estimates, references).loss
+    loss = criterion(estimates, references).loss
     (gradient,) = torch.autograd.grad(loss.sum(), estimates)
     assert loss[0] == 0 and loss[1] != 0
     assert not gradient[0].any() and gradient.isfinite().all()
 
 
-def test_a_silent_estimate_has_a_finite_gradient():
+@pytest.mark.parametrize("criterion", [pit_si_sdr_loss, pit_si_sdr_leak_loss])
+def test_a_silent_estimate_has_a_finite_gradient(criterion):
     references, _ = signals()
     estimates = torch.zeros_like(references, requires_grad=True)
-    loss = pit_si_sdr_loss(estimates, references).loss
+    loss = criterion(estimates, references).loss
     loss.sum().backward()
     assert loss.isfinite().all() and estimates.grad.isfinite().all()
 
 
-def test_padding_never_enters():
+@pytest.mark.parametrize("criterion", [pit_si_sdr_loss, pit_si_sdr_leak_loss])
+def test_padding_never_enters(criterion):
     lengths = torch.tensor([4000, 1234, 57])
     references, estimates = signals()
     for b, length in enumerate(lengths):
         references[b, length:], estimates[b, length:] = float("nan"), float("inf")
     before = references.clone(), estimates.clone()
-    result = pit_si_sdr_loss(estimates.requires_grad_(), references, lengths)
+    result = criterion(estimates.requires_grad_(), references, lengths)
     for b, length in enumerate(lengths):
-        alone = pit_si_sdr_loss(
-            estimates[b : b + 1, :length], references[b : b + 1, :length]
-        )
+        alone = criterion(estimates[b : b + 1, :length], references[b : b + 1, :length])
         torch.testing.assert_close(result.loss[b], alone.loss[0], atol=1e-4, rtol=0)
         assert torch.equal(result.permutation[b], alone.permutation[0])
     (gradient,) = torch.autograd.grad(result.loss.sum(), estimates)

@@ -2,12 +2,14 @@
 
 import json
 import logging
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from speechbrain_spgm.cli import main
+from speechbrain_spgm.errors import UserError
 from speechbrain_spgm.inference import SPGMSeparation, save_published
 from speechbrain_spgm.lobes import pooling
 from speechbrain_spgm.models import config as fields
@@ -16,8 +18,10 @@ from speechbrain_spgm.models.published import load_published
 from speechbrain_spgm.models.tensors import ModelError
 from speechbrain_spgm.publishing.assemble import assemble
 from speechbrain_spgm.training.saving import save_model
+from speechbrain_spgm.training.settings import read_settings
 
 CPU = {"device": "cpu"}
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Power(nn.Module):
@@ -57,8 +61,12 @@ SUMMARY = {"n": 3, "si_sdri": {"mean": 1.0, "ci95": 0.5, "n": 3}}
 def test_a_new_pooling_is_one_entry(config, tmp_path, monkeypatch, caplog):
     with pytest.raises(ModelError, match='must be "att" or .* or "none"'):
         check_config(config | {"spgm_block_pool": "power"})
+    yaml = str(ROOT / "recipes/WSJ0Mix/separation/hparams/spgm.yaml")
+    with pytest.raises(UserError, match="pool is .power., but must be att or"):
+        read_settings([yaml, "--pool=power"])
     kind = pooling.Kind(Power, hidden=True)
     monkeypatch.setitem(pooling.POOLINGS, "power", kind)
+    assert read_settings([yaml, "--pool=power", "--att_h=3"]).values["pool"] == "power"
     config |= {"spgm_block_pool": "power", "spgm_block_att_h": 3}
     config |= {"spgm_block_att_dropout": 0.25}
     hparams = trained(tmp_path / "run", config)

@@ -22,7 +22,7 @@ from speechbrain.inference.separation import SepformerSeparation
 from speechbrain_spgm.data import UserError
 from speechbrain_spgm.inference import SPGMSeparation
 from speechbrain_spgm.metrics import pictures
-from speechbrain_spgm.training.experiment import hold
+from speechbrain_spgm.training.experiment import lock_folder
 from speechbrain_spgm.training.settings import read_settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -202,7 +202,7 @@ def test_two_trainings_in_one_folder(
 ) -> None:
     folder = tmp_path / "results" / "out"
     with ExitStack() as other:
-        hold(folder, other)
+        lock_folder(folder, other)
         with pytest.raises(SystemExit) as end:
             train("LibriMix-spgm")
         assert end.value.code == 2
@@ -429,6 +429,7 @@ def test_two_processes(corpora: Path, tmp_path: Path) -> None:
     name = "WSJ0Mix-spgm"
     argv = command(name, tmp_path / "out", "--distributed_backend=gloo")
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    launcher.append("--local-addr=127.0.0.1")  # the machine's name may have no address
     run = subprocess.run(
         [sys.executable, *launcher, *argv],
         cwd=corpora,

@@ -39,6 +39,29 @@ def test_a_missing_include_is_named(yaml):
         load_hparams(yaml, "")
 
 
+def test_a_yaml_stands_on_its_base(yaml):
+    (yaml.parent / "parts").mkdir()
+    (yaml.parent / "parts" / "net.yaml").write_text("K: 1\ntwice: !ref <K> * 2\n")
+    (yaml.parent / "parts" / "base.yaml").write_text(
+        "K: 3\nseed: 1\npool: att\ntree: {a: 1}\n"
+        "net: !include:net.yaml\n    K: !ref <K>\n"
+    )
+    yaml.write_text("base: parts/base.yaml\nwithout: [pool]\ntree: {b: 2}\nown: 0\n")
+    (yaml.parent / "top.yaml").write_text("base: net.yaml\nseed: !ref <K>\n")
+    net = {"K": 5, "twice": 10}
+    hparams = {"K": 5, "seed": 5, "tree": {"b": 2}, "net": net, "own": 0}
+    assert load_hparams(yaml.parent / "top.yaml", "K: 5") == hparams
+    for wrong in ("pool: avg", "base: x", "without: []"):
+        with pytest.raises(UserError, match=f"{wrong.split(':')[0]}.* is not a key of"):
+            load_hparams(yaml, wrong)
+    yaml.write_text("base: top.yaml\n")
+    with pytest.raises(UserError, match="net.yaml is its own base"):
+        load_hparams(yaml.parent / "top.yaml")
+    yaml.write_text("base: gone.yaml\n")
+    with pytest.raises(UserError, match="gone.yaml does not exist"):
+        load_hparams(yaml)
+
+
 def test_only_user_errors_lose_their_traceback(capsys):
     with pytest.raises(SystemExit) as exit_, user_errors():
         raise UserError("The list x does not exist.")

@@ -20,7 +20,7 @@ from speechbrain_spgm.lobes.separator import separate
 from speechbrain_spgm.lobes.spgm import SPGMBlock
 from speechbrain_spgm.models.config import build
 from speechbrain_spgm.models.published import save_published
-from speechbrain_spgm.training.initialise import initialise, load_weights
+from speechbrain_spgm.training.initialise import initialise, start_from
 from tests.conftest import CONFIG
 from tests.hub_server import Repository
 from tests.training.tiny import Tones, fit, make_brain
@@ -56,7 +56,7 @@ def test_training_goes_on_from_narrower_feed_forward_layers(tmp_path: Path) -> N
     block = partial(SBTransformerBlock, num_layers=2, d_model=8, nhead=2, dropout=0.0)
     narrow, wide = block(d_ffn=4), block(d_ffn=12)
     save_file(nn.ModuleDict({"masknet": narrow}).state_dict(), tmp_path / "narrow")
-    load_weights({"masknet": wide}, tmp_path / "narrow")
+    start_from({"masknet": wide}, tmp_path / "narrow")
     frames = torch.randn(3, 5, 8)
     torch.testing.assert_close(wide(frames), narrow(frames))
     wide(frames).square().sum().backward()
@@ -64,7 +64,7 @@ def test_training_goes_on_from_narrower_feed_forward_layers(tmp_path: Path) -> N
     assert torch.count_nonzero(ffn[3].weight.grad[:, 4:])
     assert torch.count_nonzero(ffn[0].weight[4:])
     with pytest.raises(UserError, match="of another network"):
-        load_weights({"masknet": block(d_ffn=2)}, tmp_path / "narrow")
+        start_from({"masknet": block(d_ffn=2)}, tmp_path / "narrow")
 
 
 def test_training_goes_on_from_fewer_layers(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_training_goes_on_from_fewer_layers(tmp_path: Path) -> None:
     shallow, deep = block(num_layers=1), block(num_layers=3)
     save_file(nn.ModuleDict({"masknet": shallow}).state_dict(), tmp_path / "shallow")
     save_file(nn.ModuleDict({"masknet": deep}).state_dict(), tmp_path / "deep")
-    load_weights({"masknet": deep}, tmp_path / "shallow")
+    start_from({"masknet": deep}, tmp_path / "shallow")
     frames = torch.randn(3, 5, 8)
     torch.testing.assert_close(deep(frames), shallow(frames))
     deep(frames).square().sum().backward()
@@ -83,7 +83,7 @@ def test_training_goes_on_from_fewer_layers(tmp_path: Path) -> None:
         assert torch.count_nonzero(layer.pos_ffn.ffn[3].weight.grad)
         assert torch.count_nonzero(layer.pos_ffn.ffn[0].weight)
     with pytest.raises(UserError, match="of another network"):
-        load_weights({"masknet": shallow}, tmp_path / "deep")
+        start_from({"masknet": shallow}, tmp_path / "deep")
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_wrong_weights_are_one_sentence(tmp_path: Path, file: str, words: str) -
     encoder = nn.Linear(2, 1)
     before = encoder.weight.clone()
     with pytest.raises(UserError, match=words):
-        load_weights({"encoder": encoder}, tmp_path / file)
+        start_from({"encoder": encoder}, tmp_path / file)
     assert torch.equal(encoder.weight, before)
 
 
@@ -156,7 +156,7 @@ def test_a_sepformer_starts_spgm(tmp_path: Path, blocks: int, layers: int, norm:
     sepformer = network(sepformer=True, norm=norm)
     folder = speechbrain_layout(tmp_path / "sepformer", sepformer)
     spgm = network(blocks, layers, norm=norm)
-    load_weights(spgm, folder)
+    start_from(spgm, folder)
     for block in sepformer["masknet"].dual_mdl:
         block.inter_mdl, block.inter_norm = Silence(), nn.Identity()
     mix = torch.randn(1, 900)
@@ -208,7 +208,7 @@ def test_every_source_starts_a_training(tmp_path, hub, monkeypatch) -> None:
         "user/speechbrain",
     ):
         modules = dict(zip(PARTS, build(CONFIG), strict=True))
-        load_weights(modules, source)
+        start_from(modules, source)
         found = nn.ModuleDict(modules).state_dict()
         assert all(torch.equal(found[name], value) for name, value in state.items())
 
@@ -225,7 +225,7 @@ def test_a_sepformer_is_a_better_start_than_random_weights(tmp_path: Path) -> No
         modules = network()
         initialise(modules)
         if start is not None:
-            load_weights(modules, start)
+            start_from(modules, start)
         brain = make_brain(tmp_path / str(len(reached)), epochs=1, modules=modules)
         fit(brain, Tones(seed=3))
         reached.append(brain.progress.history[0]["valid_si_sdr"])

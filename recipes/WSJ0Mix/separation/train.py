@@ -42,7 +42,8 @@ def main() -> None:
     with claim_folder(settings):
         hparams = build(settings.file, settings.text)
         datasets = open_datasets(hparams, scan, settings.run_opts.test_only)
-        sb.create_experiment_directory(**settings.to_save())
+        sb.utils.distributed.run_on_main(settings.write_record)
+        sb.create_experiment_directory(str(settings.output_folder))
         brain = train_and_test(hparams, settings.run_opts, datasets)
         sb.utils.distributed.run_on_main(
             save_model, args=[hparams, summarise(brain.scores)]

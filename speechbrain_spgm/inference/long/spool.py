@@ -13,11 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from speechbrain_spgm.audio import resample
+from speechbrain_spgm.audio import REACH, resample, resampled_length
 
-# Samples of the slower of two rates by which the filters reach to either side:
-# torchaudio's take 6 / 0.99, scipy's 10.
-REACH = 12
+PIECE = 2**18  # samples that are resampled at once
 
 
 class Spool:
@@ -103,3 +101,24 @@ def resampled(
     samples = read(first * old, min(T, last * old))
     piece = resample(samples.T.contiguous(), *rates).T
     return piece[start - first * new : stop - first * new]
+
+
+def resample_in_pieces(signal: Tensor, rates: tuple[int, int]) -> Tensor:
+    """What ``resample`` makes of ``[..., T]``, without its tables of the whole.
+
+    Example
+    -------
+    >>> resample_in_pieces(torch.zeros(2, 441), (44100, 8000)).shape
+    torch.Size([2, 80])
+    """
+    rows = signal.reshape(-1, signal.shape[-1])
+    T = rows.shape[-1]
+    length = resampled_length(T, *rates)
+    if length <= PIECE:
+        return resample(signal, *rates)
+    result = rows.new_empty(len(rows), length)
+    for start in range(0, length, PIECE):
+        stop = min(length, start + PIECE)
+        piece = resampled(lambda a, b: rows[:, a:b].T, T, rates, start, stop)
+        result[:, start:stop] = piece.T
+    return result.reshape(*signal.shape[:-1], length)

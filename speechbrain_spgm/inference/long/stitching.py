@@ -5,7 +5,7 @@
     recording --pieces--> its mean and its peak
               --pieces--> mixture at the model's rate        } on disk
               --pieces--> one level for all windows
-              --some windows--> what all chunks share
+              --some windows--> what all chunks share, or those behind each window
               --windows-> outputs of every window            } on disk
               --assignment of all windows, cross-fades-> voices at the model's rate
               --pieces--> voices at the recording's rate and level
@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from speechbrain_spgm.audio import resampled_length
+from speechbrain_spgm.inference.band import UpperBand
 from speechbrain_spgm.inference.level import (
     FRAME,
     check_peak,
@@ -46,9 +47,10 @@ from speechbrain_spgm.inference.long.assignment import (
 from speechbrain_spgm.inference.long.spool import Spool, resampled
 from speechbrain_spgm.inference.long.windows import Windows, lay_out
 from speechbrain_spgm.inference.options import Options
+from speechbrain_spgm.inference.progress import Bar
 from speechbrain_spgm.inference.separable import Separable
 from speechbrain_spgm.lobes.masknet import SPGMMaskNet
-from speechbrain_spgm.lobes.statistics import Shared, Statistics, Survey
+from speechbrain_spgm.lobes.statistics import Placed, Shared, Statistics, Survey
 
 PIECE = 30  # seconds that are resampled at a time
 SURVEY = 120  # seconds of windows that tell what the whole recording is like
@@ -106,10 +108,16 @@ class Stitcher:
     ) -> None:
         self.model, self.recording, self.rate, self.name = model, recording, rate, name
         self.options = options
+        self.full_band = bool(options.full_band) and rate > model.sample_rate
         self.T = resampled_length(len(recording), rate, model.sample_rate)
         length = round(options.window * model.sample_rate)
         overlap = min(round(options.overlap * model.sample_rate), length // 3)
-        self.windows: Windows = lay_out(self.T, length, overlap)
+        self.rule = options.rule(model)
+        # With averages of their own, chunks of a window are those of the recording.
+        grid = (
+            1 if self.rule is None else round(2 * model.row_seconds * model.sample_rate)
+        )
+        self.windows: Windows = lay_out(self.T, length, overlap, grid)
         self.centre = find_centre(
             recording.read(start, min(len(recording), start + PIECE * rate))
             for start in range(0, len(recording), PIECE * rate)
@@ -135,15 +143,17 @@ class Stitcher:
             evidence = _Evidence([], [], [], [])
             last: Tensor | None = None
             count, survey = len(self.windows.starts), self._survey()
-            with tqdm(
-                total=count + len(survey) * ROUNDS,
+            rounds = ROUNDS if self.rule is None else 1
+            with Bar(
+                self.options.progress,
+                total=count + len(survey) * rounds,
                 desc=f"windows of {Path(self.name).name}",
                 unit="window",
-                leave=False,
-                disable=None if self.options.progress else True,
             ) as bar:
                 statistics = self._statistics(mix, survey, bar.update)
                 for w in range(count):
+                    if isinstance(statistics, Placed):
+                        self._place(mix, w, statistics, survey, bar.update)
                     est = self._separate(mix, w, statistics)
                     if outputs is None:
                         spks = est.shape[1]
@@ -162,6 +172,8 @@ class Stitcher:
         if not isinstance(self.model.mods.masknet, SPGMMaskNet):
             return []
         count = len(self.windows.starts)
+        if self.rule is not None:  # those that are looked at ahead
+            return list(range(count)) if self.rule.ahead else []
         wanted = math.ceil(SURVEY * self.model.sample_rate / self.windows.length)
         n = min(count, wanted)
         return [(2 * i + 1) * count // (2 * n) for i in range(n)]
@@ -170,6 +182,8 @@ class Stitcher:
         self, mix: Spool, windows: list[int], done: Callable[[], object]
     ) -> Statistics | None:
         """What all chunks share: alone, some windows come out badly that need not."""
+        if self.rule is not None:
+            return Placed(self.rule)
         if not windows:
             return None
         survey = None
@@ -180,18 +194,35 @@ class Stitcher:
                 done()
         return Shared(survey)
 
+    def _place(
+        self,
+        mix: Spool,
+        w: int,
+        placed: Placed,
+        survey: list[int],
+        done: Callable[[], object],
+    ) -> None:
+        """Gets ready for a window: looks ahead at the one behind it, if need be."""
+        period = self.model.row_seconds * self.model.sample_rate
+
+        def first(w: int) -> int:
+            return round(self.windows.starts[w] / period)
+
+        for other in survey[w and w + 1 : w + 2]:
+            placed.look(first(other))
+            self._separate(mix, other, placed)
+            done()
+        placed.move(first(w))
+
     def _resample(self, mix: Spool) -> float:
         """The recording without its mean at the model's rate, and the gain it needs."""
         step = PIECE * self.model.sample_rate // FRAME * FRAME  # cuts no frame
         rates = (self.rate, self.model.sample_rate)
 
-        def read(start: int, stop: int) -> Tensor:
-            return self.centre.of(self.recording.read(start, stop)).float()
-
         powers = []
         for start in range(0, self.T, step):
             stop = min(self.T, start + step)
-            piece = resampled(read, len(self.recording), rates, start, stop)
+            piece = resampled(self._centred, len(self.recording), rates, start, stop)
             powers.append(frame_powers(piece[:, 0]))
             mix.append(piece)
         powers = torch.cat(powers)
@@ -199,19 +230,20 @@ class Stitcher:
         return max(float(powers.mean() * self.gain.square()), 1e-20)
 
     def _mixture(self, mix: Spool, start: int, length: int) -> Tensor:
-        """A part of the mixture as the network gets it, ``[T]``."""
+        """A part of the mixture as the network gets it, ``[T]``, up to its end."""
         part = mix.read(start, start + length)[:, 0]
         return (part.double() * self.gain).float()
 
     def _separate(self, mix: Spool, w: int, statistics: Statistics | None) -> Tensor:
         """The outputs of a window at the level of the mixture, ``[T, spks]``."""
         samples = self._mixture(mix, self.windows.starts[w], self.windows.length)
+        rest = self.windows.length - len(samples)  # of the last window
         est = self.model.separate_batch(
             samples.unsqueeze(0), views=self.options.views, statistics=statistics
         )
         est = est[0].float().cpu()
         check_voices(self.name, est)
-        return fit_mixture(est, samples)
+        return F.pad(fit_mixture(est, samples), (0, 0, 0, rest))
 
     def _learn(
         self,
@@ -281,12 +313,39 @@ class Stitcher:
             ``[n, spks]``, float32; together they are as long as the recording.
         """
         means, gains = self._levels(voices)
-        for start, piece in self._restored(voices):
-            piece = (piece.double() - means) * gains
+        band = self._band(voices, means, gains) if self.full_band else None
+
+        def levelled() -> Iterator[tuple[int, Tensor]]:
+            for start, piece in self._restored(voices):
+                piece = (piece.double() - means) * gains
+                if band:
+                    piece += band.split(start, start + len(piece)) * self.centre.peak
+                yield start, piece
+
+        peaks = torch.ones((), device="cpu")
+        if band and self.options.normalize:
+            highest = [piece.abs().amax(0) for _, piece in levelled()]
+            peaks = torch.stack(highest).amax(0)
+            peaks = peaks.where(peaks > 0, 1)
+        for start, piece in levelled():
             if self.options.consistent:
                 mix = self.recording.read(start, start + len(piece))[:, 0]
                 piece = share_rest(piece, mix)
-            yield piece.float()
+            yield (piece / peaks).float()
+
+    def _band(self, voices: Spool, means: Tensor, gains: Tensor) -> UpperBand:
+        """The band above the model's, shared out by voices at the model's rate."""
+        T, rate, slow = len(self.recording), self.rate, self.model.sample_rate
+
+        def read(start: int, stop: int) -> Tensor:
+            piece = resampled(voices.read, self.T, (slow, rate), start, stop)
+            return (piece.double() - means) * gains
+
+        return UpperBand(self._centred, read, T, rate, slow)
+
+    def _centred(self, start: int, stop: int) -> Tensor:
+        """The recording without its mean, near 1, ``[stop - start, 1]``."""
+        return self.centre.of(self.recording.read(start, stop)).float()
 
     def _levels(self, voices: Spool) -> tuple[Tensor, Tensor]:
         """The voices' means and gains, as ``restore_level`` has them, ``[spks]``."""
@@ -302,7 +361,7 @@ class Stitcher:
             target += wide.T @ self.centre.of(mix)
             means += wide.sum(0) / len(self.recording)
             low, high = low.minimum(wide.amin(0)), high.maximum(wide.amax(0))
-        if self.options.normalize:
+        if self.options.normalize and not self.full_band:
             peaks = (high - means).maximum(means - low)
             return means, 1 / peaks.where(peaks > 0, 1)
         gram -= len(self.recording) * means.outer(means)

@@ -69,12 +69,13 @@ class Windows(NamedTuple):
         return weights
 
 
-def lay_out(T: int, length: int, overlap: int) -> Windows:
+def lay_out(T: int, length: int, overlap: int, grid: int = 1) -> Windows:
     """As few windows as cover T samples, evenly spread; one of all T if it is enough.
 
     None is shorter than the others: every window gives the network the same context.
     Neighbours share at least ``overlap``, which a cross-fade takes: at most a third of
-    a window, so that fades never meet.
+    a window, so that fades never meet. Starts, length and fade are multiples of
+    ``grid``: the last window may end behind T.
 
     Example
     -------
@@ -82,9 +83,15 @@ def lay_out(T: int, length: int, overlap: int) -> Windows:
     Windows(starts=(0, 6, 11, 17), length=9, fade=3)
     >>> lay_out(8, length=9, overlap=3).starts
     (0,)
+    >>> lay_out(26, length=9, overlap=3, grid=2)
+    Windows(starts=(0, 8, 16), length=10, fade=2)
     """
     if T <= length:
         return Windows((0,), T, overlap)
+    if grid > 1:
+        sizes = (-(-T // grid), max(3, -(-length // grid)), max(1, overlap // grid))
+        starts, length, fade = lay_out(*sizes)
+        return Windows(tuple(grid * s for s in starts), grid * length, grid * fade)
     last = math.ceil((T - length) / (length - overlap))
     starts = tuple((2 * (T - length) * i + last) // (2 * last) for i in range(last + 1))
     return Windows(starts, length, overlap)
