@@ -44,6 +44,7 @@ from safetensors.torch import save_file
 
 from speechbrain_spgm.cli import main as spgm
 from speechbrain_spgm.console import surroundings
+from speechbrain_spgm.errors import writing
 from speechbrain_spgm.files import TEMPORARY, check_writable, replacing
 from speechbrain_spgm.inference import SPGMSeparation, save_published
 from speechbrain_spgm.models import remote
@@ -231,8 +232,9 @@ class Campaign:
 
         def train(out: Path) -> None:
             with user_errors():
-                (out / "run").mkdir(exist_ok=True)
-                check_writable(out / "run")  # as train.py begins; it sweeps, too
+                with writing(out / "run"):  # as train.py begins; it sweeps, too
+                    (out / "run").mkdir(exist_ok=True)
+                    check_writable(out / "run")
                 state = tiny.state(tiny.full_run(out / "run", workers=0))
                 with replacing(out / "end.safetensors") as temporary:
                     save_file({k: v.clone() for k, v in state.items()}, temporary)
