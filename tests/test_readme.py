@@ -1,6 +1,6 @@
 """Every command, program and yaml entry that a README shows, tried out.
 
-What the READMEs keep to, so that this file can try them:
+What the READMEs, and the pages in docs that go on with them, keep to:
 
 - ``python`` blocks are complete programs, run in a folder that holds ``mixture.wav``
   (8 kHz, two people) and ``recordings/`` (a folder of such files).
@@ -36,6 +36,9 @@ from speechbrain_spgm.training.settings import resolve
 
 ROOT = Path(__file__).resolve().parents[1]
 READMES = [ROOT / "README.md", *sorted(ROOT.glob("recipes/**/README.md"))]
+# Pages that go on where README.md ends; their commands start in the clone.
+DOCS = "api full_band measure publish separate stream train troubleshooting".split()
+READMES += [ROOT / "docs" / f"{name}.md" for name in DOCS]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
 ENTRY = re.compile(r"^(\w+):.*\n(?:(?:[ \t].*)?\n)*", re.MULTILINE)
@@ -65,7 +68,7 @@ def blocks(language: str) -> list:
 
 def commands(readme: Path, text: str) -> Iterator[Command]:
     """The commands of a ``bash`` block, one by one."""
-    folder = readme.parent
+    folder = ROOT if readme.parent.name == "docs" else readme.parent
     for line in text.replace("\\\n", " ").splitlines():
         for part in re.split(r"\s&&\s", line):
             _, _, piped = part.rpartition(" | ") if " | spgm" in part else [""] * 3
@@ -122,6 +125,8 @@ def test_commands_work(readme: Path, text: str, request: pytest.FixtureRequest) 
             try_script(command)
         elif name == "pip":
             try_pip(command)
+        elif name == "docker":
+            assert (command.folder / "Dockerfile").is_file()  # and tests/test_space.py
         else:
             assert name in ONLY_READ, f"{readme}: no test knows {name}"
 
@@ -137,6 +142,7 @@ def try_spgm(command: Command, request: pytest.FixtureRequest) -> None:
     if (
         command.piped
         or theirs
+        or arguments[0] == "web"  # tests/web: a page that does not end by itself
         or (parsed.device == "cuda" and not torch.cuda.is_available())
     ):
         return
