@@ -13,6 +13,7 @@ nothing leaves this machine. Needs a checkout, as it uses what the tests have.
 from __future__ import annotations
 
 import argparse
+import encodings.utf_8_sig  # noqa: F401  for users who may not read Python's own files
 import fcntl
 import json
 import math

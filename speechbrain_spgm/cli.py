@@ -57,6 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with surroundings():
             return run_command(argv)
+    except KeyboardInterrupt as interrupt:
+        Stream(sys.stderr).write(
+            "spgm: interrupted; every file written so far is whole.\n"
+        )
+        return exit_code(interrupt)
     except OSError as error:  # stdout took not all of the output
         reason: object = f"the output cannot be written ({error.strerror or error})."
         try:
@@ -73,9 +78,6 @@ def run_command(argv: Sequence[str] | None) -> int:
     try:
         with quiet_libraries():
             return arguments.run(arguments)
-    except KeyboardInterrupt as interrupt:
-        say("spgm: interrupted; every file written so far is whole.")
-        return exit_code(interrupt)
     except UserError as error:
         say(f"spgm: {error}")
         return WRONG_INPUT

@@ -146,7 +146,9 @@ def refusal(error: BaseException | None) -> str | None:
     if named := re.search(r"([\w ]+) \(os error \d+\)", text):
         return named[1].strip()
     if isinstance(error, RuntimeError) and re.search(
-        "PytorchStreamWriter|unexpected pos|iostream error|System error", text
+        "PytorchStreamWriter|unexpected pos|iostream error|System error"
+        "|unable to resize file",  # memory that processes share
+        text,
     ):
         return "the disk may be full"
     return None

@@ -54,7 +54,7 @@ def active_level(samples: np.ndarray, rate: int) -> float:
         return 0.0
     # Power 2^(e-1) <= envelope < 2^e; the largest e in the last 0.2 s decides.
     exponents = np.where(envelope > 0, np.frexp(envelope)[1], np.iinfo(np.int32).min)
-    exponents = hold(exponents, ceil(HANGOVER * rate) + 1).astype(np.int64)
+    exponents = running_max(exponents, ceil(HANGOVER * rate) + 1).astype(np.int64)
     top = exponents.max()
 
     # Threshold j is 2^(top - 1 - j): active[j] samples reach it. All [J].
@@ -72,12 +72,12 @@ def smooth(samples: np.ndarray, rate: int) -> np.ndarray:
     return lfilter([(1 - pole) ** 2], [1, -2 * pole, pole**2], samples)
 
 
-def hold(values: np.ndarray, width: int) -> np.ndarray:
+def running_max(values: np.ndarray, width: int) -> np.ndarray:
     """The largest of the last ``width`` values.
 
     Example
     -------
-    >>> hold(np.array([3, 1, 0, 0, 2]), 3)
+    >>> running_max(np.array([3, 1, 0, 0, 2]), 3)
     array([3, 3, 3, 1, 2])
     """
     # origin moves the window from the middle to the past: [t - width + 1, t].

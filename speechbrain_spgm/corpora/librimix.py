@@ -216,7 +216,7 @@ def scan_librimix(
     mode: str = "min",
     mixture: str = "mix_clean",
 ) -> list[ManifestRow]:
-    """The mixtures of a split of an existing LibriMix folder, all of them checked.
+    """The mixtures of a split of an existing LibriMix folder, as ``scan`` gives them.
 
     Arguments
     ---------
@@ -226,17 +226,6 @@ def scan_librimix(
         train-360, train-100, dev, test, ...
     num_spks, sample_rate, mode, mixture
         What kind of mixtures. Those of mix_single have one source.
-
-    Returns
-    -------
-    list of ManifestRow
-        Sorted by id.
-
-    Raises
-    ------
-    UserError
-        If a folder or file is missing, truncated, at another rate or of another length
-        than its mixture, or the number of speakers is another.
     """
     mixed_length([1], mode)
     check_mixture(mixture)

@@ -95,7 +95,7 @@ def scan(
     rows = []
     for id, mix in files[0].items():
         for part, members in zip(parts, files, strict=True):
-            check_file(id, mix, members.get(id), folder / part, sample_rate)
+            check_member(id, mix, members.get(id), folder / part, sample_rate)
         first, *others = [members[id].path for members in files]
         seconds = mix.frames / mix.rate
         noise = others.pop() if noisy else None
@@ -131,7 +131,7 @@ def open_folder(folder: Path) -> dict[str, AudioFile]:
     return {file.path.stem: file for file in open_all(paths)}
 
 
-def check_file(
+def check_member(
     id: str, mix: AudioFile, file: AudioFile | None, folder: Path, sample_rate: int
 ) -> None:
     """Makes sure that a mixture or source is there, as long and at the right rate."""

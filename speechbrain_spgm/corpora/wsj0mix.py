@@ -151,10 +151,14 @@ def plan_wsj0mix(
 def read_mix_list(path: str | Path) -> list[tuple[ListedSource, ...]]:
     """The sources, as many on each line, of a list of lines ``path gain path gain``."""
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"The list {path} does not exist.")
     try:
+        if not path.is_file():
+            raise UserError(f"The list {path} does not exist.")
         text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(
+            f"The list {path} cannot be read ({error.strerror}): check its rights."
+        ) from None
     except UnicodeDecodeError:
         raise UserError(f"The list {path} is not a text file.") from None
     lines: list[tuple[ListedSource, ...]] = []
@@ -235,7 +239,7 @@ def scan_wsj0mix(
     sample_rate: int = 8000,
     mode: str = "min",
 ) -> list[ManifestRow]:
-    """The mixtures of a split of an existing WSJ0-mix folder, all of them checked.
+    """The mixtures of a split of an existing WSJ0-mix folder, as ``scan`` gives them.
 
     Arguments
     ---------
@@ -245,17 +249,6 @@ def scan_wsj0mix(
         tr, cv or tt.
     num_spks, sample_rate, mode
         What kind of mixtures.
-
-    Returns
-    -------
-    list of ManifestRow
-        Sorted by id.
-
-    Raises
-    ------
-    UserError
-        If a folder or file is missing, truncated, at another rate or of another length
-        than its mixture, or the number of speakers is another.
     """
     mixed_length([1], mode)
     tail = set_folder("", f"{num_spks}speakers", sample_rate, mode).parts

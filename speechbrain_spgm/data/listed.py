@@ -49,7 +49,7 @@ class VariedDataset(SeededDataset):
     ) -> None:
         super().__init__(seed)
         self.sample_rate = sample_rate
-        self.segment = samples_of(segment_seconds, sample_rate)
+        self.segment = segment_samples(segment_seconds, sample_rate)
         self.variation = variation
 
     def draw_crop(self, frames: int, rng: np.random.Generator) -> tuple[int, int]:
@@ -248,7 +248,7 @@ class MixtureList(VariedDataset):
     def __getitem__(self, index: int) -> Mixture:
         id, sources = self.entries[index]
         waves = [
-            gain * change_rate(load(file), file.rate, self.sample_rate)
+            gain * change_rate(read_all(file), file.rate, self.sample_rate)
             for file, gain in sources
         ]
         length = mixed_length(map(len, waves), self.mode)
@@ -296,12 +296,12 @@ class MixtureList(VariedDataset):
         return [file for _, sources in self.entries for file, _ in sources]
 
 
-def samples_of(segment_seconds: float | None, sample_rate: int) -> int | None:
+def segment_samples(segment_seconds: float | None, sample_rate: int) -> int | None:
     """The length of a crop in samples, or None for whole mixtures.
 
     Example
     -------
-    >>> samples_of(0.5, 8000)
+    >>> segment_samples(0.5, 8000)
     4000
     """
     if segment_seconds is None:
@@ -314,7 +314,7 @@ def samples_of(segment_seconds: float | None, sample_rate: int) -> int | None:
     return samples
 
 
-def load(file: AudioFile) -> torch.Tensor:
+def read_all(file: AudioFile) -> torch.Tensor:
     """All samples of a file [T]."""
     return torch.from_numpy(read_frames(file))
 

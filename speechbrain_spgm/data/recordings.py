@@ -181,12 +181,16 @@ def rows_of(manifest: Path, columns: list[str], split: str) -> list[dict[str, st
 
 def read_table(path: Path, columns: Iterable[str]) -> list[dict[str, str]]:
     """Reads the rows of a CSV file that has at least these columns, and a row."""
-    if not path.is_file():
-        raise UserError(f"The list {path} does not exist.")
     try:
+        if not path.is_file():
+            raise UserError(f"The list {path} does not exist.")
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             rows, header = list(reader), reader.fieldnames or []
+    except OSError as error:
+        raise UserError(
+            f"The list {path} cannot be read ({error.strerror}): check its rights."
+        ) from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"The list {path} is not a CSV file: {error}.") from None
     check_columns(path, header, columns)

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from speechbrain_spgm.errors import writing
+
 
 class SeededDataset(Dataset):
     """A map-style dataset whose random items can be drawn again.
@@ -25,7 +27,9 @@ class SeededDataset(Dataset):
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
         # Shared memory, so that persistent workers see a new epoch as well.
-        self._epoch = torch.zeros((), dtype=torch.int64, device="cpu").share_memory_()
+        with writing("the memory of processes (/dev/shm)", "make room in it"):
+            epoch = torch.zeros((), dtype=torch.int64, device="cpu")
+            self._epoch = epoch.share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch whose items are drawn from now on."""

@@ -135,16 +135,9 @@ class Built(NamedTuple):
 class Field(NamedTuple):
     """A field of config.json.
 
-    Arguments
-    ---------
-    rule : Rule
-        What it may hold.
-    get : Callable
-        Its value in built parts.
-    places : tuple of str
-        What takes it: ``"object.argument"``, or a key at the top of the yaml.
-    default : object
-        The value where a config lacks it; ``...``: it must be there.
+    ``rule`` says what it may hold, ``get`` finds it in built parts, ``places`` take it
+    (``"object.argument"``, or a key at the top of the yaml), ``default`` is its value
+    where a config lacks it (``...``: it must be there).
     """
 
     rule: Rule
@@ -253,20 +246,7 @@ def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_config(config: Mapping[str, Any], path: str | Path = CONFIG_FILE) -> None:
-    """Refuses a config that describes no SPGM separator.
-
-    Arguments
-    ---------
-    config : mapping
-        The fields of config.json.
-    path : str or Path
-        For the message.
-
-    Raises
-    ------
-    ModelError
-        Naming every wrong field, its value and what it must be.
-    """
+    """Refuses a config that describes no SPGM separator; names every wrong field."""
     problems = list(_problems(config))
     if problems:
         raise ModelError(f"{path} describes no SPGM separator: {'; '.join(problems)}.")
@@ -320,18 +300,7 @@ def _arguments(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def build(config: Mapping[str, Any]) -> tuple[Encoder, SPGMMaskNet, Decoder]:
-    """Builds the network that a checked config describes, with fresh parameters.
-
-    Arguments
-    ---------
-    config : mapping
-        What ``read_config`` returned.
-
-    Returns
-    -------
-    encoder, masknet, decoder : torch.nn.Module
-        In training mode.
-    """
+    """The network of a checked config, with fresh parameters, in training mode."""
     config, built = with_defaults(config), {}
     for name, arguments in _arguments(config).items():
         if name:
@@ -350,27 +319,7 @@ def config_of(
     sample_rate: int,
     name: str,
 ) -> dict[str, Any]:
-    """The config that describes built parts: the inverse of :func:`build`.
-
-    Arguments
-    ---------
-    encoder, masknet, decoder : torch.nn.Module
-        The parts; ``masknet`` may be an SPGMMaskNet or a Dual_Path_Model.
-    sample_rate : int
-        In Hz.
-    name : str
-        The model's name, ``config_name``.
-
-    Returns
-    -------
-    config : dict
-        The fields of config.json.
-
-    Raises
-    ------
-    ModelError
-        If the published layout cannot express these parts.
-    """
+    """The config that describes built parts: the inverse of :func:`build`."""
     if not isinstance(masknet, Dual_Path_Model):
         raise ModelError(
             "The published layout holds mask networks with two paths, not a "
@@ -401,18 +350,10 @@ def config_of(
 
 
 def speechbrain_yaml(config: Mapping[str, Any]) -> str:
-    """The hyperparams.yaml of a model.
+    """The hyperparams.yaml of a model whose config is valid.
 
-    Arguments
-    ---------
-    config : mapping
-        Valid fields of config.json, see ``check_config``.
-
-    Returns
-    -------
-    text : str
-        HyperPyYAML. Only numbers, flags and fixed words of a config are put in, for a
-        yaml's texts can run code.
+    Only numbers, flags and fixed words of a config are put in, for a yaml's texts can
+    run code.
     """
     lines = [
         f"# SPGM separator, written by speechbrain_spgm {__version__}. Loads by "
@@ -453,7 +394,8 @@ def write_json(path: Path, fields: Mapping[str, Any]) -> None:
     """Writes a JSON object for people to read too, whole or not at all."""
     text = json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # Half a character, as JSON may hold it, goes back as its escape.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def count_parameters(modules: list[nn.Module]) -> int:

@@ -62,16 +62,8 @@ def write_speechbrain(
 ) -> None:
     """Writes SpeechBrain's layout, each file whole or not at all.
 
-    Arguments
-    ---------
-    folder : str or Path
-        Existing folder; files of the same names are replaced.
-    state : mapping of str to torch.Tensor
-        The weights under their published names: ``encoder.conv1d.weight`` and so on.
-    config : mapping
-        Fields of config.json, with the card if there is one.
-    text : str, optional
-        The yaml; by default that of the config, whose fields must then be valid.
+    ``state`` has published names, ``config`` the card if there is one; ``text`` is the
+    yaml, by default that of the config, whose fields must then be valid.
     """
     folder = Path(folder)
     for part in PARTS:
@@ -154,18 +146,7 @@ def convert(
 
 
 def check_target(target: Path) -> None:
-    """Refuses a folder that holds anything but an earlier conversion.
-
-    Arguments
-    ---------
-    target : Path
-        The folder to write.
-
-    Raises
-    ------
-    ModelError
-        If it may not be replaced.
-    """
+    """Refuses a folder that holds anything but an earlier conversion."""
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise ModelError(f"{target} is no folder: give another one.")
     if not target.exists():
@@ -181,24 +162,9 @@ def check_target(target: Path) -> None:
 
 
 def round_to_half(name: str, value: Tensor) -> Tensor:
-    """A weight in float16.
+    """A weight in float16; refuses what is beyond 65504.
 
-    Arguments
-    ---------
-    name : str
-        What to call it if it is too large.
-    value : torch.Tensor
-        Of any shape.
-
-    Returns
-    -------
-    torch.Tensor
-        With a relative error of at most 2^-11 (below 2^-14: an absolute of 2^-25).
-
-    Raises
-    ------
-    ModelError
-        If a value is beyond 65504.
+    The relative error is at most 2^-11 (below 2^-14: an absolute of 2^-25).
 
     Example
     -------
@@ -217,28 +183,9 @@ def round_to_half(name: str, value: Tensor) -> Tensor:
 def read_model(
     find: Callable[[str], Path], source: str, to: str, again: bool = False
 ) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, nn.Module]]:
-    """Reads a model for a conversion.
+    """The tensors under their published names, the config and the parts of a model.
 
-    Arguments
-    ---------
-    find, source, to
-        See :func:`convert`.
-    again : bool
-        Whether the source may be in that layout already.
-
-    Returns
-    -------
-    state : dict of str to torch.Tensor
-        The tensors as they are in the files, under their published names.
-    config : dict
-        All fields of config.json.
-    parts : dict of str to torch.nn.Module
-        Encoder, mask network and decoder, with their weights.
-
-    Raises
-    ------
-    ModelError
-        If there is no such model or the layout cannot express it.
+    ``again``: the source may be in the wanted layout already.
     """
     weights = find_weights(find)
     if weights is not None:
@@ -331,22 +278,7 @@ def check_same(
     parts: Mapping[str, nn.Module],
     config: Mapping[str, Any],
 ) -> None:
-    """Loads what was written and compares it with its source.
-
-    Arguments
-    ---------
-    folder : Path
-        What was written.
-    layout : str
-        How.
-    state, parts, config
-        What :func:`read_model` gave.
-
-    Raises
-    ------
-    ModelError
-        If a tensor or the voices of a short noise differ.
-    """
+    """Loads what was written: tensors and the voices of a noise must be the same."""
     if layout == "published":
         *modules, _ = load_published(folder)
         _, found, _ = read_published(folder)
@@ -371,6 +303,11 @@ def check_same(
     with torch.no_grad():
         theirs = separate(*(parts[part].float().eval() for part in PARTS), mix)
         ours = separate(*(module.eval() for module in modules), mix)
+    if not theirs.isfinite().all():
+        raise ModelError(
+            "What the model makes of noise holds NaN or infinity: the training went "
+            "wrong, take an earlier checkpoint."
+        )
     if not torch.allclose(ours, theirs, rtol=0, atol=1e-4 * theirs.abs().max().item()):
         raise ModelError(
             f"The {layout} layout cannot express something in this model: converted, "

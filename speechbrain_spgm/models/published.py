@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from speechbrain.lobes.models.dual_path import Decoder, Encoder
 from torch import Tensor, nn
 
+from speechbrain_spgm.errors import shown
 from speechbrain_spgm.files import replacing
 from speechbrain_spgm.lobes.masknet import SPGMMaskNet
 from speechbrain_spgm.models.config import (
@@ -41,6 +42,7 @@ CARD = "speechbrain_spgm"  # key of our own card (licence, data, quality) in con
 TENSORS_PER_LAYER = 12  # of one layer of the intra transformer
 LARGEST_CONFIG = 2**20  # bytes
 MOST_LAYERS = 2**10  # that are built before the weights are there
+WEIGHT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 MOST_PARAMETERS = 10**9  # 4 GB; spgm-base has 26 million
 
 
@@ -58,24 +60,10 @@ class PublishedModel(NamedTuple):
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """Reads and checks config.json.
+    """Reads and checks config.json; all wrong fields are named.
 
-    Arguments
-    ---------
-    path : str or Path
-        The file.
-
-    Returns
-    -------
-    config : dict
-        All its fields. Those that describe the network are valid; others, as libraries
-        leave them there, are not looked at. Without a sample_rate it is 8000 Hz.
-
-    Raises
-    ------
-    ModelError
-        If it is missing or no JSON object, or a field is missing, of the wrong type,
-        out of range or in conflict with another; all such fields are named.
+    Those that describe the network are valid then; others, as libraries leave them
+    there, are not looked at. Without a sample_rate it is 8000 Hz.
     """
     path = Path(path)
     if not path.is_file():
@@ -94,23 +82,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
 
 def read_fields(path: Path) -> dict[str, Any]:
-    """The fields of a config.json, whatever they are.
-
-    Arguments
-    ---------
-    path : Path
-        Existing file.
-
-    Returns
-    -------
-    fields : dict
-        Not checked.
-
-    Raises
-    ------
-    ModelError
-        If it is no JSON object, or one with a field twice.
-    """
+    """The fields of a config.json, whatever they are, each there once."""
     with open_file(path) as file:
         text = file.read(LARGEST_CONFIG + 1)
     if len(text) > LARGEST_CONFIG:
@@ -152,20 +124,10 @@ def _no_constant(name: str) -> None:
 def check_inside(folder: Path, path: Path) -> None:
     """Refuses a link that leads out of a model's folder, but to another model.
 
-    Arguments
-    ---------
-    folder : Path
-        Where the model's files should lie. They may be links to files of the same name
-        in another model's folder, or into the Hub's cache, as SpeechBrain makes them in
-        a ``savedir``. (What they hold is a model's then. A link to anything else could
-        have its text shown, or copied by ``spgm convert`` and published.)
-    path : Path
-        A file of the model.
-
-    Raises
-    ------
-    ModelError
-        If it lies elsewhere.
+    A model's files may be links to files of the same name in another model's folder, or
+    into the Hub's cache, as SpeechBrain makes them in a ``savedir``: what they hold is
+    a model's then. A link to anything else could have its text shown, or copied by
+    ``spgm convert`` and published.
     """
     real, folder = path.resolve(), folder.resolve()
     cached = real.parent.name == "blobs" and real.parents[1].name.startswith("models--")
@@ -252,22 +214,7 @@ def load_published(folder: str | Path) -> PublishedModel:
 def read_published(
     folder: str | Path,
 ) -> tuple[nn.ModuleDict, dict[str, Tensor], dict[str, Any]]:
-    """What :func:`load_published` loads: network, weights, config.
-
-    Arguments
-    ---------
-    folder : str or Path
-        As there.
-
-    Returns
-    -------
-    model : nn.ModuleDict
-        On the meta device.
-    state : dict of str to torch.Tensor
-        As they are in the file.
-    config : dict
-        The fields of config.json.
-    """
+    """What :func:`load_published` loads: network (meta device), weights, config."""
     folder = Path(folder)
     config = read_config(folder / CONFIG_FILE)
     weights = weights_in(folder)
@@ -347,7 +294,7 @@ def save_published(
     with replacing(weights) as temporary:
         save_file(state, temporary, metadata={"format": "pt"})
     with replacing(folder / CONFIG_FILE) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def _blueprint(config: Mapping[str, Any], tensors: int, path: Path) -> nn.ModuleDict:
@@ -385,17 +332,7 @@ def _check_shapes(
 def misfit(found: Mapping[str, list[int]], wanted: Mapping[str, Tensor]) -> str | None:
     """What is wrong with the names and shapes of a file's tensors, if anything.
 
-    Arguments
-    ---------
-    found : mapping of str to list of int
-        Shapes of the tensors in the file.
-    wanted : mapping of str to torch.Tensor
-        The network's state.
-
-    Returns
-    -------
-    problem : str or None
-        The first missing and unknown names and the first wrong shape.
+    The first missing and unknown names and the first wrong shape.
 
     Example
     -------
@@ -417,15 +354,16 @@ def misfit(found: Mapping[str, list[int]], wanted: Mapping[str, Tensor]) -> str 
 def _count_names(verb: str, names: set[str]) -> Iterator[str]:
     if names:
         others = f" and {len(names) - 1} others" if len(names) > 1 else ""
-        yield f"{verb} {min(names)}{others}"
+        yield f"{verb} {shown(min(names), 100)}{others}"
 
 
 def check_values(state: Mapping[str, Tensor], path: Path) -> None:
     """Weights must be finite floating-point numbers."""
     for name, value in state.items():
-        if not value.is_floating_point():
+        if value.dtype not in WEIGHT_TYPES:
             raise ModelError(
-                f"{path} holds {name} as {value.dtype}, but weights are floating-point."
+                f"{path} holds {name} as {value.dtype}, but weights are floating-point "
+                "numbers of 16, 32 or 64 bits."
             )
         if not value.float().isfinite().all():
             raise ModelError(

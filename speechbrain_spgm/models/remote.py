@@ -84,30 +84,9 @@ def fetch_published(
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
 ) -> Path:
-    """Downloads config.json and the weights of a repository, nothing else.
+    """Downloads config.json and the weights of a repository, and nothing else.
 
     The weights are model.safetensors; only where there is none, pytorch_model.bin.
-
-    Arguments
-    ---------
-    repo : str
-        ``USER/NAME``.
-    revision : str, optional
-        Branch, tag or commit; the main branch by default.
-    token : str or bool, optional
-        For private repositories; by default that of ``hf auth login``.
-    cache_dir : str or Path, optional
-        By default the Hub's own cache.
-
-    Returns
-    -------
-    folder : Path
-        Holds the two files, of one commit.
-
-    Raises
-    ------
-    ModelError
-        If they cannot be had.
     """
     lack = (
         f"has no {CONFIG_FILE} and {' or '.join(WEIGHTS_FILES)}: if it has a "
@@ -126,16 +105,8 @@ class HubFiles:
     """Gives the files of a Hub repository, all of one commit, as local paths.
 
     Files are taken from the Hub's cache if they are there, so that a model that was
-    loaded once loads without a network too.
-
-    Arguments
-    ---------
-    repo, revision, token, cache_dir
-        See :func:`fetch_published`.
-    lack : str
-        What to say if a file is not there: "has no ...".
-    local_only : bool
-        Takes files from the cache only.
+    loaded once loads without a network too; ``local_only``: from there only. ``lack``
+    is what to say if a file is not there: "has no ...".
     """
 
     def __init__(
@@ -153,25 +124,9 @@ class HubFiles:
         self.local_only = local_only
 
     def __call__(self, name: str, largest: int | None = None) -> Path:
-        """Downloads a file unless it is cached.
+        """Downloads a file of at most ``largest`` bytes unless it is cached.
 
-        Arguments
-        ---------
-        name : str
-            The file, relative to the repository.
-        largest : int, optional
-            Bytes that it may have; by default see :func:`largest_of`.
-
-        Returns
-        -------
-        path : Path
-            In the cache.
-
-        Raises
-        ------
-        ModelError
-            In place of any error of the Hub's client; WrongLayout if there is no such
-            file in the repository.
+        WrongLayout if there is no such file in the repository, else ModelError.
         """
         if COMMIT.fullmatch(self.revision or ""):  # does not change
             known = self._cached(name)
@@ -361,13 +316,7 @@ def quiet_client() -> Iterator[None]:
 
 
 def check_headers(response: Any) -> None:
-    """Refuses an answer whose headers are no names of files.
-
-    Arguments
-    ---------
-    response : httpx.Response
-        Of any request of the Hub's client.
-    """
+    """Refuses an answer whose headers are no names of files."""
     for header in ("X-Repo-Commit", "X-Linked-Etag", "ETag"):
         value = response.headers.get(header)
         if value is not None and not HEADER.fullmatch(value):
@@ -376,11 +325,6 @@ def check_headers(response: Any) -> None:
 
 class FolderFiles:
     """Gives the files of a folder, unless they lie outside it.
-
-    Arguments
-    ---------
-    folder : str or Path
-        Existing folder.
 
     Example
     -------
@@ -406,15 +350,7 @@ class FolderFiles:
 
 
 class WebFiles:
-    """Downloads files from below a web address into a folder.
-
-    Arguments
-    ---------
-    address : str
-        Where the files lie.
-    folder : str or Path
-        Where they are stored.
-    """
+    """Downloads files from below a web address into a folder."""
 
     def __init__(self, address: str, folder: str | Path) -> None:
         self.address, self.folder = address, Path(folder)
@@ -522,17 +458,7 @@ def source_name(source: str | Path | FetchSource) -> str:
 def keep(
     files: Iterable[Path], savedir: str | Path, local_strategy: LocalStrategy
 ) -> None:
-    """Links or copies files into a folder, as SpeechBrain's ``savedir`` wants it.
-
-    Arguments
-    ---------
-    files : iterable of Path
-        Local files; a name that is there already is replaced.
-    savedir : str or Path
-        Made if need be.
-    local_strategy : LocalStrategy
-        Whether to link or to copy.
-    """
+    """Links or copies files into a folder, as SpeechBrain's ``savedir`` wants it."""
     folder = Path(savedir)
     folder.mkdir(parents=True, exist_ok=True)
     for file in files:
@@ -543,26 +469,11 @@ def keep(
 def local_audio(
     path: Source | FetchSource, savedir: str | Path | None = None
 ) -> Iterator[Source]:
-    """An audio file on this disk, downloaded first if need be.
+    """An audio file on this disk, downloaded first if need be, until the block ends.
 
-    Arguments
-    ---------
-    path : str or Path or bytes or file object or FetchSource
-        A local file, a web address, or USER/NAME/FILE for a file on the Hub. A local
-        file is used where it is, without links or copies; so are bytes and objects.
-    savedir : str or Path, optional
-        Where a download is kept; by default a web file is deleted after use and a file
-        of the Hub stays in the Hub's own cache.
-
-    Yields
-    ------
-    local : Path or bytes or file object
-        There until the block ends.
-
-    Raises
-    ------
-    AudioFileError
-        If it cannot be downloaded.
+    A local file, bytes and objects are used where they are, without links or copies. A
+    download is kept in ``savedir``; by default a web file is deleted after use and a
+    file of the Hub (USER/NAME/FILE) stays in the Hub's own cache.
     """
     if not _is_remote(path):
         yield Path(path) if isinstance(path, str) else path

@@ -100,21 +100,9 @@ def is_run(folder: Path) -> bool:
 def best_checkpoint(run: Path) -> Path:
     """The folder of a run's best checkpoint that holds encoder, masknet and decoder.
 
-    Arguments
-    ---------
-    run : Path
-        The output folder of a recipe of SpeechBrain's own: the best checkpoint has the
-        lowest ``si-snr``, which is a loss there, or is the last if they have none.
-
-    Returns
-    -------
-    checkpoint : Path
-        Holds encoder.ckpt, masknet.ckpt and decoder.ckpt.
-
-    Raises
-    ------
-    ModelError
-        If there is none: a recipe of this package writes ``model`` at its end.
+    The run is of a recipe of SpeechBrain's own: the best has the lowest ``si-snr``,
+    which is a loss there, or is the last if they have none. (Ours write ``model`` at
+    the end.)
     """
     found = []
     for path in sorted((run / CHECKPOINTS).glob("CKPT*")):

@@ -24,24 +24,9 @@ PARTS = ("encoder", "masknet", "decoder")
 
 
 def loadables(hparams: Mapping[str, Any], source: str) -> dict[str, nn.Module]:
-    """The modules that a built yaml wants weights for, each with the name of its file.
+    """The modules that a built yaml wants weights for, by the names of their .ckpt.
 
-    Arguments
-    ---------
-    hparams : mapping
-        The built yaml.
-    source : str
-        The folder or repository that the yaml comes from.
-
-    Returns
-    -------
-    modules : dict of str to torch.nn.Module
-        By the name of its .ckpt.
-
-    Raises
-    ------
-    ModelError
-        If there is no pretrainer, or it asks for more than files of the source.
+    The pretrainer may ask for files of the source only.
     """
     pretrainer = hparams.get("pretrainer")
     parts = hparams.get("modules")
@@ -84,27 +69,10 @@ def loadables(hparams: Mapping[str, Any], source: str) -> dict[str, nn.Module]:
 def load_weights(
     hparams: Mapping[str, Any], source: str, find: Callable[[str], Path]
 ) -> list[Path]:
-    """Loads the weights of all modules of a built yaml.
+    """Loads the weights of all modules of a built yaml; returns the files.
 
-    Arguments
-    ---------
-    hparams : mapping
-        The built yaml, with ``modules`` and ``pretrainer``.
-    source : str
-        Where it comes from.
-    find : Callable
-        From the name of a file of the source to its local path.
-
-    Returns
-    -------
-    files : list of Path
-        The files that were read.
-
-    Raises
-    ------
-    ModelError
-        If a file is missing, damaged or holds anything but tensors, if a name is
-        missing in it or unknown, or if some module gets no weights at all.
+    Refused is a file that holds anything but tensors of exactly these names, and a
+    module that gets none.
     """
     files = []
     for name, module in loadables(hparams, source).items():
@@ -125,18 +93,7 @@ def load_weights(
 
 
 def card_config(find: Callable[[str], Path]) -> dict[str, Any]:
-    """What config.json beside a yaml says, for ``spgm info``; empty if there is none.
-
-    Arguments
-    ---------
-    find : Callable
-        From the name of a file of the source to its local path.
-
-    Returns
-    -------
-    config : dict
-        Not checked: nothing is built from it.
-    """
+    """What config.json beside a yaml says, unchecked, for ``spgm info``, or nothing."""
     try:
         return read_fields(find(CONFIG_FILE))
     except ModelError:
@@ -150,22 +107,7 @@ def _parameters(modules: Iterable[nn.Module]) -> set[int]:
 def read_ckpt(path: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a .ckpt, on the CPU, without running anything from it.
 
-    Arguments
-    ---------
-    path : Path
-        The file.
-    wanted : mapping of str to torch.Tensor
-        The state of the module that it is for.
-
-    Returns
-    -------
-    state : dict of str to torch.Tensor
-        By the names of today's SpeechBrain.
-
-    Raises
-    ------
-    ModelError
-        If it is damaged, or holds anything but tensors of these names and shapes.
+    They have the names, of today's SpeechBrain, and shapes of ``wanted``.
     """
 
     def check(shapes: Mapping[str, list[int]]) -> None:

@@ -1,19 +1,22 @@
 """Files of named tensors, read without running anything from them.
 
 That is safetensors, and what ``torch.save`` writes, in its zip and in its old format: a
-pickle, read with ``weights_only``, which builds tensors and plain containers and calls
-nothing. Names and shapes are known, and compared with the network, before any memory is
-taken for the numbers.
+pickle, read with ``weights_only`` after a look at what it names, so that nothing is
+called but what builds dense tensors and plain containers. Names and shapes are known,
+and compared with the network, before any memory is taken for the numbers.
 """
 
 from __future__ import annotations
 
 import os
 import pickle
+import pickletools
+import re
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from itertools import chain
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Any
@@ -27,7 +30,14 @@ from speechbrain_spgm.errors import UserError
 
 LFS_POINTER = b"version https://git-lfs."
 ZIP_FILE = b"PK\x03\x04"
-LARGEST_PICKLE = 2**24  # bytes: what is no number in a zip file of weights
+LARGEST_PICKLE = 2**22  # bytes: what is no number in a file of weights
+PICKLES = 5  # in the old format, before the numbers
+# What torch.save names for dense tensors; weights_only alone would also call others
+# that take memory without end, such as bytearray.
+BUILDERS = re.compile(
+    r"collections OrderedDict|torch \w+Storage|torch\.storage \w+Storage|torch Size"
+    r"|torch\._utils _rebuild_(tensor|tensor_v2|parameter)"
+)
 LARGEST_NUMBER = 8  # bytes
 Shapes = Mapping[str, list[int]]
 
@@ -41,26 +51,11 @@ def read_tensors(
     check: Callable[[Shapes], None],
     rename: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict,
 ) -> dict[str, Tensor]:
-    """The tensors of a file.
+    """The tensors of a file, on the CPU, which do not depend on it any more.
 
-    Arguments
-    ---------
-    path : Path
-        The file; a name that ends in .safetensors is taken at its word.
-    check : Callable
-        Gets the shapes by name before any number is read, and raises if they are wrong.
-    rename : Callable
-        Gives the tensors of a pickle other names.
-
-    Returns
-    -------
-    state : dict of str to torch.Tensor
-        On the CPU; they do not depend on the file any more.
-
-    Raises
-    ------
-    ModelError
-        If it is damaged, holds anything but named tensors, or more than it should.
+    A name that ends in .safetensors is taken at its word. ``check`` gets the shapes by
+    name before any number is read, and raises if they are wrong; ``rename`` gives the
+    tensors of a pickle other names.
 
     Example
     -------
@@ -81,6 +76,7 @@ def read_tensors(
         return _read_safetensors(path, check)
     is_zip = start.startswith(ZIP_FILE)
     records = _records(path) if is_zip else {}
+    _check_pickles(path, records)
     outline = rename(_load(path, is_zip, meta=True))
     check({name: list(value.shape) for name, value in outline.items()})
     numbers = sum(value.numel() for value in outline.values())
@@ -157,6 +153,41 @@ def _records(path: Path) -> dict[str, zipfile.ZipInfo]:
     return records
 
 
+def _check_pickles(path: Path, records: Mapping[str, zipfile.ZipInfo]) -> None:
+    """What a file's pickles name must be what builds tensors; nothing is unpickled."""
+    try:
+        if records:
+            name = next(x for x in records if x.endswith("/data.pkl"))
+            with zipfile.ZipFile(path) as file:
+                pickles = [pickletools.genops(file.read(name))]
+                _check_names(path, pickles)
+        else:
+            with open(path, "rb") as file:
+                _check_names(path, (pickletools.genops(file) for _ in range(PICKLES)))
+    except ModelError:
+        raise
+    except Exception:  # a damaged pickle may raise anything
+        raise _truncated(path) from None
+
+
+def _check_names(path: Path, pickles: Iterable[Iterable[tuple]]) -> None:
+    for operation, argument, position in chain.from_iterable(pickles):
+        if (position or 0) > LARGEST_PICKLE:
+            raise ModelError(
+                f"{path} holds more than {LARGEST_PICKLE:,} bytes besides its numbers: "
+                "it is not loaded."
+            )
+        if "GLOBAL" in operation.name and not BUILDERS.fullmatch(str(argument)):
+            raise _unsafe(path)
+
+
+def _unsafe(path: Path) -> ModelError:
+    return ModelError(
+        f"{path} holds more than tensors, or is damaged: it is not loaded, because "
+        "that could run code."
+    )
+
+
 def _truncated(path: Path) -> ModelError:
     return ModelError(f"{path} is truncated or no file of weights: download it again.")
 
@@ -171,10 +202,7 @@ def _load(path: Path, is_zip: bool, meta: bool = False) -> dict[str, Tensor]:
             warnings.simplefilter("ignore")  # about odd pickles
             state = torch.load(path, place, weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError:
-        raise ModelError(
-            f"{path} holds more than tensors, or is damaged: it is not loaded, "
-            "because that could run code."
-        ) from None
+        raise _unsafe(path) from None
     except Exception:  # a damaged pickle may raise anything
         raise _truncated(path) from None
     if not isinstance(state, dict) or not all(

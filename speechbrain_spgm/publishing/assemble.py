@@ -126,7 +126,7 @@ def assemble(
     check_branch(revision)
     target = Path(target)
     with file_errors(source_folder):
-        check_target(target, repo, Path(source_folder))
+        check_replaceable(target, repo, Path(source_folder))
         source = read_source(source_folder, summary, example)
         terms = Terms(
             repo,
@@ -160,22 +160,10 @@ def file_errors(source: str | Path) -> Iterator[None]:
         ) from None
 
 
-def check_target(target: Path, repo: str, source: Path) -> None:
+def check_replaceable(target: Path, repo: str, source: Path) -> None:
     """Refuses a folder that holds anything but an earlier assembly for a repository.
 
-    Arguments
-    ---------
-    target : Path
-        The folder to write.
-    repo : str
-        The repository: the card of an earlier assembly names it.
-    source : Path
-        What is published, which must not be replaced.
-
-    Raises
-    ------
-    ModelError
-        If it may not be replaced.
+    The card of an earlier assembly names it. The source must not be replaced.
     """
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise ModelError(f"{target} is no folder: give another one.")
@@ -205,18 +193,7 @@ def _write_files(source: Source, terms: Terms, target: Path) -> None:
 
 
 def copy_picture(source: Path, target: Path) -> None:
-    """Writes the pixels of a picture, without its texts, EXIF and further frames.
-
-    Arguments
-    ---------
-    source, target : Path
-        PNG files.
-
-    Raises
-    ------
-    ModelError
-        If the source is no such picture.
-    """
+    """Writes the pixels of a PNG, without its texts, EXIF and further frames."""
     image = require("PIL.Image", "pillow", "The picture of the training curves")
     try:
         with image.open(source, formats=["PNG"]) as picture:
@@ -327,17 +304,7 @@ def _write_example(model: SPGMSeparation, path: Path, folder: Path) -> None:
 def check_outputs(source: Source, target: Path) -> None:
     """Refuses an assembled folder that is not, to the last bit, the model.
 
-    Arguments
-    ---------
-    source : Source
-        The model.
-    target : Path
-        The assembled folder, which is loaded in each of the ways that its card names.
-
-    Raises
-    ------
-    ModelError
-        Naming the way of loading that gives another output.
+    It is loaded in each of the ways that its card names.
     """
     mix = _noise(source.config)
     expected = source.model.separate_batch(mix)

@@ -79,24 +79,7 @@ class Terms(NamedTuple):
 
 
 def licence_of(given: str | None, card: Mapping[str, Any]) -> str:
-    """The licence to publish under.
-
-    Arguments
-    ---------
-    given : str, optional
-        What the user asks for; by default what the card says.
-    card : mapping
-        The model's card.
-
-    Returns
-    -------
-    licence : str
-        In small letters if the Hub knows it.
-
-    Raises
-    ------
-    ModelError
-        If there is none.
+    """The licence to publish under, in small letters if the Hub knows it.
 
     Example
     -------
@@ -114,22 +97,10 @@ def licence_of(given: str | None, card: Mapping[str, Any]) -> str:
 
 
 def write_card(source: Source, terms: Terms, files: Sequence[str]) -> str:
-    """The text of README.md.
+    """The text of README.md: Markdown with the Hub's metadata on top.
 
-    Arguments
-    ---------
-    source : Source
-        The model and what is known about it.
-    terms : Terms
-        Licence and place.
-    files : sequence of str
-        The other files that are published: the picture and the example are shown.
-
-    Returns
-    -------
-    text : str
-        Markdown with the Hub's metadata on top. It depends on its inputs and on the
-        versions of the installed packages only, not on the time.
+    The picture and the example are shown if ``files`` has them. It depends on its
+    inputs and on the versions of the installed packages only, not on the time.
     """
     name = terms.repo.split("/")[1]
     parts = [

@@ -103,17 +103,8 @@ class Private(ModelError):
 def find_leaks(text: str) -> Iterator[Leak]:
     """Local paths, private machines and token-like strings in a text.
 
-    Each is found as well in percent, HTML, JSON or other spellings.
-
-    Arguments
-    ---------
-    text : str
-        Any number of lines.
-
-    Yields
-    ------
-    leak : Leak
-        Secrets are shown by their first characters only.
+    Each is found as well in percent, HTML, JSON or other spellings; secrets are shown
+    by their first characters only.
 
     Example
     -------
@@ -192,18 +183,7 @@ def _is_harmless(path: str) -> bool:
 
 
 def check_folder(folder: Path) -> None:
-    """Refuses a folder with a text file that holds something private.
-
-    Arguments
-    ---------
-    folder : Path
-        Every file below it that can be read as text is searched.
-
-    Raises
-    ------
-    ModelError
-        Naming each file and line; secrets are not shown in full.
-    """
+    """Refuses a folder with a text that holds something private; names each line."""
     problems = []
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
@@ -234,16 +214,6 @@ def clean_command(command: str | Sequence[str]) -> str:
     An absolute path becomes ``/path/to/<its last part>``; of the program, the script
     and the yaml only the last part stays (the yaml's with its folder ``hparams``). The
     value of an option whose name speaks of a secret becomes ``...``.
-
-    Arguments
-    ---------
-    command : str or sequence of str
-        As typed in a shell, or its words.
-
-    Returns
-    -------
-    command : str
-        To be typed in a shell.
 
     Example
     -------

@@ -18,6 +18,7 @@ from speechbrain.lobes.models.dual_path import Dual_Path_Model
 from speechbrain_spgm.inference.augment import check_views, views_of
 from speechbrain_spgm.inference.separation import SPGMSeparation
 from speechbrain_spgm.lobes.spgm import SPGMBlock
+from speechbrain_spgm.metrics.scores import METRICS
 from speechbrain_spgm.models.config import CONFIG_FILE, FIELDS, config_of
 from speechbrain_spgm.models.convert import YAML_FILE
 from speechbrain_spgm.models.published import (
@@ -44,12 +45,6 @@ PUBLISHED_EXAMPLE = "examples/mixture.flac"
 # Recordings that may be passed on; an example of other data must be asked for.
 FREE_DATA = re.compile(r"libri", re.IGNORECASE)
 VAGUE = ("", "test", "tt")  # names of a test set that do not say of which corpus
-UNITS = {"SI-SDR": "dB", "SDR": "dB", "PESQ": "", "STOI": ""}
-METRICS = {  # in a summary: name and unit; the improvements first
-    f"{name.lower().replace('-', '_')}{key}": (name + words, unit)
-    for key, words in (("i", "i"), ("", ""), ("_mix", " of the mixtures"))
-    for name, unit in UNITS.items()
-}
 
 
 class Measured(NamedTuple):
@@ -105,25 +100,9 @@ def read_source(
 ) -> Source:
     """Reads a run's output folder or a model folder.
 
-    Arguments
-    ---------
-    folder : str or Path
-        A run of a recipe, or a model in the published or in SpeechBrain's layout.
-    summary : str or Path, optional
-        What the test measured, a summary JSON of an evaluation; by default
-        test_summary.json in the folder.
-    example : str or Path, optional
-        A recording to show the model on. By default one of the run's own examples, if
-        its data are known to be free.
-
-    Returns
-    -------
-    source : Source
-
-    Raises
-    ------
-    ModelError
-        If there is no model, it cannot be loaded, or nothing was measured.
+    What the test measured is ``summary``, by default test_summary.json in the folder.
+    The ``example`` is a recording to show the model on; by default one of the run's own
+    examples, if its data are known to be free.
     """
     folder = Path(folder)
     home, run = find_model(folder)
@@ -159,36 +138,14 @@ def read_source(
 
 
 def check_links(places: list[Path]) -> None:
-    """Refuses links out of the folder among all files that may be read or copied.
-
-    Arguments
-    ---------
-    places : list of Path
-        The run's folder, which holds the model's, or the model's alone.
-
-    Raises
-    ------
-    ModelError
-        Naming the link and where it leads.
-    """
+    """Refuses links out of the folder among all files that may be read or copied."""
     for place in places:
         for path in (place, *place.iterdir(), *place.glob("examples/*")):
             check_inside(places[0], path)
 
 
 def find_model(folder: Path) -> tuple[Path, Path | None]:
-    """The model's folder, and the run's if there is one.
-
-    Arguments
-    ---------
-    folder : Path
-        Either.
-
-    Raises
-    ------
-    ModelError
-        If there is no model in it.
-    """
+    """The model's folder, and the run's if there is one."""
     if str(folder) in shipped_models() and not is_model(folder):
         return SHIPPED_MODELS / folder, None
     if not folder.is_dir():
@@ -241,24 +198,7 @@ def load_model(
 
 
 def read_results(home: Path, run: Path | None, given: str | Path | None) -> Results:
-    """What the test measured.
-
-    Arguments
-    ---------
-    home, run : Path
-        The model's folder and the run's; test_summary.json is looked for there.
-    given : str or Path, optional
-        A summary in place of that.
-
-    Returns
-    -------
-    results : Results
-
-    Raises
-    ------
-    ModelError
-        If there are no results or they cannot be right.
-    """
+    """What the test measured: the summary of the model or run, or the one given."""
     places = [home] if run is None else [home, run]
     path = Path(given) if given is not None else _first(places, [SUMMARY_FILE])
     if path is None:
@@ -291,7 +231,12 @@ def _results(summary: Any, path: Path, test_set: str) -> Results:
             f"No measured results: {path} must hold n, the number of test mixtures, "
             "and the mean and ci95 of si_sdri. Test the model again."
         )
-    named = {key: METRICS[key] for key in METRICS if key in kept}
+    named = {
+        f"{key}{end}": (f"{metric.name}{words}", metric.unit.strip())
+        for end, words in (("i", "i"), ("", ""), ("_mix", " of the mixtures"))
+        for key, metric in METRICS.items()  # the improvements first
+        if f"{key}{end}" in kept
+    }
     named |= {key: (key, "") for key in kept if key not in named}
     measured = tuple(Measured(*named[key], **{"n": n, **kept[key]}) for key in named)
     given = _file_name(str(entries.get("test_set") or ""))

@@ -112,20 +112,7 @@ def _check_repository(info: ModelInfo, repo: str, private: bool, folder: Path) -
 
 @contextmanager
 def upload_errors(repo: str, has_token: bool) -> Iterator[None]:
-    """Turns the errors of the Hub's client into one sentence each.
-
-    Arguments
-    ---------
-    repo : str
-        The repository, for the message.
-    has_token : bool
-        Whether the user is known to the Hub.
-
-    Raises
-    ------
-    ModelError
-        In place of any error of the Hub's client.
-    """
+    """Turns the errors of the Hub's client into one sentence each."""
     try:
         yield
     except ModelError:

@@ -50,9 +50,9 @@ from speechbrain_spgm.training.initialise import initialise, start_from
 from speechbrain_spgm.training.ranks import rank
 from speechbrain_spgm.training.settings import (
     Settings,
-    check_folder,
+    check_continued,
+    check_settings,
     check_stride,
-    check_values,
     parse,
     plain,
     resolve,
@@ -145,7 +145,7 @@ def load_hparams(path: str | Path, overrides: str = "") -> dict[str, Any]:
         names no key or is given twice, or a value cannot be right.
     """
     text = resolve(path, overrides)
-    check_values(plain(parse(text)))
+    check_settings(plain(parse(text)))
     return build(path, text)
 
 
@@ -217,14 +217,14 @@ def claim_folder(settings: Settings) -> Iterator[None]:
         cannot be made.
     """
     folder = settings.output_folder
-    check_folder(settings)
+    check_continued(settings)
     with ExitStack() as stack:
         stack.enter_context(nothing_new_after_errors(folder))
-        run_on_main(hold, args=[folder, stack])
+        run_on_main(lock_folder, args=[folder, stack])
         yield
 
 
-def hold(folder: Path, stack: ExitStack) -> None:
+def lock_folder(folder: Path, stack: ExitStack) -> None:
     """Makes and locks a folder until the stack is left."""
     with writing(f"The output folder {folder}", "take another --output_folder"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -278,7 +278,7 @@ def open_datasets(
         datasets = {
             name: open_mixing(hparams)
             if name == TRAIN and hparams["dynamic_mixing"]
-            else open_dataset(hparams, name, manifests.get(name))
+            else open_listed(hparams, name, manifests.get(name))
             for name in names
         }
         check_speakers(datasets)
@@ -353,7 +353,7 @@ def write_manifests(
         write_manifest(path, scan(hparams, name))
 
 
-def open_dataset(
+def open_listed(
     hparams: Mapping[str, Any], name: str, manifest: Path | None
 ) -> ManifestDataset | MixtureList:
     """The mixtures of a manifest, or without one those of the list ``<name>_list``."""

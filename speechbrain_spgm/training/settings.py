@@ -334,7 +334,7 @@ def read_settings(argv: Sequence[str]) -> Settings:
     text = resolve(file, as_yaml(overrides))
     values = plain(parse(text))
     given = {key: run_opts[key] for key in RULES.keys() & run_opts.overridden_args}
-    check_values({**values, **given})
+    check_settings({**values, **given})
     check_device(run_opts, {**values, **given})
     return Settings(file, run_opts, overrides, text, values)
 
@@ -452,14 +452,14 @@ def plain(node: Any) -> Any:
     return {tag: value} if tag else value
 
 
-def check_values(values: Mapping[str, Any]) -> None:
+def check_settings(values: Mapping[str, Any]) -> None:
     """Makes sure that every value may be what it is, alone and beside the others.
 
     ``values`` are as ``plain`` gives them; keys without a rule are passed over.
 
     Example
     -------
-    >>> check_values({"batch_size": "two"})
+    >>> check_settings({"batch_size": "two"})
     Traceback (most recent call last):
     ...
     speechbrain_spgm.errors.UserError: batch_size is "two", but must be a whole number from 1 or null.
@@ -550,7 +550,7 @@ def named(folder: Path, overrides: Mapping[str, str]) -> Path:
     )
 
 
-def check_folder(settings: Settings) -> None:
+def check_continued(settings: Settings) -> None:
     """Refuses to go on with another experiment than the folder holds.
 
     Only differences in what both yamls have count, and of a run that is only tested

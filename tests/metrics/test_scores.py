@@ -28,6 +28,7 @@ from speechbrain_spgm.metrics.scores import (
     summarise,
 )
 from speechbrain_spgm.metrics.si_sdr import pit_si_sdr_loss
+from speechbrain_spgm.publishing.source import read_results
 
 LENGTHS = (4000, 2500, 300)  # the last is shorter than SDR's filter
 
@@ -125,6 +126,9 @@ def test_a_metric_is_one_entry(monkeypatch, tmp_path):
         "| Power, mix    |  2." in table and "| all | n | SI-SDRi | Poweri |" in table
     )
     assert "power_mix,power,poweri" in (tmp_path / "test_results.csv").read_text()
+    results = read_results(tmp_path, None, None)
+    named = {(one.name, one.unit) for one in results.measured}
+    assert {("Poweri", "W"), ("Power of the mixtures", "W")} <= named
 
 
 def test_si_sdr_by_hand():

@@ -228,7 +228,8 @@ def refused(folder: Path) -> str:
 def test_payloads_are_not_run(folder, tmp_path, zipped):
     file, canary = folder / "pytorch_model.bin", tmp_path / "canary"
     state = torch.load(file)
-    for hostile in ({**state, "x": Payload(canary)}, Payload(canary), [state]):
+    large = {**state, "x": bytearray(10)}  # torch would make one of any size
+    for hostile in ({**state, "x": Payload(canary)}, Payload(canary), large, [state]):
         save(hostile, folder, zipped)
         message = refused(folder)
         assert "holds more than tensors" in message or "must hold named" in message
@@ -253,9 +254,20 @@ def test_payloads_are_not_run(folder, tmp_path, zipped):
         (lambda s: s.update({"decoder.weight": torch.ones(16, 1, 16).int()}), "int32"),
         (
             lambda s: s.update({"decoder.weight": s["decoder.weight"].to_sparse()}),
-            "must hold named tensors|no file of weights",  # by the version of torch
+            "holds more than tensors",
         ),
         (lambda s: s.update({"decoder.weight": [1]}), "must hold named tensors"),
+        (
+            lambda s: s.update({"decoder.weight": s["decoder.weight"].to("meta")}),
+            "holds more than tensors",
+        ),
+        (
+            lambda s: s.update(
+                {"decoder.weight": s["decoder.weight"].to(torch.float8_e4m3fn)}
+            ),
+            "holds more than tensors",
+        ),
+        (lambda s: s.update({"a" * 10**5: torch.ones(1)}), r"unknown a+\.\.\.a+;"),
     ],
 )
 def test_weights_must_be_those_of_the_config(folder, edit, words, zipped):
@@ -274,6 +286,20 @@ def test_truncated_files(published, tmp_path, keep, zipped):
     file.write_bytes(whole[: keep if isinstance(keep, int) else int(keep * len(whole))])
     message = refused(folder)
     assert "is truncated or no file of weights" in message or "is damaged" in message
+
+
+def test_a_pickle_of_any_length_is_not_read(folder):
+    """Old files have no end but their last number: a list of lists, of 5 MB."""
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x02" + 5 * 2**20 * b"]" + b".")
+    assert "holds more than 4,194,304 bytes besides its numbers" in refused(folder)
+
+
+def test_weights_that_are_finite_but_give_no_voices(folder, tmp_path, capsys):
+    state = torch.load(folder / "pytorch_model.bin")
+    save({name: 0 * value + 1e30 for name, value in state.items()}, folder)
+    assert main(["convert", str(folder), str(tmp_path / "c"), "--to", "published"]) == 2
+    assert "holds NaN or infinity: the training went wrong" in capsys.readouterr().err
+    assert not (tmp_path / "c").exists()
 
 
 def claimed(whole: bytes, numbers: int) -> bytes:

@@ -22,7 +22,7 @@ from speechbrain.inference.separation import SepformerSeparation
 from speechbrain_spgm.data import UserError
 from speechbrain_spgm.inference import SPGMSeparation
 from speechbrain_spgm.metrics import pictures
-from speechbrain_spgm.training.experiment import hold
+from speechbrain_spgm.training.experiment import lock_folder
 from speechbrain_spgm.training.settings import read_settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -202,7 +202,7 @@ def test_two_trainings_in_one_folder(
 ) -> None:
     folder = tmp_path / "results" / "out"
     with ExitStack() as other:
-        hold(folder, other)
+        lock_folder(folder, other)
         with pytest.raises(SystemExit) as end:
             train("LibriMix-spgm")
         assert end.value.code == 2
