@@ -52,7 +52,7 @@ class Command(NamedTuple):
 
     words: list[str]
     folder: Path
-    piped: bool = False  # takes what another program gives
+    piped: bool = False  # takes what another program gives, or gives it to one
 
 
 def blocks(language: str) -> list:
@@ -71,8 +71,9 @@ def commands(readme: Path, text: str) -> Iterator[Command]:
     folder = ROOT if readme.parent.name == "docs" else readme.parent
     for line in text.replace("\\\n", " ").splitlines():
         for part in re.split(r"\s&&\s", line):
-            _, _, piped = part.rpartition(" | ") if " | spgm" in part else [""] * 3
-            words = shlex.split(piped or part, comments=True)
+            before, pipe, after = part.partition(" | ")
+            part = after if after.startswith("spgm") else before
+            words = shlex.split(part, comments=True)
             while words and re.fullmatch(r"\w+=.*", words[0]):
                 words = words[1:]  # a variable for this command
             if words[:1] == ["cd"]:
@@ -80,7 +81,7 @@ def commands(readme: Path, text: str) -> Iterator[Command]:
                 folder = ROOT if cloned else (folder / words[1]).resolve()
                 assert folder.is_dir(), f"{readme}: {line}"
             elif words:
-                yield Command(words, folder, bool(piped))
+                yield Command(words, folder, bool(pipe))
 
 
 @pytest.fixture
@@ -148,7 +149,9 @@ def try_spgm(command: Command, request: pytest.FixtureRequest) -> None:
         return
     samples = request.getfixturevalue("samples")
     if given is not None:
-        stdin = SimpleNamespace(buffer=(samples / given).open("rb"))
+        file = (samples / given).open("rb")
+        request.addfinalizer(file.close)
+        stdin = SimpleNamespace(buffer=file)
         request.getfixturevalue("monkeypatch").setattr(sys, "stdin", stdin)
     assert main(arguments) == 0
     if "output" in parsed:

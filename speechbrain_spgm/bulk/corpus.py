@@ -304,7 +304,7 @@ def score_row(
         blocks.append,
         row.name,
         orders.options.channel,
-        Cut(row.cut.offset + start / rate, length / rate),
+        cut=Cut(row.cut.offset + start / rate, length / rate),
     )
     mix = torch.from_numpy(np.concatenate(blocks))
     voices = [
