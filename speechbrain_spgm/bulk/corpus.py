@@ -304,7 +304,7 @@ def score_row(
         blocks.append,
         row.name,
         orders.options.channel,
-        Cut(row.cut.offset + start / rate, length / rate),
+        cut=Cut(row.cut.offset + start / rate, length / rate),
     )
     mix = torch.from_numpy(np.concatenate(blocks))
     voices = [
@@ -314,7 +314,10 @@ def score_row(
 
     def separate(mix: torch.Tensor) -> torch.Tensor:
         recording = Recording(mix, rate, row.name)
-        return model.separate_recording(recording, None, 1, None, consistent=False)[0]
+        full_band = orders.options.full_band is not False  # as the files have it
+        return model.separate_recording(
+            recording, None, 1, None, consistent=False, full_band=full_band
+        )[0]
 
     est = torch.from_numpy(np.concatenate(voices, axis=1))
     n = min(len(mix), len(est))  # lossy formats may add a little
