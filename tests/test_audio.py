@@ -463,3 +463,41 @@ def test_no_noise_is_taken_for_sound():
     for text in texts:
         with pytest.raises(AudioFileError):
             audio.read_audio(text)
+
+
+def samples_of(data: bytes, *cut: float) -> np.ndarray:
+    blocks: list[np.ndarray] = []
+    stream_audio(data, blocks.append, cut=audio.Cut(*cut) if cut else None)
+    return np.concatenate(blocks)
+
+
+@pytest.mark.parametrize("kind", ["WAV", "FLAC", "OGG", "MP3", "ipod", "adts"])
+def test_a_part_is_cut_out_of_the_whole(kind):
+    files = {"ipod": "aac", "adts": "aac"}
+    if kind in files:
+        data = by_ffmpeg(kind, files[kind])
+    else:
+        data = by_libsndfile(kind)
+    whole = samples_of(data)
+    for offset, duration in ((0, 0.5), (0.25, 0.5), (2.25, None), (2.25, 9)):
+        start = round(offset * RATE)
+        stop = None if duration is None else start + round(duration * RATE)
+        part = samples_of(data, offset, duration)
+        np.testing.assert_allclose(part, whole[start:stop], atol=1e-6)
+    with pytest.raises(AudioFileError, match="ends before second 3, where the part"):
+        samples_of(data, 3.0, 1.0)
+
+
+def test_what_lies_before_a_part_is_not_decoded(tmp_path, monkeypatch):
+    soundfile.write(tmp_path / "a.wav", np.zeros(10 * RATE), RATE)
+    read = []
+    blocks = audio._sound_blocks
+
+    def watched(sound):
+        read.append(sound.tell())
+        return blocks(sound)
+
+    monkeypatch.setattr(audio, "_sound_blocks", watched)
+    found = []
+    stream_audio(tmp_path / "a.wav", found.append, cut=audio.Cut(8.0, 1.0))
+    assert read == [8 * RATE] and sum(map(len, found)) == RATE

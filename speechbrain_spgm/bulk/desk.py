@@ -144,6 +144,8 @@ class BatchDesk(Desk):
             request.future.set_exception(Stopped())
 
     def _work(self) -> None:
+        if torch.device(self.model.device).type == "cpu":
+            torch.set_num_threads(1)  # as the other threads, so that bits are the same
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self.stopped.is_set())
