@@ -15,6 +15,7 @@ What the READMEs keep to, so that this file can try them:
 - Other blocks (``bibtex``, ``text``) are not looked at.
 """
 
+import io
 import re
 import runpy
 import shlex
@@ -142,7 +143,7 @@ def try_spgm(command: Command, request: pytest.FixtureRequest) -> None:
         return
     samples = request.getfixturevalue("samples")
     if given is not None:
-        stdin = SimpleNamespace(buffer=(samples / given).open("rb"))
+        stdin = SimpleNamespace(buffer=io.BytesIO((samples / given).read_bytes()))
         request.getfixturevalue("monkeypatch").setattr(sys, "stdin", stdin)
     assert main(arguments) == 0
     if "output" in parsed:
