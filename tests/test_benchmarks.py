@@ -1,9 +1,11 @@
 """The benchmarks compare like with like; nothing is timed here."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from benchmarks import inference, levels, training
+from benchmarks import inference, levels, live, training
 from speechbrain_spgm.data import Mixture, MixtureBatch
 
 
@@ -98,3 +100,23 @@ def test_levels_table_shows_the_spread_of_improvements() -> None:
     cells = [cell.strip() for cell in text.splitlines()[-1].split("|")[1:-1]]
     assert cells == ["fp32", "exact", "7.500", "7.500", "7.500", "7.250", "0.250"]
     assert "--mixtures 2" in text
+
+
+def test_live_table_shows_differences_of_the_same_mixtures(tmp_path: Path) -> None:
+    gains = {"a": (7.0, 6.0), "b": (5.0, 5.5), "c": (9.0, None)}
+    results = [
+        live.Result("8 s", name, way, gain)
+        for name, both in gains.items()
+        for way, gain in zip(("whole", "running"), both, strict=True)
+        if gain is not None
+    ]
+    page = tmp_path / "stream.md"
+    page.write_text("before\n{}\n{}\nafter\n".format(*live.MARKS))
+    for _ in range(2):  # what was there is replaced
+        live.write(page, live.report(results, "a model", "test-clean"))
+    text = page.read_text()
+    assert text.startswith("before\n") and text.endswith("\nafter\n")
+    (row,) = [line for line in text.splitlines() if line.startswith("| running")]
+    cells = [cell.strip() for cell in row.split("|")[1:-1]]
+    assert cells[:3] == ["running", "2", "5.75 ± 3.18"]
+    assert cells[3].startswith("-0.25 ±") and cells[4:] == ["-0.25", "-1.0", "+0.5"]
