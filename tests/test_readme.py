@@ -15,6 +15,7 @@ What the READMEs, and the pages in docs that go on with them, keep to:
 - Other blocks (``bibtex``, ``text``) are not looked at.
 """
 
+import io
 import re
 import runpy
 import shlex
@@ -149,9 +150,7 @@ def try_spgm(command: Command, request: pytest.FixtureRequest) -> None:
         return
     samples = request.getfixturevalue("samples")
     if given is not None:
-        file = (samples / given).open("rb")
-        request.addfinalizer(file.close)
-        stdin = SimpleNamespace(buffer=file)
+        stdin = SimpleNamespace(buffer=io.BytesIO((samples / given).read_bytes()))
         request.getfixturevalue("monkeypatch").setattr(sys, "stdin", stdin)
     assert main(arguments) == 0
     if "output" in parsed:
