@@ -52,6 +52,7 @@ RANDOM = {  # networks of the paper, and the recipes' small ones, with random we
     "shallow": {"num_blocks": 1, "num_layers": 1},  # base's width, for an hour of audio
     "small": SMALL,
     "tiny": SMALL | {"d_ffn": 192},
+    "least": {"N": 16, "nhead": 2, "d_ffn": 32, "num_layers": 1},  # for hours of audio
 }
 TUNED = {  # memory that is freed stays with the process
     "MALLOC_MMAP_THRESHOLD_": "1073741824",

@@ -26,6 +26,7 @@ import re
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 
 import numpy as np
@@ -180,13 +181,14 @@ def table(results: list[Result]) -> str:
         found.setdefault(result.way, {})[result.name] = result.gain
     first = next(iter(found.values()))
     lines = [
-        "| averages | n | SI-SDRi, dB | minus the first, dB | worst | best |",
-        "|---|---|---|---|---|---|",
+        "| averages | n | SI-SDRi, dB | minus the first, dB | median | worst | best |",
+        "|---|---|---|---|---|---|---|",
     ]
     for way, gains in found.items():
         gaps = [gains[name] - first[name] for name in gains]
         cells = ("{:.2f} ± {:.2f}".format(*interval(v)) for v in (gains.values(), gaps))
-        ends = f"{min(gaps):+.1f} | {max(gaps):+.1f}"
+        gaps.sort()
+        ends = f"{median(gaps):+.2f} | {gaps[0]:+.1f} | {gaps[-1]:+.1f}"
         lines.append(f"| {way} | {len(gains)} | {' | '.join(cells)} | {ends} |")
     return "\n".join(lines)
 

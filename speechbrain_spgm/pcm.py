@@ -26,6 +26,7 @@ CODES = {
 ENDLESS = 2**31 - 2**16
 MOST_CHANNELS = 64
 LONGEST_HEADER = 2**20  # bytes before the samples
+LOUDEST = 1e29  # beyond, a resampler might pass what a stream takes
 PIECE = 0.1  # seconds that are taken at a time, if they are there
 BACKLOG = 10.0  # seconds of a microphone that may wait; what comes then drops out
 
@@ -180,7 +181,7 @@ class Source:
             samples = samples.mean(1, dtype=np.float64)
         else:
             samples = samples[:, self.channel - 1].astype(np.float64)
-        wrong = ~(np.abs(samples) < 1e30)
+        wrong = ~(np.abs(samples) < LOUDEST)
         self.spoilt += int(wrong.sum())
         return np.where(wrong, 0, samples)
 

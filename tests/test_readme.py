@@ -146,7 +146,7 @@ def try_spgm(command: Command, request: pytest.FixtureRequest) -> None:
         request.getfixturevalue("monkeypatch").setattr(sys, "stdin", stdin)
     assert main(arguments) == 0
     if "output" in parsed:
-        outputs = [*(samples / parsed.output).rglob("*_spk*.wav")]
+        outputs = [*(samples / parsed.output).rglob("*_spk*.*")]
         assert len(outputs) >= 2
 
 

@@ -58,8 +58,7 @@ class Cluster(NamedTuple):
             ledger.load(row.key for row in todo)
 
     def _run(self, ledger: Ledger, orders: Orders, todo: list[Row]) -> Iterator:
-        import ray
-
+        ray = require("ray", "'ray[data]'", "The engine ray")
         started = not ray.is_initialized()
         try:
             if started:

@@ -135,9 +135,8 @@ def run(arguments: argparse.Namespace) -> int:
     if voice is not None and voice > model.num_spks:
         raise UserError(f"voice is {voice}, but the model has {model.num_spks}.")
     stream = model.stream(arguments.warm_up, arguments.horizon)
-    ending = Ending()
+    source, ending = open_source(arguments), Ending()
     with ending.listening():
-        source = open_source(arguments)
         sink = to_files if arguments.raw is None else to_stdout
         with sink(arguments, source.kind.rate, model.num_spks) as write:
             meter = separate(stream, source, write, ending)

@@ -53,6 +53,7 @@ from speechbrain_spgm.lobes.norms import level_free_affine, norm_affine
 from speechbrain_spgm.lobes.statistics import Averages, Statistics
 from speechbrain_spgm.lobes.workers import count_workers, run
 
+WIDE_ROW = 3 * 2**18  # bytes of a row's widest tensor from which two share its work
 STEP_BYTES = 3 * 2**20  # the widest tensor of a step; see _Utterance._steps
 TILE_FRAMES = 500
 
@@ -191,9 +192,11 @@ def advance(
 ) -> Tensor:
     """The blocks on some chunks of an utterance; see ``SPGMMaskNet.advance``.
 
-    Each chunk is a step: how many come at a time changes no bit.
+    Each chunk is a step, and a wide one in halves, which two workers share if it comes
+    alone: neither how many come at a time nor how many workers there are changes a bit.
     """
     net = _Rows(masknet, len(rows), rows, averages, rows_per_step=1)
+    net.halves = net.row_bytes(masknet.dual_mdl[0].intra_mdl) >= WIDE_ROW
     net.embed(rows, valid)
     for block in masknet.dual_mdl:
         net.block(block)
@@ -220,7 +223,7 @@ class _Rows:
         self.pooled = like.new_empty(S, N)
         self.sums = _Sums(S, N)
         self.averages, self.watch = averages, watch
-        self.rows_per_step = rows_per_step
+        self.rows_per_step, self.halves = rows_per_step, False
         self.workers = count_workers()
         self.scratch = [Scratch(like) for _ in range(self.workers)]
 
@@ -253,15 +256,20 @@ class _Rows:
         def attend(step: slice, worker: int) -> None:
             if pending is not None:
                 _affine(x[step], _of(pending, step), out=x[step])
-            scratch = self.scratch[worker]
-            transform(block.intra_mdl, x[step], local[step], scratch, linears)
+            parts = block.intra_mdl, x[step], local[step]
+            if self.halves:
+                shared = self.scratch if alone else self.scratch[worker : worker + 1]
+                transform_in_halves(*parts, shared, linears)
+            else:
+                transform(*parts, self.scratch[worker], linears)
             if block.linear_layer_after_inter_intra:
                 local[step] = block.intra_linear(local[step])
             sums.put(step, local[step])
             if self.watch is not None:
                 self.watch(step.stop - step.start, self.S * len(self.net.dual_mdl))
 
-        run(attend, steps, self.workers)
+        alone = self.halves and len(steps) == 1
+        run(attend, steps, 1 if alone else self.workers)
         norm = _by_row(norm_affine(block.intra_norm, *moments()))
 
         def combine(step: slice, worker: int) -> None:
@@ -313,9 +321,12 @@ class _Rows:
         wanted = self.net.rows_per_step if wanted is None else wanted
         if wanted is not None:
             return _split(self.S, wanted or self.S)
+        return _taper(self.S, max(1, STEP_BYTES // self.row_bytes(block)))
+
+    def row_bytes(self, block: SBTransformerBlock) -> int:
+        """Of the widest tensor of a row in a block."""
         _, K, N = self.x.shape
-        row_bytes = K * intra.widest(block, N) * self.x.element_size()
-        return _taper(self.S, max(1, STEP_BYTES // row_bytes))
+        return K * intra.widest(block, N) * self.x.element_size()
 
 
 class _Utterance(_Rows):
@@ -440,6 +451,66 @@ def transform(
     for layer, parts in zip(block.mdl.layers, linears, strict=True):
         _layer(layer, parts, out, scratch)
     out.copy_(block.mdl.norm(out))
+
+
+def transform_in_halves(
+    block: SBTransformerBlock,
+    x: Tensor,
+    out: Tensor,
+    scratch: Sequence[Scratch],
+    linears: Sequence[Linears],
+) -> None:
+    """The transformer on one row, each half of its frames for itself where it can be.
+
+    Arguments
+    ---------
+    block, linears
+        As in :func:`transform`.
+    x, out : torch.Tensor
+        The row, ``[1, K, N]``.
+    scratch : sequence of Scratch
+        The memory of the workers who share the work.
+    """
+    _, K, N = x.shape
+    torch.add(x, block.pos_enc(x) if block.use_positional_encoding else 0, out=out)
+    qkv = scratch[0].take("qkv", K, 3 * N)
+    for layer, parts in zip(block.mdl.layers, linears, strict=True):
+        _layer_in_halves(layer, parts, out[0], qkv, scratch)
+    out.copy_(block.mdl.norm(out))
+
+
+def _layer_in_halves(
+    layer: TransformerEncoderLayer,
+    linears: Linears,
+    x: Tensor,
+    qkv: Tensor,
+    scratch: Sequence[Scratch],
+) -> None:
+    """One layer on frames ``[K, N]``, in place; ``qkv`` holds ``[K, 3 N]``."""
+    K, N = x.shape
+    num_heads, activation = layer.self_att.att.num_heads, layer.pos_ffn.ffn[1]
+    workers, halves = min(2, len(scratch)), _split(K, -(-K // 2))
+
+    def project(half: slice, worker: int) -> None:
+        part = layer.norm1(x[half]) if layer.normalize_before else x[half]
+        qkv[half] = linears.qkv.of(part, scratch[worker])
+        if linears.queries is not None:
+            qkv[half, :N] += linears.queries
+
+    def attend(half: slice, worker: int) -> None:
+        part, mine = x[half], scratch[worker]
+        q, k, v = qkv.view(1, K, 3, num_heads, -1).permute(2, 0, 3, 1, 4)
+        heads = F.scaled_dot_product_attention(q[:, :, half], k, v)  # [1, H, n, D]
+        linears.heads.add(heads.transpose(1, 2).reshape(-1, N), part, mine)
+        if layer.normalize_before:
+            _add_feed_forward(linears, activation, layer.norm2(part), part, mine)
+        else:
+            part.copy_(layer.norm1(part))
+            _add_feed_forward(linears, activation, part, part, mine)
+            part.copy_(layer.norm2(part))
+
+    run(project, halves, workers)
+    run(attend, halves, workers)
 
 
 def _layer(

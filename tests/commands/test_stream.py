@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from types import SimpleNamespace
 
 import numpy as np
@@ -199,13 +200,12 @@ def test_a_signal_finishes_the_files(model, tmp_path, number) -> None:
         if len(parts) == 2 and min(p.stat().st_size for p in parts) > 40_000:
             break
         time.sleep(0.1)
-    time.sleep(0.5)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0 and b"Traceback" not in err
-    assert out.startswith(b"Separated 3.0 s")
-    for k in (1, 2):
-        assert soundfile.info(tmp_path / f"stream_spk{k}.wav").frames == 24_000
+    frames = {soundfile.info(tmp_path / f"stream_spk{k}.wav").frames for k in (1, 2)}
+    assert len(frames) == 1 and 10_000 < min(frames) <= 24_000
+    assert out.startswith(f"Separated {min(frames) / RATE:.1f} s".encode())
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -226,7 +226,9 @@ def test_a_reader_that_leaves_ends_it(model) -> None:
             process.stdin.flush()
     except BrokenPipeError:  # it has ended, with input left
         pass
-    process.stdin = None
+    with suppress(BrokenPipeError):
+        process.stdin.close()
+    process.stdin = None  # for communicate
     _, err = process.communicate(timeout=60)
     assert process.returncode == 0 and b"Traceback" not in err and b"Error" not in err
 

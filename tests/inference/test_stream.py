@@ -18,6 +18,7 @@ from speechbrain_spgm.errors import UserError
 from speechbrain_spgm.inference import ModelError, SPGMSeparation
 from speechbrain_spgm.inference.level import mixture_gains
 from speechbrain_spgm.inference.stream import MEAN_HORIZON, SPGMStream
+from speechbrain_spgm.lobes import engine
 from speechbrain_spgm.lobes.chunking import chunk_frames, overlap_add, segment
 from speechbrain_spgm.lobes.masknet import SPGMMaskNet
 from speechbrain_spgm.lobes.separator import count_frames
@@ -312,3 +313,21 @@ def test_wrong_input_is_one_sentence_and_changes_nothing(model: SPGMSeparation) 
     parts = (model.mods.encoder, torch.nn.Identity(), model.mods.decoder, RATE)
     with pytest.raises(ModelError, match="Identity looks at whole recordings"):
         SPGMStream(*parts)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("before", [True, False])
+def test_two_workers_share_a_wide_row_and_change_no_bit(
+    precision: str, before: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mix = talk(4000)
+    model = separator(precision, intra_norm_before=before)
+    whole_rows = in_pieces(model.stream(0.1), mix, [500])
+    monkeypatch.setattr(engine, "WIDE_ROW", 0)
+    found = []
+    for workers, sizes in ((1, [500]), (2, [500]), (2, [4000])):
+        monkeypatch.setattr(engine, "count_workers", lambda n=workers: n)
+        found.append(in_pieces(model.stream(0.1), mix, sizes))
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+    error = (found[0] - whole_rows).norm() / whole_rows.norm()
+    assert error < (1e-5 if precision == "fp32" else 0.1)

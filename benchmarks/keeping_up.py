@@ -1,0 +1,98 @@
+"""Whether streams keep up: computing time as a share of the sound's, and memory.
+
+    python -m benchmarks.keeping_up --seconds 300
+    python -m benchmarks.keeping_up --seconds 3600 --only least
+
+Pushes noise, half a chunk at a time, and prints for each network and number of cores
+the load by the clock and by the processor (where others use the machine the second
+says more), the longest push after the warm-up, and how the memory has grown since the
+first minute. Networks of the paper's size have random weights: time is all they show.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from benchmarks.inference import load
+from speechbrain_spgm.inference.stream import SPGMStream
+from speechbrain_spgm.models.sources import DEFAULT_MODEL
+
+RATE, SETTLED = 8000, 60  # seconds after which memory counts
+CASES = {  # model, network, cores
+    "shipped": (DEFAULT_MODEL, "ours", 1),
+    "base": ("base", "ours", 2),
+    "base int8, one core": ("base", "int8", 1),
+    "base int8": ("base", "int8", 2),
+    "least": ("least", "ours", 1),
+}
+
+
+class Load(NamedTuple):
+    """What a stream took."""
+
+    clock: float  # share of the sound's time
+    processor: float
+    longest: float  # push, in seconds
+    push: float  # seconds of sound in a push
+    growth: int  # bytes
+
+
+def measure(model: str, network: str, cores: int, seconds: float) -> Load:
+    """Pushes so many seconds of noise."""
+    torch.set_num_threads(cores)
+    torch.manual_seed(0)
+    _, parts = load(model, network)
+    stream = SPGMStream(parts["encoder"], parts["masknet"], parts["decoder"], RATE)
+    step = stream.K * stream.stride // 2
+    while not len(stream.push(0.1 * torch.randn(step))):
+        pass  # the warm-up
+    busy, longest, settled = 0.0, 0.0, None
+    processor = time.process_time()
+    count = round(seconds * RATE / step)
+    for i in range(count):
+        sound = 0.1 * torch.randn(step)
+        begun = time.perf_counter()
+        stream.push(sound)
+        spent = time.perf_counter() - begun
+        busy, longest = busy + spent, max(longest, spent)
+        if settled is None and i * step >= min(SETTLED, seconds / 2) * RATE:
+            settled = resident()
+    processor = time.process_time() - processor
+    total = count * step / RATE
+    return Load(
+        busy / total, processor / total, longest, step / RATE, resident() - settled
+    )
+
+
+def resident() -> int:
+    """Bytes of this process in memory."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * 4096
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.keeping_up")
+    parser.add_argument("--seconds", type=float, default=300)
+    parser.add_argument("--only", nargs="+", choices=CASES, default=[*CASES])
+    arguments = parser.parse_args(argv)
+    print("| stream | cores | load | by the processor | longest push | of | memory |")
+    print("|---|---|---|---|---|---|---|")
+    for name in arguments.only:
+        case = CASES[name]
+        found = measure(*case, arguments.seconds)
+        print(
+            f"| {name} | {case[2]} | {found.clock:.0%} | {found.processor:.0%} | "
+            f"{1000 * found.longest:.0f} ms | {1000 * found.push:.0f} ms | "
+            f"{found.growth / 2**20:+.1f} MiB |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
