@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -159,7 +161,8 @@ def report(dev: list[Row], test: list[Row], names: Sequence[str]) -> str:
     lines = ["| score | rank correlation with SI-SDRi, dev | test | n |"]
     lines += ["|---|---|---|---|"]
     better = {name: REFERENCE_FREE[name].better for name in names}
-    better["seam_confidence"] = 1
+    if all(columns(rows, "seam_confidence").size for rows in (dev, test)):
+        better["seam_confidence"] = 1
     found = {}
     for name in better:
         cells = []
@@ -202,6 +205,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--limits", type=int, nargs=2, default=(40, 60))
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--seams", type=int, default=12)
+    parser.add_argument("--minutes", type=float, default=math.inf)
     parser.add_argument("--scores", default=",".join(REFERENCE_FREE))
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args(argv)
@@ -211,6 +215,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     shape = {"num_spks": model.num_spks, "sample_rate": model.sample_rate}
     place = arguments.output / "scores.csv"
     done = read_rows(place)
+    end = time.monotonic() + 60 * arguments.minutes
 
     def work(title: str, path: Path, limit: int) -> list[Row]:
         known = [row for row in done if row["list"] == title]
@@ -220,6 +225,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for row in measure(model, dataset, names, arguments.seconds, seams):
             known.append({"list": title, **row})
             add_row(place, known[-1])
+            if time.monotonic() > end:
+                break
         return known
 
     tasks = zip(
