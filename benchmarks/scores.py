@@ -180,7 +180,7 @@ def report(dev: list[Row], test: list[Row], names: Sequence[str]) -> str:
     side = "below" if better[best] > 0 else "above"
     lines += ["", f"Thrown away where `{best}` is {side} {cut:.4g}, chosen on dev:", ""]
     lines += ["| list | thrown away | SI-SDRi of all | of what is kept | of the rest |"]
-    lines[-1] += f" poor ones ({POOR:g} dB and less) found | good ones lost |"
+    lines[-1] += f" poor ones (below {POOR:g} dB) found | good ones lost |"
     lines += ["|---|---|---|---|---|---|---|"]
     for title, rows in (("dev", dev), ("test", test)):
         values, gains = columns(rows, best)
