@@ -44,7 +44,8 @@ from safetensors.torch import save_file
 
 from speechbrain_spgm.cli import main as spgm
 from speechbrain_spgm.console import surroundings
-from speechbrain_spgm.files import TEMPORARY, replacing
+from speechbrain_spgm.errors import writing
+from speechbrain_spgm.files import TEMPORARY, check_writable, replacing
 from speechbrain_spgm.inference import SPGMSeparation, save_published
 from speechbrain_spgm.models import remote
 from speechbrain_spgm.models.convert import write_speechbrain
@@ -231,6 +232,9 @@ class Campaign:
 
         def train(out: Path) -> None:
             with user_errors():
+                with writing(out / "run"):  # as train.py begins; it sweeps, too
+                    (out / "run").mkdir(exist_ok=True)
+                    check_writable(out / "run")
                 state = tiny.state(tiny.full_run(out / "run", workers=0))
                 with replacing(out / "end.safetensors") as temporary:
                     save_file({k: v.clone() for k, v in state.items()}, temporary)
@@ -370,6 +374,8 @@ class Campaign:
         if text := end.trouble(*codes):
             return text
         found = job.read(out)
+        if not number and not end.code and found != wanted:
+            return "exit code 0, but not all of it is there"
         if broken := [name for name in found if found[name] != wanted.get(name)]:
             return f"half-written: {broken}"
         if number != signal.SIGKILL and (names := left(out)):

@@ -124,6 +124,7 @@ def stream_audio(
     use: Callable[[np.ndarray], object],
     name: str | None = None,
     channel: int | None = None,
+    *,
     longest: float | None = None,
     cut: Cut | None = None,
 ) -> Heard:

@@ -1,9 +1,11 @@
 """The benchmarks compare like with like; nothing is timed here."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from benchmarks import band, inference, levels, training
+from benchmarks import band, inference, levels, live, training
 from speechbrain_spgm.audio import write_audio
 from speechbrain_spgm.data import Mixture, MixtureBatch
 from speechbrain_spgm.data.manifests import ManifestRow
@@ -122,3 +124,23 @@ def test_the_full_band_is_measured_against_the_models_alone(model, tmp_path, cap
     assert loud == pytest.approx([20, 20], abs=0.1)
     table = band.format_row("16 kHz", [plain], [full])
     assert table.count("1 of 1") == 2
+
+
+def test_live_table_shows_differences_of_the_same_mixtures(tmp_path: Path) -> None:
+    gains = {"a": (7.0, 6.0), "b": (5.0, 5.5), "c": (9.0, None)}
+    results = [
+        live.Result("8 s", name, way, gain)
+        for name, both in gains.items()
+        for way, gain in zip(("whole", "running"), both, strict=True)
+        if gain is not None
+    ]
+    page = tmp_path / "stream.md"
+    page.write_text("before\n{}\n{}\nafter\n".format(*live.MARKS))
+    for _ in range(2):  # what was there is replaced
+        live.write(page, live.report(results, "a model", "test-clean"))
+    text = page.read_text()
+    assert text.startswith("before\n") and text.endswith("\nafter\n")
+    (row,) = [line for line in text.splitlines() if line.startswith("| running")]
+    cells = [cell.strip() for cell in row.split("|")[1:-1]]
+    assert cells[:3] == ["running", "2", "5.75 ± 3.18"]
+    assert cells[3].startswith("-0.25 ±") and cells[4:] == ["-0.25", "-1.0", "+0.5"]

@@ -137,3 +137,12 @@ def test_no_help_shows_escapes(capsys):
             texts += [command.format_help() for command in action.choices.values()]
         for text in texts:
             assert not re.search(r"%%|%\(", text)
+
+
+def test_sigterm_before_the_first_step_is_a_sentence(monkeypatch, capsys):
+    def make_parser():
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(cli, "make_parser", make_parser)
+    assert cli.main(["info"]) == 143
+    assert re.fullmatch("spgm: interrupted[^\n]*\n", capsys.readouterr().err)

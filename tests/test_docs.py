@@ -1,5 +1,6 @@
 """What the docs name exists: modules, functions, files and folders."""
 
+import ast
 import importlib
 import re
 from pathlib import Path
@@ -57,6 +58,28 @@ def test_what_contributors_are_told_to_edit_exists() -> None:
     assert len(names) > 8
     wrong = [name for name in names if not re.search(rf"\b{name}\b", code)]
     assert not wrong
+
+
+def test_the_messages_that_are_explained_are_those_of_the_code() -> None:
+    text = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    messages = re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE)
+    assert len(messages) > 9
+    said = "\n".join(
+        text_of(node)
+        for path in (ROOT / "speechbrain_spgm").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    )
+    parts = {part for message in messages for part in message.split("...")}
+    assert not [part for part in parts if part not in said]
+
+
+def text_of(node: ast.AST) -> str:
+    """What a string says, with what is filled in left out."""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(map(text_of, node.values))
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return re.sub("%[ds]", "\n", node.value)
+    return "\n"
 
 
 def is_there(name: str) -> bool:

@@ -314,7 +314,10 @@ def score_row(
 
     def separate(mix: torch.Tensor) -> torch.Tensor:
         recording = Recording(mix, rate, row.name)
-        return model.separate_recording(recording, None, 1, None, consistent=False)[0]
+        full_band = orders.options.full_band is not False  # as the files have it
+        return model.separate_recording(
+            recording, None, 1, None, consistent=False, full_band=full_band
+        )[0]
 
     est = torch.from_numpy(np.concatenate(voices, axis=1))
     n = min(len(mix), len(est))  # lossy formats may add a little

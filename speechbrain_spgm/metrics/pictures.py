@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import soundfile
 import torch
 
+from speechbrain_spgm.audio import write_audio
 from speechbrain_spgm.errors import MissingPackage, require
 from speechbrain_spgm.files import replacing
 from speechbrain_spgm.metrics.si_sdr import SILENCE, octaves, si_sdr
@@ -116,10 +116,7 @@ def write_examples(
             waves[f"ref{k + 1}"] = example.references[:, k]
         for part, wave in waves.items():
             path = folder / f"{name}_{part}.wav"
-            with replacing(path) as unfinished:
-                soundfile.write(
-                    unfinished, wave.numpy(), sample_rate, "FLOAT", format="WAV"
-                )
+            write_audio(path, wave, sample_rate)
             written.append(path)
         pictures.append((folder / f"{name}.png", example))
     for path, example in pictures:  # last, because they may raise

@@ -110,7 +110,7 @@ def measure_shared_energy(heard: Heard) -> list[float]:
     -------
     >>> voice = torch.sin(torch.arange(8000.0)).unsqueeze(-1)
     >>> apart = torch.cat([voice, torch.zeros_like(voice)], -1)
-    >>> [measure_shared_energy(Heard(voice[:, 0], v, 8000))[0]
+    >>> [round(measure_shared_energy(Heard(voice[:, 0], v, 8000))[0], 6)
     ...  for v in (apart, voice.repeat(1, 2))]
     [0.0, 1.0]
     """
@@ -146,7 +146,8 @@ def measure_residual(heard: Heard) -> list[float]:
     Example
     -------
     >>> mix = torch.tensor([1.0, -1.0] * 100)
-    >>> measure_residual(Heard(mix, 0.45 * mix.unsqueeze(-1).repeat(1, 2), 8000))
+    >>> voices = 0.45 * mix.unsqueeze(-1).repeat(1, 2)
+    >>> [round(value, 2) for value in measure_residual(Heard(mix, voices, 8000))]
     [-20.0, -20.0]
     """
     mix = heard.mix.double()

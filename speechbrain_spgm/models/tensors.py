@@ -12,6 +12,7 @@ import os
 import pickle
 import pickletools
 import re
+import sys
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -137,7 +138,10 @@ def _records(path: Path) -> dict[str, zipfile.ZipInfo]:
     """What a zip file says that it holds; its pickle must be of a sane size."""
     try:
         with zipfile.ZipFile(path) as file:
-            records = {item.filename: item for item in file.infolist()}
+            # torch finds names whatever their case.
+            records = {item.filename.lower(): item for item in file.infolist()}
+            if len(records) < len(file.infolist()):
+                raise ValueError
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
         raise _truncated(path) from None
     if any(x.compress_type != zipfile.ZIP_STORED for x in records.values()):
@@ -157,10 +161,17 @@ def _check_pickles(path: Path, records: Mapping[str, zipfile.ZipInfo]) -> None:
     """What a file's pickles name must be what builds tensors; nothing is unpickled."""
     try:
         if records:
-            name = next(x for x in records if x.endswith("/data.pkl"))
             with zipfile.ZipFile(path) as file:
-                pickles = [pickletools.genops(file.read(name))]
-                _check_names(path, pickles)
+                texts = [file.read(records[x]) for x in records if x.endswith(".pkl")]
+                orders = {
+                    file.read(records[x]) for x in records if x.endswith("byteorder")
+                }
+            if not orders <= {sys.byteorder.encode()}:  # torch would crash
+                raise ModelError(
+                    f"{path} holds numbers in another order of bytes than this "
+                    "machine's: save it on one like this."
+                )
+            _check_names(path, map(pickletools.genops, texts))
         else:
             with open(path, "rb") as file:
                 _check_names(path, (pickletools.genops(file) for _ in range(PICKLES)))

@@ -138,7 +138,7 @@ def assemble(
         with replacing_folder(target) as temporary:
             _write_files(source, terms, temporary)
             check_folder(temporary)
-            check_outputs(source, temporary)
+            check_loads(source, temporary)
     return Assembled(target, terms, tuple(_remarks(source, terms)))
 
 
@@ -301,7 +301,7 @@ def _write_example(model: SPGMSeparation, path: Path, folder: Path) -> None:
         soundfile.write(folder / f"{name}.flac", wave, rate, "PCM_16")
 
 
-def check_outputs(source: Source, target: Path) -> None:
+def check_loads(source: Source, target: Path) -> None:
     """Refuses an assembled folder that is not, to the last bit, the model.
 
     It is loaded in each of the ways that its card names.

@@ -108,7 +108,7 @@ def read_source(
     home, run = find_model(folder)
     places = [place for place in (run, home) if place is not None]
     check_links(places)
-    model, config, card = load_model(home)
+    model, config, card = load_home(home)
     results = read_results(home, run, summary)
     views = views_of({CARD: card})
     if results.views not in (None, views):
@@ -171,7 +171,7 @@ def find_model(folder: Path) -> tuple[Path, Path | None]:
     )
 
 
-def load_model(
+def load_home(
     folder: Path,
 ) -> tuple[SPGMSeparation, dict[str, Any], dict[str, Any]]:
     """A model, the fields of its config.json that describe it, and its card."""

@@ -281,7 +281,7 @@ def open_datasets(
             else open_listed(hparams, name, manifests.get(name))
             for name in names
         }
-        check_speakers(datasets)
+        keep_apart(datasets)
     parts = [getattr(dataset, "recordings", []) for dataset in datasets.values()]
     tell_lower_rates(chain.from_iterable(parts), hparams["sample_rate"])
     return Datasets(datasets.get(TRAIN), datasets.get(VALID), datasets[TEST])
@@ -418,7 +418,7 @@ def open_mixing(hparams: Mapping[str, Any]) -> DynamicMixing:
     )
 
 
-def check_speakers(datasets: Mapping[str, Any]) -> None:
+def keep_apart(datasets: Mapping[str, Any]) -> None:
     """Makes sure that no speaker of validation or test is trained on, where known."""
     trained = getattr(datasets.get(TRAIN), "speakers", set())
     for name in (VALID, TEST):

@@ -195,11 +195,10 @@ def test_kills_change_nothing(published, recordings):
     draw, out, killed = random.Random(0), recordings / "out", 0
     for _ in range(200):
         child = Child(lambda: run(published, recordings, "out"))
-        # At the latest a moment after it has begun to write.
-        time.sleep(draw.uniform(0, 0.2))
+        # A moment after it has begun to write.
         while not out.exists():
             time.sleep(0.001)
-        time.sleep(draw.uniform(0, 0.3))
+        time.sleep(draw.uniform(0, 0.04))
         os.kill(child.pid, signal.SIGKILL)
         outcome = child.wait()
         killed += outcome.code == -signal.SIGKILL

@@ -3,6 +3,7 @@
 import csv
 import errno
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -184,7 +185,7 @@ def test_a_disk_that_fills_up_is_named(model, tmp_path, capsys, monkeypatch):
 
         def full(path, target, left=left, replace=replace):
             if not next(left, False):
-                raise OSError(errno.ENOSPC, "", str(path))
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
             return replace(path, target)
 
         with monkeypatch.context() as patch:

@@ -226,7 +226,10 @@ def test_a_web_address_on_the_command_line(hub, repository, capsys):
     assert "7,907" in capsys.readouterr().out
     assert main(["info", f"{hub.address}/nothing", "--device", "cpu"]) == 2
     error = capsys.readouterr().err
-    assert "could not be downloaded (HTTP 404): check the address" in error
+    assert (
+        "could not be downloaded: check the address and your network (HTTP 404)"
+        in error
+    )
     with pytest.raises(ModelError, match="is a web address, where from_hparams loads"):
         SPGMSeparation.from_pretrained(address)
 

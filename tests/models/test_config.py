@@ -131,3 +131,10 @@ def test_why_a_model_is_not_in_the_published_layout_is_said(config, tmp_path, ca
     with caplog.at_level(logging.WARNING):
         save_model(hparams, SUMMARY)
     assert "SpeechBrain's layout" in caplog.text and "not with GELU" in caplog.text
+
+
+def test_half_a_character_goes_back_as_its_escape(tmp_path):
+    """JSON may hold a lone surrogate, which no file in UTF-8 can."""
+    fields.write_json(tmp_path / "config.json", {"é": "\ud800"})
+    text = (tmp_path / "config.json").read_text(encoding="utf-8")
+    assert json.loads(text) == {"é": "\ud800"} and "é" in text

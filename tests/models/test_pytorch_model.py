@@ -294,6 +294,19 @@ def test_a_pickle_of_any_length_is_not_read(folder):
     assert "holds more than 4,194,304 bytes besides its numbers" in refused(folder)
 
 
+@pytest.mark.parametrize(
+    ("record", "content", "words"),
+    [
+        ("byteorder", b"big", "in another order of bytes"),  # torch would crash
+        ("DATA.PKL", b".", "truncated or no file of weights"),
+    ],
+)
+def test_odd_records_of_a_zip_file(folder, record, content, words):
+    file, name = folder / "pytorch_model.bin", f"pytorch_model/{record}"
+    rezipped(file, zipfile.ZIP_STORED, {name: content})
+    assert words in refused(folder)
+
+
 def test_weights_that_are_finite_but_give_no_voices(folder, tmp_path, capsys):
     state = torch.load(folder / "pytorch_model.bin")
     save({name: 0 * value + 1e30 for name, value in state.items()}, folder)

@@ -397,11 +397,14 @@ def test_a_dry_run_replaces_its_own_output_and_nothing_else(run, tmp_path, capsy
 def test_what_the_disk_refuses_is_one_sentence(run, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("in the way")
     assert publish(run, "--dry-run", "--output", str(tmp_path / "file" / "kept")) == 2
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr(
+        "tempfile._candidate_tempdir_list", lambda: [str(tmp_path / "0")]
+    )
     assert publish(run, "--dry-run") == 2
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 2 and "cannot be read or written (" in said[0]
-    assert "no temporary folder" in said[1] and "--output DIR" in said[1]
+    assert "There is no folder for temporary files (TMPDIR" in said[1]
 
 
 def test_what_a_stranger_wrote_is_printed_escaped(run, tmp_path, capsys):

@@ -91,7 +91,7 @@ def test_training_goes_on_from_fewer_layers(tmp_path: Path) -> None:
     [
         ("missing", "check its name"),
         ("other", "of another network"),
-        ("broken", "is no file of weights|is damaged"),
+        ("broken", "no file of weights|is damaged"),
     ],
 )
 def test_wrong_weights_are_one_sentence(tmp_path: Path, file: str, words: str) -> None:
