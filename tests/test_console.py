@@ -101,7 +101,15 @@ def test_a_closed_or_narrow_stream_takes_everything(monkeypatch):
     assert narrow.buffer.getvalue() == b"M\\xfcller \\udcff\n"
 
 
-def test_sigterm_ends_like_ctrl_c(monkeypatch, capsys):
+@pytest.fixture
+def heard():
+    """SIGINT as in a terminal: what a shell starts in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_sigterm_ends_like_ctrl_c(heard, monkeypatch, capsys):
     before = signal.getsignal(signal.SIGTERM)
     for number in (signal.SIGTERM, signal.SIGINT):
         monkeypatch.setattr(
