@@ -51,7 +51,7 @@ from speechbrain_spgm.lobes.chunking import chunk_frames, count_chunks
 from speechbrain_spgm.lobes.linears import Linears, Scratch, fold, linears_of
 from speechbrain_spgm.lobes.norms import level_free_affine, norm_affine
 from speechbrain_spgm.lobes.statistics import Averages, Statistics
-from speechbrain_spgm.lobes.workers import count_workers, run
+from speechbrain_spgm.lobes.workers import count_workers, run, single_threaded
 
 WIDE_ROW = 3 * 2**18  # bytes of a row's widest tensor from which two share its work
 STEP_BYTES = 3 * 2**20  # the widest tensor of a step; see _Utterance._steps
@@ -197,10 +197,11 @@ def advance(
     """
     net = _Rows(masknet, len(rows), rows, averages, rows_per_step=1)
     net.halves = net.row_bytes(masknet.dual_mdl[0].intra_mdl) >= WIDE_ROW
-    net.embed(rows, valid)
-    for block in masknet.dual_mdl:
-        net.block(block)
-    return net.x if net.pending is None else _affine(net.x, net.pending, out=net.x)
+    with single_threaded():  # OpenMP's threads would wait on the workers' cores
+        net.embed(rows, valid)
+        for block in masknet.dual_mdl:
+            net.block(block)
+        return net.x if net.pending is None else _affine(net.x, net.pending, out=net.x)
 
 
 class _Rows:

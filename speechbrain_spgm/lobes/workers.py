@@ -13,6 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -92,6 +93,24 @@ def run(step: Callable[[Item, int], None], items: Iterable[Item], workers: int) 
         wait(futures)
     for future in futures:
         future.result()
+
+
+@contextmanager
+def single_threaded() -> Iterator[None]:
+    """PyTorch's operators of this thread take one thread inside the block.
+
+    Example
+    -------
+    >>> with single_threaded():
+    ...     torch.get_num_threads()
+    1
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def drain(items: Iterator) -> None:
