@@ -17,6 +17,7 @@ from statistics import fmean
 from tempfile import TemporaryDirectory
 
 import soundfile
+import torch
 from torch import Tensor
 
 from benchmarks.testlist import open_list, parse
@@ -67,7 +68,21 @@ def batched(model: SPGMSeparation, mix: Tensor, lengths: Tensor) -> Tensor:
     return model.separate_batch(mix, lengths, level=True)
 
 
-WAYS: dict[str, Way] = {"exact": exact, "stitched": stitched, "batched": batched}
+def streamed(model: SPGMSeparation, mix: Tensor, lengths: Tensor) -> list[Tensor]:
+    """Each as it comes."""
+    voices = []
+    for row, n in zip(mix, lengths, strict=True):
+        stream = model.stream()
+        voices.append(torch.cat([stream.push(row[:n]), stream.finish()]))
+    return voices
+
+
+WAYS: dict[str, Way] = {
+    "exact": exact,
+    "stitched": stitched,
+    "batched": batched,
+    "streamed": streamed,
+}
 
 
 def improvements(voices: Sequence[Tensor], batch: MixtureBatch) -> list[float]:
