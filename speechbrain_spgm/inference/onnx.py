@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from speechbrain.lobes.models.dual_path import Dual_Computation_Block
 from torch import Tensor, nn
 
-from speechbrain_spgm.files import replacing
+from speechbrain_spgm.files import replacing, scratch
 from speechbrain_spgm.inference.separation import SPGMSeparation
 from speechbrain_spgm.lobes import intra
 from speechbrain_spgm.lobes.masknet import SPGMMaskNet
@@ -202,6 +202,7 @@ def trace(plain: PlainSeparator, rate: int) -> torch.onnx.ONNXProgram:
     shortest = conv.kernel_size[0] + conv.stride[0]
     length = max(shortest + 1, int(TRACED_SECONDS * rate))
     samples = torch.export.Dim("samples", min=shortest)
+    scratch()  # the exporter needs one, and blames the model without
     try:
         with quiet():
             return torch.onnx.export(
