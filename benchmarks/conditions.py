@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.evidence import mean
-from benchmarks.testlist import open_list, parse
+from benchmarks.testlist import open_list, parse, publish
 from speechbrain_spgm.data import Mixture, MixtureList
 from speechbrain_spgm.data.augment import (
     filter_rows,
@@ -27,7 +27,6 @@ from speechbrain_spgm.data.augment import (
     match_colour,
     reverberate,
 )
-from speechbrain_spgm.files import replacing
 from speechbrain_spgm.inference import SPGMSeparation
 from speechbrain_spgm.metrics.si_sdr import pit_si_sdr_loss
 from speechbrain_spgm.training.experiment import user_errors
@@ -195,10 +194,8 @@ def main(argv: list[str] | None = None) -> None:
     with user_errors():
         model = SPGMSeparation.from_pretrained(arguments.model)
         scores = study(model, open_list(arguments, model.sample_rate))
-    arguments.output.mkdir(parents=True, exist_ok=True)
     text = report(scores, arguments.model or "the shipped model")
-    with replacing(arguments.output / "conditions.md") as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    publish(arguments, "conditions.md", text)
     print(text)
 
 

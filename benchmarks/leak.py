@@ -21,10 +21,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.evidence import mean
-from benchmarks.testlist import open_list, parse
+from benchmarks.testlist import open_list, parse, publish
 from speechbrain_spgm.audio import Recording
 from speechbrain_spgm.data import MixtureList
-from speechbrain_spgm.files import replacing
 from speechbrain_spgm.inference import SPGMSeparation
 from speechbrain_spgm.metrics.si_sdr import pit_si_sdr_loss, reorder
 from speechbrain_spgm.training.experiment import user_errors
@@ -138,10 +137,8 @@ def main(argv: list[str] | None = None) -> None:
     with user_errors():
         model = SPGMSeparation.from_pretrained(arguments.model)
         leaks = study(model, open_list(arguments, model.sample_rate))
-    arguments.output.mkdir(parents=True, exist_ok=True)
     text = report(leaks, arguments.model or "the shipped model")
-    with replacing(arguments.output / "leak.md") as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    publish(arguments, "leak.md", text)
     print(text)
 
 

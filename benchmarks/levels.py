@@ -20,10 +20,9 @@ import soundfile
 import torch
 from torch import Tensor
 
-from benchmarks.testlist import open_list, parse
+from benchmarks.testlist import open_list, parse, publish
 from speechbrain_spgm.audio import Recording
 from speechbrain_spgm.data import MixtureBatch
-from speechbrain_spgm.files import replacing
 from speechbrain_spgm.inference import SPGMSeparation
 from speechbrain_spgm.metrics.si_sdr import pit_si_sdr_loss
 from speechbrain_spgm.training.experiment import user_errors
@@ -146,9 +145,7 @@ def main(argv: list[str] | None = None) -> None:
                     voices = [est / gain for est in voices]
                     scores[precision, way][change] += improvements(voices, batch)
             text = report(scores, arguments.model or "the shipped model")
-            arguments.output.mkdir(parents=True, exist_ok=True)
-            with replacing(arguments.output / "levels.md") as temporary:
-                temporary.write_text(text, encoding="utf-8")
+            publish(arguments, "levels.md", text)
     print(text)
 
 

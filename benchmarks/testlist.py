@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from speechbrain_spgm.data import MixtureList
+from speechbrain_spgm.files import replacing
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -30,3 +31,10 @@ def open_list(arguments: argparse.Namespace, sample_rate: int) -> MixtureList:
         sample_rate=sample_rate,
         limit=arguments.mixtures,
     )
+
+
+def publish(arguments: argparse.Namespace, name: str, text: str) -> None:
+    """Writes a page of the results, whole or not at all."""
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    with replacing(arguments.output / name) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, TextIO, TypeVar
@@ -149,6 +149,21 @@ def terminating() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+@contextmanager
+def handling(note: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Gives Ctrl-C and SIGTERM to a function inside the block, in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, note) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 class Ending:
     """Lets Ctrl-C and SIGTERM end work that has no end of its own, between two steps.
 
@@ -171,16 +186,8 @@ class Ending:
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Takes the signals inside the block, in the main thread."""
-        if threading.current_thread() is not threading.main_thread():
+        with handling(self._note):
             yield
-            return
-        signals = (signal.SIGINT, signal.SIGTERM)
-        before = {number: signal.signal(number, self._note) for number in signals}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         again, self.asked = self.asked, True

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
-from speechbrain_spgm.console import Terminated
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from speechbrain_spgm.console import Terminated, handling
 
 
 class StopRequest:
@@ -39,15 +36,8 @@ class StopRequest:
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Takes the signals inside the block, in the main thread."""
-        if threading.current_thread() is not threading.main_thread():
+        with handling(self._note):
             yield
-            return
-        before = {number: signal.signal(number, self._note) for number in SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT == self.number:
