@@ -81,6 +81,16 @@ def positive(kind: type) -> type:
     return parse
 
 
+def add_channel_option(command: argparse.ArgumentParser) -> None:
+    """One channel of several."""
+    command.add_argument(
+        "--channel",
+        type=int,
+        metavar="N",
+        help="the one channel to take, counted from 1; by default the mean of all",
+    )
+
+
 def add_statistics_options(command: argparse.ArgumentParser) -> None:
     """What the network's averages are over."""
     command.add_argument(

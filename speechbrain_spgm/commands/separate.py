@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from speechbrain_spgm.commands.common import (
+    add_channel_option,
     add_model_options,
     add_precision_option,
     add_statistics_options,
@@ -76,12 +77,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def add_file_options(command: argparse.ArgumentParser) -> None:
     """What is taken from a file, and what files are written."""
-    command.add_argument(
-        "--channel",
-        type=int,
-        metavar="N",
-        help="the one channel to take, counted from 1; by default the mean of all",
-    )
+    add_channel_option(command)
     command.add_argument(
         "--full-band",
         action=argparse.BooleanOptionalAction,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from speechbrain_spgm.commands.common import (
+    add_channel_option,
     add_model_options,
     add_precision_option,
     load_model,
@@ -91,12 +92,7 @@ def add_input_options(command: argparse.ArgumentParser) -> None:
         metavar="N",
         help="of raw samples, by default 1",
     )
-    command.add_argument(
-        "--channel",
-        type=int,
-        metavar="N",
-        help="the one channel to take, counted from 1; by default the mean of all",
-    )
+    add_channel_option(command)
     command.add_argument(
         "--microphone",
         nargs="?",
