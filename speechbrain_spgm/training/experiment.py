@@ -12,6 +12,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from importlib import import_module
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,7 +48,7 @@ from speechbrain_spgm.training.brain import SeparationBrain
 from speechbrain_spgm.training.checkpoints import WholeCheckpointer
 from speechbrain_spgm.training.command import record_command
 from speechbrain_spgm.training.initialise import initialise, start_from
-from speechbrain_spgm.training.ranks import rank
+from speechbrain_spgm.training.ranks import part, rank
 from speechbrain_spgm.training.settings import (
     Settings,
     check_continued,
@@ -98,7 +99,7 @@ def user_errors() -> Iterator[None]:
             yield
     except UserError as error:
         complain(f"Error: {error}")
-        sys.exit(WRONG_INPUT)
+        code = WRONG_INPUT
     except Exception as error:
         reason = refusal(error)
         if reason is None:
@@ -108,14 +109,21 @@ def user_errors() -> Iterator[None]:
             f"Error: {name} cannot be read or written ({reason}): make room, or take "
             "another folder."
         )
-        sys.exit(WRONG_INPUT)
+        code = WRONG_INPUT
     except KeyboardInterrupt as interrupt:
         if rank() == 0:
             complain(
                 str(interrupt)
                 or "Interrupted: the same command goes on or begins again."
             )
-        sys.exit(exit_code(interrupt))
+        code = exit_code(interrupt)
+        if not str(interrupt):  # not at the agreed moment: another process may wait
+            sys.exit(code)
+    else:
+        code = 0
+    part()  # what main() held is free here
+    if code:
+        sys.exit(code)
 
 
 def complain(line: str) -> None:
@@ -186,6 +194,9 @@ def join_processes(run_opts: Any) -> None:
     UserError
         If the backend does not work here.
     """
+    if "RANK" in os.environ:
+        # Imported later, by the first DistributedDataParallel, it would keep the group.
+        import_module("torch._dynamo")
     try:
         ddp_init_group(run_opts)
     except (ValueError, RuntimeError) as error:

@@ -5,6 +5,8 @@ Everything works alike without several processes.
 
 from __future__ import annotations
 
+import gc
+
 import torch
 import torch.distributed as dist
 
@@ -45,3 +47,14 @@ def gather(items: list) -> list:
     parts: list[list] = [[] for _ in range(dist.get_world_size())]
     dist.all_gather_object(parts, items)
     return [item for part in parts for item in part]
+
+
+def part() -> None:
+    """Leaves the other processes: to be called when no exchange is under way.
+
+    A process that ends without it may be aborted: a thread of the group that frees its
+    last tensor needs a Python that is gone (github.com/pytorch/pytorch/issues/190489).
+    """
+    if dist.is_initialized():
+        gc.collect()  # the threads end with the last thing that holds the group
+        dist.destroy_process_group()

@@ -8,10 +8,10 @@ import sys
 import time
 from pathlib import Path
 
-import speechbrain as sb
 import torch
 
-from speechbrain_spgm.training.ranks import rank
+from speechbrain_spgm.training.experiment import join_processes
+from speechbrain_spgm.training.ranks import part, rank
 from tests.training.tiny import Tones, fit, make_brain
 
 
@@ -54,9 +54,10 @@ def slow_replace(*args, replace=os.replace):
     replace(*args)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """What the tests compare, as one file of each process."""
     folder = Path(sys.argv[1])
-    sb.utils.distributed.ddp_init_group({"distributed_backend": "gloo"})
+    join_processes({"distributed_backend": "gloo"})
     os.replace = slow_replace
     options = {"distributed_backend": "gloo"}
     step = one_step(folder / "step", 1, **options)
@@ -69,3 +70,8 @@ if __name__ == "__main__":
         "history": steps.progress.history,
     }
     torch.save(result, folder / f"{rank()}.pt")
+
+
+if __name__ == "__main__":
+    main()
+    part()

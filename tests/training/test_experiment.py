@@ -1,5 +1,9 @@
 """What a user may get wrong on the command line of a train.py."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from speechbrain_spgm.data import UserError
@@ -69,3 +73,36 @@ def test_only_user_errors_lose_their_traceback(capsys):
     assert capsys.readouterr().err == "Error: The list x does not exist.\n"
     with pytest.raises(ZeroDivisionError), user_errors():
         _ = 1 / 0
+
+
+def test_the_processes_part_before_python_ends(tmp_path):
+    """Threads of the group that outlive the interpreter abort the process."""
+    script = """
+from pathlib import Path
+import torch
+from speechbrain_spgm.training.experiment import join_processes, user_errors
+from torch.nn.parallel import DistributedDataParallel
+
+def threads():
+    names = Path("/proc/self/task").glob("*/comm")
+    return sum("gloo" in name.read_text() for name in names)
+
+def main():
+    join_processes({"distributed_launch": True, "distributed_backend": "gloo"})
+    net = DistributedDataParallel(torch.nn.Linear(2, 2))
+    net(torch.ones(2)).sum().backward()
+    print(threads() > 0)
+
+with user_errors():
+    main()
+print(threads())
+"""
+    names = ("RANK", "LOCAL_RANK", "MASTER_PORT")
+    environment = {name: "0" for name in names} | {"WORLD_SIZE": "1"}
+    run = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, **environment, "MASTER_ADDR": "127.0.0.1"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.stdout.split() == ["True", "0"], run.stderr
