@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-import speechbrain as sb
 import torch
 from speechbrain.lobes.models.dual_path import Decoder, Encoder, SBTransformerBlock
 from speechbrain.nnet.schedulers import NewBobScheduler
@@ -25,8 +24,9 @@ from speechbrain_spgm.lobes.masknet import SPGMMaskNet
 from speechbrain_spgm.lobes.spgm import SPGMBlock
 from speechbrain_spgm.training.brain import SeparationBrain
 from speechbrain_spgm.training.checkpoints import WholeCheckpointer
+from speechbrain_spgm.training.experiment import join_processes
 from speechbrain_spgm.training.initialise import initialise
-from speechbrain_spgm.training.ranks import rank
+from speechbrain_spgm.training.ranks import part, rank
 
 RATE = 8000
 
@@ -185,6 +185,8 @@ def state(brain: SeparationBrain) -> dict[str, torch.Tensor]:
 
 if __name__ == "__main__":
     options = {k: json.loads(v) for k, v in (text.split("=") for text in sys.argv[2:])}
-    sb.utils.distributed.ddp_init_group({"distributed_backend": "gloo"})
+    join_processes({"distributed_backend": "gloo"})
     brain = full_run(Path(sys.argv[1]), distributed_backend="gloo", **options)
     torch.save(state(brain), Path(sys.argv[1]) / f"end{rank()}.pt")
+    del brain  # it holds the group
+    part()
