@@ -17,10 +17,9 @@ from speechbrain_spgm.inference.long.assignment import check_speakers
 from speechbrain_spgm.inference.memory import parse_bytes
 from speechbrain_spgm.inference.progress import Progress
 from speechbrain_spgm.inference.separable import Separable
-from speechbrain_spgm.lobes.statistics import Statistics, statistics_of
+from speechbrain_spgm.lobes.statistics import STATISTICS, Statistics, statistics_of
 
 MODES = ("auto", "exact", "stitched")
-STATISTICS = ("whole", "running", "window")
 WRITING = ("format", "subtype")  # for files only
 
 

@@ -29,6 +29,8 @@ from torch import Tensor
 
 from speechbrain_spgm.lobes.norms import utterance_mean, utterance_moments
 
+STATISTICS = ("whole", "running", "window")
+
 
 class Statistics:
     """Averages over the whole utterance.

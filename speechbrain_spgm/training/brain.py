@@ -25,7 +25,9 @@ from torch.utils.data import DataLoader, Dataset
 from speechbrain_spgm.data import MixtureBatch, UserError
 from speechbrain_spgm.data.batching import BucketBatchSampler
 from speechbrain_spgm.data.seeded import SeededDataset
+from speechbrain_spgm.lobes.masknet import SPGMMaskNet
 from speechbrain_spgm.lobes.separator import separate
+from speechbrain_spgm.lobes.statistics import Statistics, statistics_of
 from speechbrain_spgm.metrics.report import Worst, format_table, write_results
 from speechbrain_spgm.metrics.scores import (
     Score,
@@ -75,6 +77,8 @@ class SeparationBrain(sb.Brain):
         ``train_logger`` (one of SpeechBrain's or a list of them). Optional:
         ``seed`` (of the order of the data and of dropout), ``loss`` (of estimates,
         references and lengths, like ``pit_si_sdr_loss``, the default),
+        ``statistics`` (what SPGM's averages are over, a name of
+        ``lobes.statistics.statistics_of``; by default ``whole``),
         ``loss_threshold`` (training drops utterances with a loss below it),
         ``warmup_steps``,
         ``lr_annealing`` (see ``schedule.anneal``), ``activation_checkpointing``,
@@ -169,7 +173,22 @@ class SeparationBrain(sb.Brain):
             modules["decoder"],
             batch.mix,
             batch.lengths,
+            statistics=self._statistics(),
         )
+
+    def _statistics(self) -> Statistics | None:
+        """What SPGM's averages are over; None: whole utterances."""
+        name = self._option("statistics", "whole")
+        if name == "whole":
+            return None
+        if not isinstance(self.networks["masknet"], SPGMMaskNet):
+            raise UserError(
+                f"statistics is {name!r}, but the network is no SPGM network and looks "
+                "at whole recordings: leave it out."
+            )
+        stride = self.networks["decoder"].stride[0]
+        row = self.networks["masknet"].K * stride / 2 / self.hparams.sample_rate
+        return statistics_of(name, row)
 
     def compute_objectives(
         self, estimates: torch.Tensor, batch: MixtureBatch, stage: sb.Stage

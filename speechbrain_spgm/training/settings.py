@@ -31,6 +31,7 @@ from speechbrain_spgm.data.lists import MIXTURES
 from speechbrain_spgm.errors import UserError, first_line
 from speechbrain_spgm.files import replacing
 from speechbrain_spgm.lobes.pooling import POOLINGS, find_pooling
+from speechbrain_spgm.lobes.statistics import STATISTICS
 from speechbrain_spgm.models.published import YAML_FILE
 
 INCLUDE = "!include:"  # the beginning of HyperPyYAML's tag
@@ -175,6 +176,7 @@ RULES = {
     "kernel_size": whole(2, 100_000),
     "stride": SIZE,
     "pool": one_of(POOLINGS),
+    "statistics": one_of(STATISTICS),
     "att_h": either(SIZE, NULL),
     **dict.fromkeys(["card", "net", "modules", "train_loader", "eval_loader"], KEYS),
     **dict.fromkeys(["loss", "opt_class", "epoch_counter", "train_logger"], BUILT),

@@ -13,6 +13,8 @@ import torch
 from speechbrain.utils.train_logger import FileTrainLogger, TrainLogger
 
 from speechbrain_spgm.data import Mixture, MixtureBatch, MixtureList, UserError
+from speechbrain_spgm.lobes.separator import separate
+from speechbrain_spgm.lobes.statistics import Running
 from speechbrain_spgm.metrics.si_sdr import pit_si_sdr_loss
 from speechbrain_spgm.training.brain import SeparationBrain
 from tests.training.tiny import RATE, Tones, fit, make_brain
@@ -231,6 +233,24 @@ def test_accumulated_batches_make_one_step(tmp_path):
         assert brain.optimizer_step == 1
         moved = {name: parameters(brain)[name] for name in expected}
         assert_same(moved, expected, rtol=0, atol=1e-6)
+
+
+def test_a_run_for_streams_has_their_averages(tmp_path):
+    """All but the network of SepFormer, which has none."""
+    brain = make_brain(tmp_path, epochs=1, hparams={"statistics": "running"})
+    fit(brain)
+    sources = torch.randn(2 * RATE, 2, generator=torch.Generator().manual_seed(0))
+    batch = MixtureBatch.collate([Mixture("long", sources.sum(1), sources)])
+    nets = brain.networks.eval()
+    running, whole = (
+        separate(**nets, mix=batch.mix, statistics=statistics)
+        for statistics in (Running(RATE // 80), None)  # chunks of a second, 80 samples
+    )
+    est = brain.compute_forward(batch, sb.Stage.VALID)
+    assert torch.equal(est, running) and not torch.allclose(est, whole, rtol=1e-3)
+    brain.networks["masknet"] = torch.nn.Identity()
+    with pytest.raises(UserError, match="^statistics is 'running', but the network is"):
+        brain.compute_forward(batch, sb.Stage.VALID)
 
 
 def test_easy_batches_make_no_step(tmp_path):
