@@ -23,7 +23,7 @@ test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-network: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m network tests/inference/test_sources.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m network tests/models/test_sources.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

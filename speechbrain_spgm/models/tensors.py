@@ -12,12 +12,14 @@ import os
 import pickle
 import pickletools
 import re
+import struct
 import sys
+import tarfile
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from itertools import chain
+from io import BytesIO
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Any
@@ -36,10 +38,24 @@ PICKLES = 5  # in the old format, before the numbers
 # What torch.save names for dense tensors; weights_only alone would also call others
 # that take memory without end, such as bytearray.
 BUILDERS = re.compile(
-    r"collections OrderedDict|torch \w+Storage|torch\.storage \w+Storage|torch Size"
+    r"collections OrderedDict|torch \w+Storage|torch Size"
     r"|torch\._utils _rebuild_(tensor|tensor_v2|parameter)"
 )
+# What the opcodes of such a pickle do to the stack: they push something that holds
+# nothing, take these many or all since the last mark, and add to what is below or push
+# what they make.
+PLAIN = {"NONE", "NEWTRUE", "NEWFALSE", "EMPTY_TUPLE", "EMPTY_LIST", "EMPTY_DICT"}
+PLAIN |= {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "GLOBAL"}
+PLAIN |= {"BINUNICODE", "SHORT_BINSTRING"}
+TAKEN = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "BINPERSID": 1, "REDUCE": 2}
+TAKEN |= {"NEWOBJ": 2, "APPEND": 1, "SETITEM": 2, "BUILD": 1}
+SINCE_MARK = {"TUPLE", "APPENDS", "SETITEMS"}
+ADDING = {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "BUILD"}
+MOST_WORK = 2**21  # objects of a pickle, and their parts; spgm-opt has under 2**17
 LARGEST_NUMBER = 8  # bytes
+MOST_SHARING = 16  # times that a number of a file may be in its tensors
+ZIP_END = struct.Struct("<4s4H2LH")
+ZIP64_END, ZIP64_PLACE = struct.Struct("<4sQ2H2L4Q"), struct.Struct("<4sLQL")
 Shapes = Mapping[str, list[int]]
 
 
@@ -81,14 +97,21 @@ def read_tensors(
     outline = rename(_load(path, is_zip, meta=True))
     check({name: list(value.shape) for name, value in outline.items()})
     numbers = sum(value.numel() for value in outline.values())
-    found = sum(item.file_size for item in records.values())
-    if not is_zip:
-        storages = [value.untyped_storage() for value in outline.values()]
-        found = sum({x.data_ptr(): x.nbytes() for x in storages}.values())
+    found = sum(item.file_size for item in records.values()) or path.stat().st_size
     if found > LARGEST_NUMBER * numbers + LARGEST_PICKLE:
         raise ModelError(
             f"{path} would unpack to {found:,} bytes, more than its {numbers:,} "
             "numbers need: it is not loaded."
+        )
+    if not is_zip:
+        storages = [value.untyped_storage() for value in outline.values()]
+        if sum({x.data_ptr(): x.nbytes() for x in storages}.values()) > found:
+            raise _truncated(path)
+    claimed = sum(value.numel() * value.element_size() for value in outline.values())
+    if claimed > MOST_SHARING * found + LARGEST_PICKLE:
+        raise ModelError(
+            f"{path} would have {claimed:,} bytes of numbers, but holds {found:,}: it "
+            "is not loaded."
         )
     state = rename(_load(path, is_zip))
     return {name: value.detach().clone() for name, value in state.items()}
@@ -132,16 +155,21 @@ def _safetensors(path: Path) -> Iterator[Any]:
         raise ModelError(
             f"{path} is truncated or no safetensors file: download it again."
         ) from None
+    except MemoryError:
+        raise ModelError(f"{path} does not fit into the memory there is.") from None
 
 
 def _records(path: Path) -> dict[str, zipfile.ZipInfo]:
     """What a zip file says that it holds; its pickle must be of a sane size."""
     try:
+        _check_directory(path)
         with zipfile.ZipFile(path) as file:
             # torch finds names whatever their case.
             records = {item.filename.lower(): item for item in file.infolist()}
             if len(records) < len(file.infolist()):
                 raise ValueError
+    except ModelError:
+        raise
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
         raise _truncated(path) from None
     if any(x.compress_type != zipfile.ZIP_STORED for x in records.values()):
@@ -149,12 +177,42 @@ def _records(path: Path) -> dict[str, zipfile.ZipInfo]:
             f"{path} is compressed inside, as torch.save never does it: it is not "
             "loaded."
         )
-    others = sum(x.file_size for name, x in records.items() if "/data/" not in name)
+    numbers = {name for name in records if "/data/" in name and not _is_read(name)}
+    others = sum(x.file_size for name, x in records.items() if name not in numbers)
     if others > LARGEST_PICKLE:
-        raise ModelError(
-            f"{path} holds {others:,} bytes besides its numbers: it is not loaded."
-        )
+        raise _too_long(path, others)
     return records
+
+
+def _is_read(record: str) -> bool:
+    """Whether a record of a zip file is read here, whole."""
+    return record.endswith((".pkl", "byteorder"))
+
+
+def _check_directory(path: Path) -> None:
+    """A zip file's directory must be where every reader looks for it: at the end.
+
+    Python takes the bytes before the end's record for it, torch those at the place that
+    the record names. Were they others, what is checked would not be what is loaded.
+    """
+    with open(path, "rb") as file:
+        start = file.seek(-ZIP_END.size, os.SEEK_END)
+        mark, *_, size, place, comment = ZIP_END.unpack(file.read())
+        if mark != b"PK\5\6" or comment:
+            raise ValueError
+        ends = ZIP64_END.size + ZIP64_PLACE.size
+        if start >= ends:
+            file.seek(start - ends)
+            mark, *_, size64, place64 = ZIP64_END.unpack(file.read(ZIP64_END.size))
+            mark_place, _, end64, _ = ZIP64_PLACE.unpack(file.read(ZIP64_PLACE.size))
+            if mark_place == b"PK\6\7":
+                start, size, place = start - ends, size64, place64
+                if mark != b"PK\6\6" or end64 != start:
+                    raise ValueError
+    if place + size != start:
+        raise ValueError
+    if size > LARGEST_PICKLE:
+        raise _too_long(path, size)
 
 
 def _check_pickles(path: Path, records: Mapping[str, zipfile.ZipInfo]) -> None:
@@ -162,34 +220,91 @@ def _check_pickles(path: Path, records: Mapping[str, zipfile.ZipInfo]) -> None:
     try:
         if records:
             with zipfile.ZipFile(path) as file:
-                texts = [file.read(records[x]) for x in records if x.endswith(".pkl")]
-                orders = {
-                    file.read(records[x]) for x in records if x.endswith("byteorder")
-                }
+                texts = {x: file.read(records[x]) for x in records if _is_read(x)}
+            orders = {texts[x] for x in texts if x.endswith("byteorder")}
             if not orders <= {sys.byteorder.encode()}:  # torch would crash
                 raise ModelError(
                     f"{path} holds numbers in another order of bytes than this "
                     "machine's: save it on one like this."
                 )
-            _check_names(path, map(pickletools.genops, texts))
+            for name, text in texts.items():
+                if name.endswith(".pkl"):
+                    _check_pickle(path, pickletools.genops(text))
         else:
             with open(path, "rb") as file:
-                _check_names(path, (pickletools.genops(file) for _ in range(PICKLES)))
+                head = BytesIO(file.read(LARGEST_PICKLE))
+            if _is_tar(head.getvalue()):  # torch would look into it
+                raise _truncated(path)
+            for _ in range(PICKLES):
+                _check_pickle(path, pickletools.genops(head))
     except ModelError:
         raise
     except Exception:  # a damaged pickle may raise anything
         raise _truncated(path) from None
 
 
-def _check_names(path: Path, pickles: Iterable[Iterable[tuple]]) -> None:
-    for operation, argument, position in chain.from_iterable(pickles):
-        if (position or 0) > LARGEST_PICKLE:
+def _is_tar(head: bytes) -> bool:
+    """Whether a file that begins so is one of torch's oldest format."""
+    try:
+        tarfile.TarInfo.frombuf(head[: tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return False
+    return True
+
+
+def _check_pickle(path: Path, operations: Iterable[tuple]) -> None:
+    """A pickle must name only what builds tensors, and build no more than it says.
+
+    A tuple that holds another twice, and so on, has any number of parts after a few
+    bytes, all of which Python visits if it is a key; a list may be copied again and
+    again; a tuple in a tuple in a tuple ends the process. So the parts of what is built
+    are counted as if nothing were shared.
+    """
+    stack: list[list[int]] = []  # of each object the number of its parts
+    marks: list[int] = []
+    memo: dict[int, list[int]] = {}
+    work = 0
+    for operation, argument, _ in operations:
+        name = operation.name
+        work += 1
+        if work > MOST_WORK:
             raise ModelError(
-                f"{path} holds more than {LARGEST_PICKLE:,} bytes besides its numbers: "
-                "it is not loaded."
+                f"{path} describes more than {MOST_WORK:,} objects, which no network "
+                "needs: it is not loaded."
             )
-        if "GLOBAL" in operation.name and not BUILDERS.fullmatch(str(argument)):
+        if name == "GLOBAL" and not BUILDERS.fullmatch(argument):
             raise _unsafe(path)
+        if name in PLAIN:
+            parts = []
+        elif name in TAKEN or name in SINCE_MARK:
+            first = len(stack) - TAKEN[name] if name in TAKEN else marks.pop()
+            parts = stack[first:]
+            del stack[first:]
+        elif name == "MARK":
+            marks.append(len(stack))
+            continue
+        elif name in ("BINPUT", "LONG_BINPUT"):
+            memo[argument] = stack[-1]
+            continue
+        elif name in ("BINGET", "LONG_BINGET"):
+            stack.append(memo[argument])
+            continue
+        elif name in ("PROTO", "STOP"):
+            continue
+        else:
+            raise _unsafe(path)
+        size = 1 + sum(part[0] for part in parts)
+        work += size - 1
+        if name in ADDING:
+            stack[-1][0] += size
+        else:
+            stack.append([size])
+
+
+def _too_long(path: Path, size: int) -> ModelError:
+    return ModelError(
+        f"{path} holds {size:,} bytes besides its numbers: it is not loaded."
+    )
 
 
 def _unsafe(path: Path) -> ModelError:

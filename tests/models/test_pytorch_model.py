@@ -6,10 +6,12 @@ import json
 import logging
 import os
 import pickle
+import pickletools
 import re
 import resource
 import shutil
 import struct
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from speechbrain_spgm.cli import main
 from speechbrain_spgm.inference import ModelError, SPGMSeparation
+from speechbrain_spgm.models.config import build
 from tests.hub_server import Repository
 
 REPO = "user/theirs"
@@ -289,9 +292,133 @@ def test_truncated_files(published, tmp_path, keep, zipped):
 
 
 def test_a_pickle_of_any_length_is_not_read(folder):
-    """Old files have no end but their last number: a list of lists, of 5 MB."""
-    (folder / "pytorch_model.bin").write_bytes(b"\x80\x02" + 5 * 2**20 * b"]" + b".")
-    assert "holds more than 4,194,304 bytes besides its numbers" in refused(folder)
+    """Old files have no end but their last number: lists in lists, a text of 5 MB."""
+    file = folder / "pytorch_model.bin"
+    file.write_bytes(b"\x80\x02" + 5 * 2**20 * b"]" + b".")
+    assert "describes more than 2,097,152 objects" in refused(folder)
+    file.write_bytes(b"\x80\x02" + text("x" * 5 * 2**20) + b".")
+    assert "truncated or no file of weights" in refused(folder)
+
+
+def text(letters: str) -> bytes:
+    """How a pickle makes a text."""
+    return b"X" + struct.pack("<I", len(letters)) + letters.encode()
+
+
+TWICE = b"N\x85q\x00" + b"".join(
+    b"h%ch%c\x86q%c" % (i, i, i + 1) for i in range(60)
+)  # a tuple that holds another twice, and so on
+COPIES = b"](" + 10**5 * b"K\x01" + b"eq\x00" + 10**4 * b"ctorch\nSize\nh\x00\x85R"
+GROWING = {
+    "a key": TWICE + b"N",
+    "a deep key": b"N" + 10**6 * b"\x85" + b"N",
+    "values": text("x") + TWICE,
+    "copies of a list": text("x") + b"(" + COPIES + b"t",
+}
+
+
+@pytest.mark.parametrize("zipped", FORMATS.values(), ids=FORMATS)
+@pytest.mark.parametrize("name", GROWING)
+def test_few_bytes_that_build_a_lot(folder, name, zipped):
+    """Python would visit 2**60 parts, end itself, or fill the memory."""
+    file = folder / "pytorch_model.bin"
+    save(torch.load(file), folder, zipped)
+    whole = change_pickle(file.read_bytes(), lambda x: x[:-2] + GROWING[name] + b"u.")
+    file.write_bytes(whole)
+    assert "describes more than 2,097,152 objects" in refused(folder)
+
+
+def change_pickle(whole: bytes, edit) -> bytes:
+    """A file of torch.save whose pickle of names and shapes is another."""
+    if not whole.startswith(b"PK"):
+        stream = io.BytesIO(whole)
+        ends = []
+        for _ in range(4):
+            list(pickletools.genops(stream))
+            ends.append(stream.tell())
+        return whole[: ends[2]] + edit(whole[ends[2] : ends[3]]) + whole[ends[3] :]
+    with zipfile.ZipFile(io.BytesIO(whole)) as old:
+        records = {item.filename: old.read(item) for item in old.infolist()}
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as new:
+        for name, content in records.items():
+            new.writestr(name, edit(content) if name.endswith(".pkl") else content)
+    return buffer.getvalue()
+
+
+def test_a_zip_file_that_readers_see_in_two_ways(folder):
+    """Python takes the directory before the end, torch the one that the end names."""
+    file = folder / "pytorch_model.bin"
+    large = b"\x80\x02cbuiltins\nbytearray\nJ\x00\x00\x00\x20\x85R"  # 0.5 GB
+    honest = change_pickle(file.read_bytes(), lambda x: x)
+    theirs = change_pickle(honest, lambda x: large + x[2:])
+
+    def parts(whole: bytes) -> tuple[bytes, bytearray]:
+        size, place = struct.unpack("<LL", whole[-10:-2])
+        return whole[:place], bytearray(whole[place : place + size])
+
+    records, directory = parts(honest)
+    more = len(parts(theirs)[0]) - len(records)
+    for entry in re.finditer(rb"PK\x01\x02", bytes(directory)):
+        (place,) = struct.unpack_from("<L", directory, entry.start() + 42)
+        struct.pack_into("<L", directory, entry.start() + 42, place + more)
+    end = honest[-22:-6] + struct.pack("<LH", len(records) + more, 0)
+    file.write_bytes(theirs[:-22] + records + directory + end)
+    with zipfile.ZipFile(file) as seen:  # the trap works
+        assert large not in seen.read("pytorch_model/data.pkl")
+    assert large in torch._C.PyTorchFileReader(str(file)).get_record("data.pkl")
+    assert "truncated or no file of weights" in refused(folder)
+
+
+def test_a_zip_file_of_very_many_records(folder):
+    """Each would take some hundred bytes of memory."""
+    file = folder / "pytorch_model.bin"
+    with zipfile.ZipFile(file, "a") as new:
+        new.comment = b""
+        for i in range(1000):
+            new.writestr(f"pytorch_model/data/{i:05}{'x' * 5000}", b"")
+    assert "bytes besides its numbers: it is not loaded" in refused(folder)
+
+
+def test_a_large_record_is_not_read_under_the_name_of_a_number(folder):
+    """5 MB that end in .pkl."""
+    file = folder / "pytorch_model.bin"
+    rezipped(file, zipfile.ZIP_STORED, {"pytorch_model/data/x.pkl": bytes(5 * 2**20)})
+    assert "bytes besides its numbers: it is not loaded" in refused(folder)
+
+
+@pytest.mark.parametrize("zipped", FORMATS.values(), ids=FORMATS)
+def test_one_number_is_no_large_network(folder, config, zipped):
+    """0.9 billion weights by config.json, all of them the same number of the file."""
+    config = {**config, "encoder_out_nchannels": 4000}
+    (folder / "config.json").write_text(json.dumps(config))
+    with torch.device("meta"):
+        network = torch.nn.ModuleList(build(config))
+    names = ("encoder", "masknet", "decoder")
+    network = torch.nn.ModuleDict(dict(zip(names, network, strict=True)))
+    shapes = {name: value.shape for name, value in network.state_dict().items()}
+    save({k: torch.zeros(1).expand(v) for k, v in shapes.items()}, folder, zipped)
+    assert re.search("would have .* bytes of numbers, but holds", refused(folder))
+
+
+def test_an_old_file_must_hold_its_numbers(folder):
+    """torch would take whatever is in the memory for those that are missing."""
+    file = folder / "pytorch_model.bin"
+    save(torch.load(file), folder, zipped=False)
+    stream = io.BytesIO(file.read_bytes())
+    for _ in range(4):
+        list(pickletools.genops(stream))
+    whole = stream.getvalue()[: stream.tell()]
+    file.write_bytes(whole + pickle.dumps([], 2))  # the names of those that are there
+    assert "truncated or no file of weights" in refused(folder)
+
+
+def test_a_tar_file(folder):
+    """torch's oldest format, which may begin as a pickle."""
+    with tarfile.open(folder / "pytorch_model.bin", "w") as file:
+        for name in ("N.N.N.N.N.", "storages", "tensors", "pickle"):
+            file.addfile(tarfile.TarInfo(name), io.BytesIO())
+    assert "truncated or no file of weights" in refused(folder)
 
 
 @pytest.mark.parametrize(
