@@ -56,8 +56,10 @@ def add_precision_option(command: argparse.ArgumentParser) -> None:
     )
 
 
-def add_views_option(command: argparse.ArgumentParser) -> None:
-    """Test-time augmentation."""
+def add_separation_options(command: argparse.ArgumentParser) -> None:
+    """Which model, how exactly, from how many views, and what its averages are over."""
+    add_model_options(command, "--model")
+    add_precision_option(command)
     command.add_argument(
         "--views",
         type=int,
@@ -65,6 +67,20 @@ def add_views_option(command: argparse.ArgumentParser) -> None:
         help="test-time augmentation: the mean over N delays and both polarities of a "
         "mixture, from 1 to 8: more is better and takes N times as long; by default "
         "what the model's card asks for, or 1",
+    )
+    command.add_argument(
+        "--statistics",
+        choices=["whole", "running", "window"],
+        default="whole",
+        help="what SPGM's averages are over: the whole recording (default, as in the "
+        "paper), for each moment all that was heard so far, or the seconds around it",
+    )
+    command.add_argument(
+        "--statistics-seconds",
+        type=float,
+        metavar="SECONDS",
+        help="of the window, by default 8; or after which running averages count the "
+        "past a third, by default never",
     )
 
 
@@ -88,24 +104,6 @@ def add_channel_option(command: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help="the one channel to take, counted from 1; by default the mean of all",
-    )
-
-
-def add_statistics_options(command: argparse.ArgumentParser) -> None:
-    """What the network's averages are over."""
-    command.add_argument(
-        "--statistics",
-        choices=["whole", "running", "window"],
-        default="whole",
-        help="what SPGM's averages are over: the whole recording (default, as in the "
-        "paper), for each moment all that was heard so far, or the seconds around it",
-    )
-    command.add_argument(
-        "--statistics-seconds",
-        type=float,
-        metavar="SECONDS",
-        help="of the window, by default 8; or after which running averages count the "
-        "past a third, by default never",
     )
 
 

@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from speechbrain_spgm.commands.common import (
-    add_model_options,
-    add_precision_option,
-    add_statistics_options,
-    add_views_option,
+    add_separation_options,
     load_model,
     make_folder,
     positive,
     say,
 )
-from speechbrain_spgm.commands.corpus import add_scores_option, run_without_references
+from speechbrain_spgm.commands.corpus import (
+    add_scores_option,
+    names_in,
+    run_without_references,
+)
 from speechbrain_spgm.errors import UserError, count, writing
 from speechbrain_spgm.files import check_writable
 
@@ -48,10 +49,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "picture of the spread (test_results.png) and the five worst utterances "
         "(worst/). Utterances whose sources are all silent have no score.",
     )
-    add_model_options(command, "--model")
-    add_precision_option(command)
-    add_views_option(command)
-    add_statistics_options(command)
+    add_separation_options(command)
     command.add_argument(
         "--manifest",
         required=True,
@@ -138,7 +136,7 @@ def run(arguments: argparse.Namespace) -> int:
     options = Options.of(chosen).checked(model)
     if options.views > 1:
         say(f"spgm: test-time augmentation: the mean of {options.views} views.")
-    metrics = [name.strip() for name in arguments.metrics.split(",") if name.strip()]
+    metrics = names_in(arguments.metrics)
     check_metrics(metrics, model.sample_rate)
     dataset = open_dataset(arguments, model)
     tell_lower_rates(getattr(dataset, "recordings", []), model.sample_rate)

@@ -13,10 +13,7 @@ from typing import TYPE_CHECKING
 
 from speechbrain_spgm.commands.common import (
     add_channel_option,
-    add_model_options,
-    add_precision_option,
-    add_statistics_options,
-    add_views_option,
+    add_separation_options,
     load_model,
     make_folder,
     say,
@@ -54,10 +51,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--output", required=True, metavar="DIR", help="where to write"
     )
-    add_model_options(command, "--model")
-    add_precision_option(command)
-    add_views_option(command)
-    add_statistics_options(command)
+    add_separation_options(command)
     command.add_argument(
         "--normalize",
         choices=["peak"],
