@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any, TextIO, TypeVar
+from typing import IO, Any, TextIO, TypeVar
 
 Item = TypeVar("Item")
 WRONG_INPUT, INTERRUPTED, TERMINATED = 2, 130, 143
@@ -79,10 +79,7 @@ class Stream:
         """Nobody listens or the disk is full: what follows goes nowhere."""
         self.error = error if isinstance(error, OSError) else OSError(str(error))
         with suppress(OSError, ValueError, AttributeError):
-            # Python writes the rest of its buffer at the end: let it succeed.
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self.stream.fileno())
-            os.close(nowhere)
+            lead_nowhere(self.stream)
 
     def isatty(self) -> bool:
         """Whether somebody may be looking."""
@@ -97,6 +94,13 @@ class Stream:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
+
+
+def lead_nowhere(stream: IO) -> None:
+    """Lets what Python writes of a stream's buffer at its end succeed."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 @contextmanager
@@ -118,7 +122,7 @@ def surroundings() -> Iterator[None]:
     out = sys.stdout = Stream(before[0])
     sys.stderr = Stream(before[1])
     try:
-        with terminating():
+        with handling(terminate, signal.SIGTERM):
             yield
     except SystemExit as end:  # after --help, which may not have arrived either
         out.flush()
@@ -132,30 +136,19 @@ def surroundings() -> Iterator[None]:
         raise out.error
 
 
-@contextmanager
-def terminating() -> Iterator[None]:
-    """Raises ``Terminated`` at SIGTERM, in the main thread."""
-
-    def terminate(number: int, frame: FrameType | None) -> None:
-        raise Terminated
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def terminate(number: int, frame: FrameType | None) -> None:
+    """What a command does at SIGTERM."""
+    raise Terminated
 
 
 @contextmanager
-def handling(note: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Gives Ctrl-C and SIGTERM to a function inside the block, in the main thread."""
+def handling(
+    note: Callable[[int, FrameType | None], None], *signals: signal.Signals
+) -> Iterator[None]:
+    """Gives signals to a function inside the block, in the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    signals = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.signal(number, note) for number in signals}
     try:
         yield
@@ -186,7 +179,7 @@ class Ending:
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Takes the signals inside the block, in the main thread."""
-        with handling(self._note):
+        with handling(self._note, signal.SIGINT, signal.SIGTERM):
             yield
 
     def _note(self, number: int, frame: FrameType | None) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ from speechbrain_spgm.commands.common import (
     make_folder,
     say,
 )
-from speechbrain_spgm.console import Ending
+from speechbrain_spgm.console import Ending, lead_nowhere
 from speechbrain_spgm.errors import UserError, count
 
 if TYPE_CHECKING:
@@ -306,6 +305,4 @@ def to_stdout(arguments: argparse.Namespace, rate: int, spks: int) -> Iterator[W
         try:
             file.flush()
         except BrokenPipeError:  # Python would try again at its end
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, file.fileno())
-            os.close(nowhere)
+            lead_nowhere(file)

@@ -36,7 +36,7 @@ class StopRequest:
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Takes the signals inside the block, in the main thread."""
-        with handling(self._note):
+        with handling(self._note, signal.SIGINT, signal.SIGTERM):
             yield
 
     def _note(self, number: int, frame: FrameType | None) -> None:
