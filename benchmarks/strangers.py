@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import trange
 
-from speechbrain_spgm.audio import AudioFile
-from speechbrain_spgm.corpora.generation import load, resample, to_pcm16, write
+from speechbrain_spgm.audio import AudioFile, to_pcm16
+from speechbrain_spgm.corpora.generation import load, resample, write
 from speechbrain_spgm.data.dynamic import by_speaker, gain_to
 from speechbrain_spgm.data.levels import librimix_levels, loudness
 from speechbrain_spgm.data.manifests import ManifestRow, write_manifest

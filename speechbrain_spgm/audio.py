@@ -46,6 +46,8 @@ LARGEST_KERNEL = 10**7  # values in torchaudio's table of filters, one per phase
 # torchaudio's take 6 / 0.99, scipy's 10.
 REACH = 12
 LARGEST_RIFF = 2**32 - 2**16  # bytes of audio in a WAV file with sizes of 32 bits
+# libsndfile's errors are RuntimeErrors, FFmpeg's OSErrors and ValueErrors.
+DAMAGED = (RuntimeError, OSError, TypeError, ValueError)
 
 
 class AudioFileError(UserError):
@@ -174,8 +176,7 @@ def stream_audio(
                 raise AudioFileError(
                     f"{name} does not fit into memory: cut it up."
                 ) from None
-            # libsndfile's errors are RuntimeErrors, FFmpeg's OSErrors and ValueErrors
-            except (RuntimeError, OSError, TypeError, ValueError):
+            except DAMAGED:
                 raise AudioFileError(
                     f"{name} is damaged or no audio file of a known kind: "
                     "convert it to WAV or FLAC."
@@ -237,12 +238,8 @@ class _Mixer:
             if channels > 1:
                 self.mean_power += float(mono @ mono) * channels
                 self.power += float(np.square(block, dtype=np.float64).sum()) / channels
-        elif not 1 <= self.channel <= channels:
-            raise AudioFileError(
-                f"{self.name} has {count(channels, 'channel')}, but channel "
-                f"{self.channel} was asked for: take one from 1 to {channels}."
-            )
         else:
+            check_channel(self.name, self.channel, channels)
             mono = block[:, self.channel - 1]
         with np.errstate(over="ignore"):
             mono = mono.astype(np.float32)
@@ -287,10 +284,10 @@ def _blocks(file: BinaryIO, mixer: _Mixer) -> Iterator[tuple[np.ndarray, int]]:
     for i, part in enumerate(find_parts(file)):
         try:
             sound = soundfile.SoundFile(View(file, part))
-        except (RuntimeError, OSError, TypeError, ValueError):
+        except DAMAGED:
             try:
                 yield from _media_blocks(View(file, part), mixer)
-            except (RuntimeError, OSError, TypeError, ValueError):
+            except DAMAGED:
                 if i == 0:
                     raise
                 mixer.remarks.append(
@@ -478,6 +475,15 @@ def check_rate(name: str, rate: int) -> None:
         )
 
 
+def check_channel(name: str, channel: int, channels: int) -> None:
+    """Refuses a channel, counted from 1, that is not there."""
+    if not 1 <= channel <= channels:
+        raise AudioFileError(
+            f"{name} has {count(channels, 'channel')}, but channel {channel} was asked "
+            f"for: take one from 1 to {channels}."
+        )
+
+
 def from_array(
     samples: np.ndarray | Tensor,
     use: Callable[[np.ndarray], object],
@@ -530,6 +536,17 @@ def to_float(values: np.ndarray) -> np.ndarray:
         return values.astype(np.float32)
 
 
+def to_pcm16(samples: np.ndarray) -> np.ndarray:
+    """Samples of full scale 1 as the nearest 16-bit numbers.
+
+    Example
+    -------
+    >>> to_pcm16(np.array([0.5, 1.6 / 32768, 2.0]))
+    array([16384,     2, 32767], dtype=int16)
+    """
+    return np.rint(samples * 2**15).clip(-(2**15), 2**15 - 1).astype(np.int16)
+
+
 # For training: many files, of which parts are read again and again.
 
 
@@ -578,7 +595,7 @@ def open_audio(path: str | Path, mono: bool = True) -> AudioFile:
             parts, frames, rate, channels = _look(file, name, thorough=False)
         except UserError:
             raise
-        except (RuntimeError, OSError, TypeError, ValueError):
+        except DAMAGED:
             raise AudioFileError(
                 f"{name} is truncated or not audio: replace it."
             ) from None
@@ -667,7 +684,7 @@ def read_frames(file: AudioFile, start: int = 0, frames: int = -1) -> np.ndarray
                         blocks.append(sound.read(last - first, **kind)[:, 0])
                 begin += part.frames
         return np.concatenate(blocks)
-    except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
+    except (RuntimeError, OSError) as error:
         raise AudioFileError(
             f"The audio file {file.path} cannot be read: {error}"
         ) from None
@@ -938,12 +955,24 @@ def resample(samples: Tensor, old_rate: int, new_rate: int) -> Tensor:
     >>> resample(torch.zeros(7999), 7999, 8000).shape
     torch.Size([8000])
     """
-    divisor = math.gcd(old_rate, new_rate)
-    old, new = old_rate // divisor, new_rate // divisor
+    old, new, _ = periods(old_rate, new_rate)
     if old * new <= LARGEST_KERNEL:
         with samples.device:  # where torchaudio names none
             return torchaudio_resample(samples, old, new)
     return _interpolate(samples, old, new)
+
+
+def periods(old_rate: int, new_rate: int) -> tuple[int, int, int]:
+    """Samples of both rates in a period, whereafter the filters repeat; their reach.
+
+    Example
+    -------
+    >>> periods(44100, 8000), periods(8000, 16000)  # the reach in periods, rounded up
+    ((441, 80, 1), (1, 2, 12))
+    """
+    divisor = math.gcd(old_rate, new_rate)
+    old, new = old_rate // divisor, new_rate // divisor
+    return old, new, math.ceil(REACH * max(1, old / new) / old)
 
 
 class Resampler:
@@ -967,10 +996,7 @@ class Resampler:
     """
 
     def __init__(self, old_rate: int, new_rate: int) -> None:
-        divisor = math.gcd(old_rate, new_rate)
-        self.old, self.new = old_rate // divisor, new_rate // divisor
-        # In periods of old, and new, samples; see inference.long.spool.resampled.
-        self.margin = math.ceil(REACH * max(1, self.old / self.new) / self.old)
+        self.old, self.new, self.margin = periods(old_rate, new_rate)
         self.held: Tensor | None = None  # [..., n]
         self.first = self.taken = self.given = 0  # period of held, samples in and out
 

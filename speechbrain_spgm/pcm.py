@@ -15,8 +15,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from speechbrain_spgm.audio import check_rate, to_float
-from speechbrain_spgm.errors import MissingPackage, UserError, count, require
+from speechbrain_spgm.audio import check_channel, check_rate, to_float, to_pcm16
+from speechbrain_spgm.errors import MissingPackage, UserError, require
 
 CODES = {
     **{"u8": "<u1", "s16le": "<i2", "s24le": "<i3", "s32le": "<i4"},
@@ -70,8 +70,7 @@ def encode(samples: np.ndarray, code: str) -> bytes:
     >>> list(encode(np.array([-2.0, 0.5]), "s16le"))
     [0, 128, 0, 64]
     """
-    if code == "s16le":
-        samples = (samples * 2.0**15).round().clip(-(2**15), 2**15 - 1)
+    samples = to_pcm16(samples) if code == "s16le" else samples
     return np.ascontiguousarray(samples).astype(CODES[code]).tobytes()
 
 
@@ -169,11 +168,8 @@ class Source:
     def __init__(self, kind: PCM, name: str, channel: int | None = None) -> None:
         self.kind, self.name, self.channel = kind, name, channel
         self.spoilt = 0  # samples that were no numbers
-        if channel is not None and not 1 <= channel <= kind.channels:
-            raise UserError(
-                f"{name} has {count(kind.channels, 'channel')}, but channel {channel} "
-                f"was asked for: take one from 1 to {kind.channels}."
-            )
+        if channel is not None:
+            check_channel(name, channel, kind.channels)
 
     def mono(self, samples: np.ndarray) -> np.ndarray:
         """One channel of ``[n, channels]``; what is no sound becomes silence."""

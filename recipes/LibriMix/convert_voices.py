@@ -21,8 +21,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from speechbrain_spgm.audio import to_pcm16
 from speechbrain_spgm.corpora.command import run_command
-from speechbrain_spgm.corpora.generation import load, resample, to_pcm16, write
+from speechbrain_spgm.corpora.generation import load, resample, write
 from speechbrain_spgm.data.recordings import read_voices, trim
 from speechbrain_spgm.errors import UserError
 from speechbrain_spgm.files import replacing

@@ -37,13 +37,12 @@ import soundfile
 from scipy.signal import resample_poly
 from tqdm import tqdm
 
-from speechbrain_spgm.audio import THREADS, AudioFile, read_frames
+from speechbrain_spgm.audio import THREADS, AudioFile, read_frames, to_pcm16
 from speechbrain_spgm.data.manifests import ManifestRow, write_if_new
 from speechbrain_spgm.data.recordings import read_table
 from speechbrain_spgm.errors import UserError
 from speechbrain_spgm.files import TEMPORARY, replacing
 
-FULL_SCALE = 32768
 WAV_HEADER = 44  # bytes
 PATIENCE = 1800  # seconds without a new file from the other processes of a launch
 CHUNK = 8  # mixtures that a worker takes at a time
@@ -330,18 +329,6 @@ def make(plan: Plan) -> tuple[int, int]:
     return len(missing), clipped
 
 
-def to_pcm16(samples: np.ndarray) -> np.ndarray:
-    """Samples of full scale 1 as the nearest 16-bit numbers.
-
-    Example
-    -------
-    >>> to_pcm16(np.array([0.5, 1.6 / 32768, 2.0]))
-    array([16384,     2, 32767], dtype=int16)
-    """
-    numbers = np.rint(samples * FULL_SCALE)
-    return np.clip(numbers, -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
-
-
 def check_sums(plan: Plan, stored: dict[str, np.ndarray]) -> None:
     """Makes sure of the lengths, and that parts add up to mixtures.
 
@@ -353,7 +340,7 @@ def check_sums(plan: Plan, stored: dict[str, np.ndarray]) -> None:
             raise RuntimeError(f"{plan.path(name)}: {samples.shape}, {plan.samples}")
     for name, parts in plan.mixtures.items():
         every = [stored[part].astype(np.int64) for part in (*parts, name)]
-        clips = np.any([(x == -FULL_SCALE) | (x == FULL_SCALE - 1) for x in every], 0)
+        clips = np.any([(x == -(2**15)) | (x == 2**15 - 1) for x in every], 0)
         error = np.abs(sum(every[:-1]) - every[-1])[~clips]
         if error.max(initial=0) > (len(parts) + 1) / 2:
             raise RuntimeError(f"{plan.path(name)} is off by {error.max()} bits")

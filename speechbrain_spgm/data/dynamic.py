@@ -16,6 +16,7 @@ from speechbrain_spgm.audio import (
     change_rate,
     frames_needed,
     read_frames,
+    to_pcm16,
 )
 from speechbrain_spgm.data.augment import Augmentations
 from speechbrain_spgm.data.batch import Mixture
@@ -38,7 +39,6 @@ NOISE_DB = (-38.0, -30.0)  # loudness of LibriMix's noise
 SILENCE_DB = -60.0  # a crop below this level is drawn again,
 MAX_DRAWS = 10  # this many times at most
 MAX_PAUSE = 0.4  # seconds between recordings that are joined
-INT16 = 32768
 
 
 class DynamicMixing(SeededDataset):
@@ -137,7 +137,7 @@ class DynamicMixing(SeededDataset):
         self._check()
         # Filled here, before workers start: they then share these pages.
         self._cache = {
-            file.path: to_int16(read_frames(file))
+            file.path: to_pcm16(read_frames(file))
             for file in self.recordings + self.noise
             if cache_audio
         }
@@ -284,7 +284,7 @@ class DynamicMixing(SeededDataset):
         if file.path not in self._cache:
             return read_frames(file, start, frames)
         cached = self._cache[file.path][start : start + frames]
-        return cached.astype(np.float32) / INT16
+        return cached.astype(np.float32) / 2**15  # exact for files of 16 bits
 
 
 def by_speaker(voices: Iterable[Voice]) -> dict[str, list[AudioFile]]:
@@ -316,11 +316,6 @@ def chances(
     seconds = [sum(file.seconds for file in those) for those in files.values()]
     weights = np.array(seconds) ** power
     return weights / weights.sum()
-
-
-def to_int16(samples: np.ndarray) -> np.ndarray:
-    """Samples of full scale 1 as 16-bit integers, exact for 16-bit files."""
-    return np.clip(np.rint(samples * INT16), -INT16, INT16 - 1).astype(np.int16)
 
 
 def gain_to(target_db: float, level_db: float, floor_db: float = SILENCE_DB) -> float:

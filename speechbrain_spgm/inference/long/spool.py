@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from speechbrain_spgm.audio import REACH, resample, resampled_length
+from speechbrain_spgm.audio import periods, resample, resampled_length
 
 PIECE = 2**18  # samples that are resampled at once
 
@@ -93,9 +93,7 @@ def resampled(
     """
     if rates[0] == rates[1]:
         return read(start, stop)
-    divisor = math.gcd(*rates)
-    old, new = rates[0] // divisor, rates[1] // divisor
-    margin = math.ceil(REACH * max(1, old / new) / old)
+    old, new, margin = periods(*rates)
     first = max(0, start // new - margin)
     last = math.ceil(stop / new) + margin
     samples = read(first * old, min(T, last * old))
