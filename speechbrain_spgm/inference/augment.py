@@ -88,9 +88,8 @@ def in_order_of(first: Tensor, est: Tensor) -> Tensor:
     >>> in_order_of(first, first.flip(-1)).equal(first)
     True
     """
-    products = (
-        (first.mT @ est).detach().double().cpu()
-    )  # [B, spks of first, spks of est]
+    # [B, spks of first, spks of est]
+    products = (first.mT @ est).detach().double().cpu()
     orders = [
         linear_sum_assignment(product.nan_to_num(), maximize=True)[1]
         for product in products

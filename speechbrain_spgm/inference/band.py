@@ -95,10 +95,7 @@ class UpperBand:
         return shares[start - first * self.hop :][: stop - start]
 
     def _energies(self, voices: Reader) -> Tensor:
-        """The energy of each voice in the top of the model's band, ``[F, spks]``.
-
-        Frame f has its middle at sample f * hop.
-        """
+        """Energies in the top of the band, ``[F, spks]``; frame f is around f * hop."""
         length, count = HOPS * self.hop, -(-self.T // self.hop) + 1
         window = torch.hann_window(length, device="cpu")
         edges = (LOW * self.model_rate / 2, HIGH * self.model_rate / 2)

@@ -14,11 +14,7 @@ from speechbrain_spgm.models.config import count_parameters
 from speechbrain_spgm.models.published import CARD
 
 NOT_STATED = "not stated"
-STATED = {
-    "licence": "licence",
-    "training_data": "training data",
-    "quality": "measured quality",
-}
+STATED = ("licence", "training_data", "quality")
 
 
 def describe(model: SPGMSeparation) -> dict[str, str]:
@@ -32,7 +28,7 @@ def describe(model: SPGMSeparation) -> dict[str, str]:
     card = config.get(CARD)
     card = card if isinstance(card, Mapping) else {}
     for key in [*STATED, *(key for key in card if key not in STATED)]:
-        label = STATED.get(key, str(key).replace("_", " "))
+        label = "measured quality" if key == "quality" else str(key).replace("_", " ")
         facts.update(_flatten(label, card.get(key, NOT_STATED)))
     return facts
 

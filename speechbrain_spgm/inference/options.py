@@ -114,9 +114,8 @@ class Options:
         for name in chosen:
             if name not in known:
                 near = get_close_matches(name, known, 1)
-                remedy = (
-                    f"did you mean {near[0]}?" if near else f"take {_listed(known)}."
-                )
+                listed = f"{', '.join(known[:-1])} or {known[-1]}"
+                remedy = f"did you mean {near[0]}?" if near else f"take {listed}."
                 raise UserError(f"there is no option {name}: {remedy}")
         return cls(**chosen)
 
@@ -205,7 +204,3 @@ def _seconds(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UserError(f"{name} is {value!r}, but must be a number of seconds.")
     return value
-
-
-def _listed(names: list[str]) -> str:
-    return f"{', '.join(names[:-1])} or {names[-1]}"

@@ -161,11 +161,8 @@ class SPGMSeparation(SepformerSeparation):
         self.precision = prepare_precision(precision, self.mods, self.device)
 
     def _compile(self) -> None:
-        """Compiles the transformers within chunks, most of the work, for any lengths.
-
-        SpeechBrain would wrap the whole mask network, and a wrapped one takes no frame
-        counts; it still does so with networks that take none anyway.
-        """
+        """Compiles the transformers, which do most of the work, for any lengths."""
+        # SpeechBrain wraps the whole mask network, and a wrapped one takes no frames.
         if not isinstance(self.mods.masknet, SPGMMaskNet):
             super()._compile()
             return
@@ -729,14 +726,11 @@ class SPGMSeparation(SepformerSeparation):
         self, est: Tensor, samples: Tensor, centre: Centre, rate: int
     ) -> None:
         """Gives voices ``[T, spks]``, in place, their shares of the upper band."""
-
-        def recording(start: int, stop: int) -> Tensor:
-            return centre.of(samples[start:stop, None]).float()
-
-        def voices(start: int, stop: int) -> Tensor:
-            return est[start:stop]
-
-        band = UpperBand(recording, voices, len(est), rate, self.sample_rate)
+        band = UpperBand(
+            lambda start, stop: centre.of(samples[start:stop, None]).float(),
+            lambda start, stop: est[start:stop],
+            *(len(est), rate, self.sample_rate),
+        )
         for start, stop in pieces_of(len(est), rate):
             est[start:stop] += (band.split(start, stop) * centre.peak).float()
 
@@ -907,14 +901,10 @@ def samples_of(lengths: Tensor | Sequence[float], B: int, T: int) -> Tensor:
     return samples.long()
 
 
-def check_finite(mix: Tensor, samples: Tensor | None) -> None:
+def check_finite(mix: Tensor, samples: Tensor) -> None:
     """Refuses NaN and infinity in the valid samples ``[B]`` of a batch ``[B, T]``."""
-    bad = ~mix.isfinite()
-    if samples is not None:
-        beyond = torch.arange(mix.shape[1], device="cpu") >= samples.unsqueeze(
-            1
-        )  # [B, T]
-        bad &= ~beyond.to(bad.device)
+    valid = torch.arange(mix.shape[1], device="cpu") < samples.unsqueeze(1)  # [B, T]
+    bad = ~mix.isfinite() & valid.to(mix.device)
     if bad.any():
         first = int(bad.any(dim=1).nonzero()[0])
         raise UserError(f"Utterance {first} of mix holds NaN or infinity: clean it.")

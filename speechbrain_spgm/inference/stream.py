@@ -32,7 +32,7 @@ import copy
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -87,9 +87,9 @@ class StreamState:
     last: Tensor
     overlap: Tensor
     gains: Tensor
-    taken: int = field(default=0)
-    row: int = field(default=0)
-    finished: bool = field(default=False)
+    taken: int = 0
+    row: int = 0
+    finished: bool = False
 
 
 class SPGMStream:
@@ -294,10 +294,8 @@ class SPGMStream:
         return parts
 
     def _compute(self, rows: range, L: int | None) -> list[Tensor]:
-        """Some rows, of L frames if that is known; the voices they add, ``[n, spks]``.
-
-        All that is computed is cut by rows: how the samples were pushed plays no part.
-        """
+        """Some rows, of L frames if known; the voices that they add, ``[n, spks]``."""
+        # All is cut by rows: how the samples were pushed plays no part.
         state, done = self.state, max(0, self._done(rows.start))
         for row, block in zip(rows, self._centre(rows, L), strict=True):
             state.centred = torch.cat([state.centred, block])
@@ -314,7 +312,7 @@ class SPGMStream:
                 for row, chunk in zip(rows, chunks, strict=True)
             ]
         state.row = rows.stop
-        return self._level(voices, rows, done, L)
+        return self._level(voices, len(rows))
 
     def _centre(self, rows: range, L: int | None) -> list[Tensor]:
         """The samples that each row is the first to hold, without their mean."""
@@ -376,9 +374,7 @@ class SPGMStream:
         state.overlap = pieces[:, n * self.stride :].clone()
         return pieces[:, : n * self.stride]
 
-    def _level(
-        self, voices: list[Tensor], rows: range, done: int, L: int | None
-    ) -> list[Tensor]:
+    def _level(self, voices: list[Tensor], rows: int) -> list[Tensor]:
         """Brings the voices of each row to their level, ``[n, spks]``, float64."""
         state = self.state
         counts = [part.shape[1] for part in voices]
@@ -393,7 +389,7 @@ class SPGMStream:
                 for part, mix in zip(voices, mixes, strict=True)
             ]
         )
-        products = state.averages.mean(products, [len(rows)])
+        products = state.averages.mean(products, [rows])
         parts = []
         for part, product in zip(voices, products, strict=True):
             gains = mixture_gains(product[:-spks].view(spks, spks), product[-spks:])

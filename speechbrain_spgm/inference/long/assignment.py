@@ -108,11 +108,8 @@ def _edges(bins: int) -> list[int]:
     """Borders of the bands: equal at low frequencies, in ratio at high ones."""
     mel = torch.linspace(0, 1, BANDS + 1, dtype=torch.float64, device="cpu")
     edges = (10**mel - 1) / 9 * bins
-    return (
-        torch.maximum(edges.round(), torch.arange(BANDS + 1, device="cpu"))
-        .int()
-        .tolist()
-    )
+    edges = torch.maximum(edges.round(), torch.arange(BANDS + 1, device="cpu"))
+    return edges.int().tolist()
 
 
 def check_speakers(spks: int) -> None:
@@ -145,12 +142,9 @@ def assign(
     flat = torch.zeros(W, len(orders), dtype=torch.float64, device="cpu")
     best, best_score, best_emission = None, -float("inf"), flat
     for start in [None, *_starts(share)]:
-        # The first start knows neighbours only, the others the voices of one window.
-        emission = (
-            flat
-            if start is None
-            else _emissions(spectra, share, spectra[start], orders)
-        )
+        emission = flat  # the first start knows neighbours only,
+        if start is not None:  # the others the voices of one window
+            emission = _emissions(spectra, share, spectra[start], orders)
         path = _viterbi(emission, transitions)
         for _ in range(ROUNDS):
             emission = _emissions(
@@ -189,20 +183,15 @@ def _means(spectra: Tensor, share: Tensor, orders: Tensor) -> Tensor:
 
 
 def _emissions(spectra: Tensor, share: Tensor, means: Tensor, orders: Tensor) -> Tensor:
-    """Log likelihood of every permutation of each window by its sound, ``[W, P]``.
-
-    The variance is that around the nearest speaker: it is large where speakers cannot
-    be told apart, and then the sound says little.
-    """
+    """Log likelihood of every permutation of each window by its sound, ``[W, P]``."""
     errors = spectra.unsqueeze(2) - means  # [W, output, speaker, F]
-    nearest = errors.square().mean(-1).amin(2)  # [W, output]
+    squares = errors.square().mean(-1)
+    # Around the nearest speaker: large where they cannot be told apart by their sound.
     total = share.sum().clamp_min(1e-12)
-    variance = (nearest * share).sum() / total + 1e-2
+    variance = (squares.amin(2) * share).sum() / total + 1e-2
     # An output that is heard for a tenth of the window says all that it can say.
     weight = (share * 10).clamp_max(1).unsqueeze(-1)
-    match = (
-        -FREEDOM / 2 * weight * (errors.square().mean(-1) / variance + variance.log())
-    )
+    match = -FREEDOM / 2 * weight * (squares / variance + variance.log())
     speakers = torch.arange(orders.shape[1], device="cpu")
     emission = match[:, orders, speakers].sum(-1)
     return emission.maximum(emission.amax(1, keepdim=True) - MOST_SAID)

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from speechbrain_spgm.audio import resampled_length
-from speechbrain_spgm.inference.band import UpperBand
+from speechbrain_spgm.inference.band import PIECE, UpperBand, pieces_of
 from speechbrain_spgm.inference.level import (
     FRAME,
     check_peak,
@@ -52,7 +52,6 @@ from speechbrain_spgm.inference.separable import Separable
 from speechbrain_spgm.lobes.masknet import SPGMMaskNet
 from speechbrain_spgm.lobes.statistics import Placed, Shared, Statistics, Survey
 
-PIECE = 30  # seconds that are resampled at a time
 SURVEY = 120  # seconds of windows that tell what the whole recording is like
 ROUNDS = 2  # one more lets windows that go astray alone have a better part in it
 HEARD = 0.01  # share of the energy that makes a voice active in an overlap
@@ -119,8 +118,7 @@ class Stitcher:
         )
         self.windows: Windows = lay_out(self.T, length, overlap, grid)
         self.centre = find_centre(
-            recording.read(start, min(len(recording), start + PIECE * rate))
-            for start in range(0, len(recording), PIECE * rate)
+            recording.read(*piece) for piece in pieces_of(len(recording), rate)
         )
         check_peak(name, self.centre)
         self.gain = torch.ones((), dtype=torch.float64, device="cpu")
@@ -368,8 +366,6 @@ class Stitcher:
         return means, mixture_gains(gram, target) * self.centre.peak
 
     def _restored(self, voices: Spool) -> Iterator[tuple[int, Tensor]]:
-        T, step = len(self.recording), PIECE * self.rate
         rates = (self.model.sample_rate, self.rate)
-        for start in range(0, T, step):
-            stop = min(T, start + step)
+        for start, stop in pieces_of(len(self.recording), self.rate):
             yield start, resampled(voices.read, self.T, rates, start, stop)
