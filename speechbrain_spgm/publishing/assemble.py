@@ -212,10 +212,9 @@ def check_repo(repo: str) -> None:
     """Refuses what cannot be a repository of a user on the Hub."""
     try:
         validate_repo_id(repo)
+        valid = repo.count("/") == 1
     except HFValidationError:
         valid = False
-    else:
-        valid = repo.count("/") == 1
     if not valid:
         raise ModelError(
             f"{repo} is no name of a Hub repository: give USER/NAME, of letters, "

@@ -18,7 +18,6 @@ from speechbrain_spgm.models.published import ModelError
 from speechbrain_spgm.publishing.source import (
     NOTES_BEGIN,
     NOTES_END,
-    Measured,
     Results,
     Source,
 )
@@ -188,8 +187,8 @@ def _introduction(source: Source) -> str:
 
 def _results(results: Results) -> str:
     rows = [
-        f"| {metric.name} | {metric.n} | {_value(metric)} |"
-        for metric in results.measured
+        f"| {m.name} | {m.n} | {f'{m.mean:.2f}{m.interval} {m.unit}'.strip()} |"
+        for m in results.measured
     ]
     table = "\n".join(
         ["| metric | n | mean ± 95% confidence interval |", "|---|---|---|", *rows]
@@ -197,10 +196,6 @@ def _results(results: Results) -> str:
     views = f", {results.views} views of each" if (results.views or 1) > 1 else ""
     about = f"Measured on {results.test_set}, n = {results.n} mixtures{views}"
     return f"{about}:\n\n{table}"
-
-
-def _value(metric: Measured) -> str:
-    return f"{metric.mean:.2f}{metric.interval} {metric.unit}".strip()
 
 
 def _example(terms: Terms, files: Sequence[str]) -> list[str]:

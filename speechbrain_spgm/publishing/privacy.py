@@ -268,9 +268,7 @@ def _clean_value(value: str) -> str:
 
 def _replace(match: re.Match[str]) -> str:
     path = match[0]
-    if _is_harmless(path):
-        return path
-    return f"{PLACEHOLDER}/{_last_part(path)}"
+    return path if _is_harmless(path) else f"{PLACEHOLDER}/{_last_part(path)}"
 
 
 def _is_absolute(path: str) -> bool:

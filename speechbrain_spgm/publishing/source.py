@@ -175,16 +175,15 @@ def load_home(
     folder: Path,
 ) -> tuple[SPGMSeparation, dict[str, Any], dict[str, Any]]:
     """A model, the fields of its config.json that describe it, and its card."""
-    if weights_in(folder) is not None:
-        model = SPGMSeparation.from_pretrained(folder, device="cpu")
-        given = model.hparams.config
-        name = str(given.get("config_name") or folder.resolve().name)
+    published = weights_in(folder) is not None
+    load = SPGMSeparation.from_pretrained if published else SPGMSeparation.from_hparams
+    model = load(folder, run_opts={"device": "cpu"})
+    given = getattr(model.hparams, "config", {})
+    name = str(given.get("config_name") or folder.resolve().name)
+    if published:
         config = {"model_type": "spgm", "config_name": name}
         config |= {field: given[field] for field in FIELDS}
     else:
-        model = SPGMSeparation.from_hparams(folder, run_opts={"device": "cpu"})
-        given = getattr(model.hparams, "config", {})
-        name = str(given.get("config_name") or folder.resolve().name)
         masknet = model.mods.masknet
         blocks = [part for part in masknet.modules() if isinstance(part, SPGMBlock)]
         if not blocks or not isinstance(masknet, Dual_Path_Model):
@@ -257,10 +256,7 @@ def _is_measured(value: Mapping[str, Any]) -> bool:
 
 
 def _test_set(run: Path | None) -> str:
-    """What a run was tested on: its test list, else its data folder, by their names.
-
-    Empty if there is no run.
-    """
+    """The name of a run's test list, else of its data folder; empty without a run."""
     found = {}
     for line in _lines(run, YAML_FILE):
         match = re.match(r"(test_list|test_manifest|data_folder):\s*([^#]*)", line)

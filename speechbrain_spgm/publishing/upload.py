@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import NamedTuple
 
 from huggingface_hub import HfApi, get_token
@@ -62,7 +61,7 @@ def upload(assembled: Assembled, token: str | bool | None = None) -> Uploaded:
     with upload_errors(terms.repo, bool(token or get_token())):
         api.create_repo(terms.repo, private=terms.private or None, exist_ok=True)
         before = _state(api, terms.repo, terms.revision)
-        _check_repository(before, terms.repo, terms.private, folder)
+        _check_repository(before, terms.repo, terms.private)
         # The client sends and commits only what differs, and nothing if nothing does.
         commit = api.upload_folder(
             repo_id=terms.repo,
@@ -96,13 +95,13 @@ def _state(api: HfApi, repo: str, branch: str) -> ModelInfo:
         return api.model_info(repo, revision=branch, files_metadata=True)
 
 
-def _check_repository(info: ModelInfo, repo: str, private: bool, folder: Path) -> None:
+def _check_repository(info: ModelInfo, repo: str, private: bool) -> None:
     if private and info.private is False:
         raise ModelError(
             f"The Hub repository {repo} exists and is public, so --private cannot be "
             "kept: make it private in its settings, or take another name."
         )
-    names = {file.rfilename for file in info.siblings or ()}
+    names = _blobs(info)
     if YAML_FILE in names and CONFIG_FILE not in names:
         raise ModelError(
             f"The Hub repository {repo} already holds another model ({YAML_FILE} "
