@@ -35,7 +35,7 @@ MAY_IMPORT = {  # besides itself and the ground
     "lobes": set(),
     "data": {"lobes"},
     "corpora": {"data", "lobes"},
-    "metrics": {"data"},
+    "metrics": {"data", "lobes"},
     "models": {"lobes"},
     "inference": {"models", "lobes"},
     "training": {"metrics", "data", "models", "lobes"},

@@ -6,8 +6,7 @@ Axes: B utterances, T samples, spks sources, R pairs of a signal and its referen
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
@@ -20,6 +19,7 @@ from torchmetrics.functional.audio import (
 
 from speechbrain_spgm.data import MixtureBatch
 from speechbrain_spgm.errors import UserError, require
+from speechbrain_spgm.lobes.workers import single_threaded
 from speechbrain_spgm.metrics.si_sdr import (
     PitResult,
     centre,
@@ -91,21 +91,8 @@ def measure_si_sdr(
     return scale_invariant_signal_distortion_ratio(signals, references)
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """PyTorch inside uses one thread.
-
-    With more, MKL factors the matrices of a batch wrongly or hangs (pytorch#142815).
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-@_one_thread()
+# With more, MKL factors the matrices of a batch wrongly or hangs (pytorch#142815).
+@single_threaded()
 def measure_sdr(
     signals: torch.Tensor, references: torch.Tensor, *_: Any
 ) -> torch.Tensor:
@@ -413,13 +400,13 @@ def cells_of(entry: Mapping[str, Any], unit: str) -> tuple[str, str]:
     return f"{entry['mean']:.2f}{unit}", "" if interval is None else f"± {interval:.2f}"
 
 
-def as_quality(entry: Mapping[str, Any], unit: str = " dB") -> str:
-    """Mean and interval of a summary's entry for a model's card.
+def as_quality(entry: Mapping[str, Any]) -> str:
+    """Mean and interval in dB of a summary's entry for a model's card.
 
     Example
     -------
     >>> as_quality({"mean": 6.0, "ci95": 0.25}), as_quality({"mean": 6.0, "ci95": None})
     ('6.00 dB ± 0.25 (95% CI)', '6.00 dB')
     """
-    text = " ".join(cells_of(entry, unit)).strip()
+    text = " ".join(cells_of(entry, " dB")).strip()
     return f"{text} (95% CI)" if "±" in text else text
