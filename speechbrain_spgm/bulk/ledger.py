@@ -148,10 +148,9 @@ class Ledger:
             self._file.close()
             self._file = None
 
-    def load(self, keys: Iterable[str] | None = None) -> None:
+    def load(self, keys: Iterable[str]) -> None:
         """Reads which of some rows are done: in the journals, their files unchanged."""
-        wanted = None if keys is None else frozenset(keys)
-        width = len(START)
+        wanted, width = frozenset(keys), len(START)
         for path in sorted(self.state.glob("journal-*.jsonl")):
             if path == self.journal:
                 continue
@@ -159,9 +158,8 @@ class Ledger:
             with open(path, "rb") as file:
                 for line in file:
                     key = line[width : width + 20].decode("ascii", "replace")
-                    if wanted is None or key in wanted:
-                        if self._unchanged(line):
-                            self.places[key] = path, place
+                    if key in wanted and self._unchanged(line):
+                        self.places[key] = path, place
                     place += len(line)
 
     def _unchanged(self, line: bytes) -> bool:

@@ -67,10 +67,6 @@ class Shard(NamedTuple):
         width = len(str(self.count))
         return "" if self.count == 1 else f"-{self.index:0{width}}-of-{self.count}"
 
-    def holds(self, number: int) -> bool:
-        """Whether it holds a row, counted from 0."""
-        return number % self.count == self.index - 1
-
 
 ALL = Shard()
 
@@ -141,7 +137,7 @@ class Manifest:
 
     def shard(self, shard: Shard) -> Iterator[Row]:
         """The rows of a shard."""
-        return (row for row in self if shard.holds(row.number))
+        return (row for row in self if row.number % shard.count == shard.index - 1)
 
     def _row(self, number: int, fields: dict[str, Any]) -> Row:
         name = next(fields[field] for field in PATHS if field in fields)
