@@ -1041,11 +1041,7 @@ def resampled_length(frames: int, rate: int, target_rate: int) -> int:
 
 
 def _interpolate(samples: Tensor, old: int, new: int) -> Tensor:
-    """Resamples ``[..., T]`` with torchaudio's filter, computed where it is needed.
-
-    Rates with nearly no common divisor have so many phases that a table of filters
-    takes gigabytes; here the memory depends on neither of them.
-    """
+    """``[..., T]`` by the same filters, without a table of them, which may take GBs."""
     zeros, base = 6, 0.99 * min(old, new)  # as torchaudio's defaults
     width = math.ceil(zeros * old / base)
     T, shape = samples.shape[-1], samples.shape[:-1]

@@ -312,12 +312,9 @@ class _Rows:
         return fold(linears_of(layer), layer.pos_ffn.ffn[1])
 
     def _steps(self, block: SBTransformerBlock) -> list[slice]:
-        """The rows that go through a block together.
-
-        More rows read the weights of a layer less often, fewer fit the cache: three of
-        spgm-base are best. A network with narrow layers takes more, so that Python's
-        share stays small.
-        """
+        """The rows that go through a block together."""
+        # More rows read a layer's weights less often, fewer fit the cache: of spgm-base
+        # three are best, of narrow layers more: then Python's share stays small.
         wanted = self.rows_per_step
         wanted = self.net.rows_per_step if wanted is None else wanted
         if wanted is not None:
@@ -331,10 +328,7 @@ class _Rows:
 
 
 class _Utterance(_Rows):
-    """All chunks of an utterance, from its encoder frames to its masks.
-
-    ``encoded(start, stop)`` gives these of the L encoder frames, ``[stop - start, N]``.
-    """
+    """All chunks of an utterance, from L frames ``encoded(start, stop)`` to masks."""
 
     def __init__(
         self,
@@ -349,11 +343,7 @@ class _Utterance(_Rows):
         self.encoded, self.L = encoded, L
 
     def estimate(self, use: Callable[[int, int, Tensor], None]) -> None:
-        """Hands the masks of every tile of frames to ``use(start, stop, masks)``.
-
-        The masks are ``[stop - start, spks, N]`` and may be overwritten. No two
-        neighbouring tiles are in use at a time: their decoded samples overlap.
-        """
+        """Hands every tile's masks ``[n, spks, N]`` to ``use(start, stop, masks)``."""
         self._segment()
         for block in self.net.dual_mdl:
             self.block(block)
@@ -363,6 +353,7 @@ class _Utterance(_Rows):
         def tail(tile: slice, worker: int) -> None:
             use(tile.start, tile.stop, self._masks(tile, self.scratch[worker]))
 
+        # No two neighbours are in use at a time: their decoded samples overlap.
         run(tail, tiles[0::2], self.workers)
         run(tail, tiles[1::2], self.workers)
 
@@ -590,10 +581,7 @@ def _split(count: int, size: int) -> list[slice]:
 
 
 def _taper(count: int, size: int) -> list[slice]:
-    """Slices like those of :func:`_split`, ever shorter at the end.
-
-    The workers then end at about the same time. The number of workers plays no part: it
-    must not change the result.
+    """Likewise, ever shorter at the end: then all workers, however many, end together.
 
     Example
     -------

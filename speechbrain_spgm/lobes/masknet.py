@@ -274,10 +274,7 @@ class SPGMMaskNet(Dual_Path_Model):
         averages: Averages,
         level_free: bool = False,
     ) -> Tensor:
-        """Likewise, where each row of encoder frames has averages of its own.
-
-        ``valid``, ``[C, K, 1]``, is 1 where rows ``[C, K, N]`` hold frames.
-        """
+        """Likewise, each row alone; ``valid`` ``[C, K, 1]`` is 1 at its frames."""
         wide = rows.double()
         sums = torch.stack([wide.sum(1), wide.square().sum(1)])
         counts = valid.sum((1, 2)).int().tolist()
@@ -293,13 +290,9 @@ class SPGMMaskNet(Dual_Path_Model):
         chunks: Sequence[int],
         averages: Averages,
     ) -> Tensor:
-        """One dual computation block, ``[C, K, N]`` to ``[C, K, N]``.
-
-        With c the modulation and mu, sigma of c*x over the utterance, modulation, norm
-        and residual are one affine map:
-        ``x * (1 + c * gamma / sigma) + beta - mu * gamma / sigma``.
-        """
-
+        """One dual computation block, ``[C, K, N]`` to ``[C, K, N]``."""
+        # With c the modulation, and mu and sigma of c*x over the utterance, all behind
+        # intra is one map: x * (1 + c * gamma / sigma) + beta - mu * gamma / sigma.
         groups = averages.groups(chunks)
 
         def moments(rows: Tensor) -> tuple[Tensor, Tensor]:

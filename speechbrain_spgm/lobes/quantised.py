@@ -108,10 +108,7 @@ def _round(x: Tensor, levels: int, scratch: Scratch) -> tuple[Tensor, float, int
 
 @cache
 def _saturates() -> bool:
-    """Whether this processor adds 8-bit products in 16 bits, where two can overflow.
-
-    Processors before VNNI do. Activations then get 7 bits.
-    """
+    """Whether 8-bit products are added in 16 bits, as before VNNI: two can overflow."""
     largest = torch.full((1, 64), 255, dtype=torch.uint8, device="cpu")
     weight = torch.full((8, 64), 127, dtype=torch.int8, device="cpu")
     packed = torch.ops.onednn.qlinear_prepack(weight, None)

@@ -87,7 +87,8 @@ def separate(
             encoder, masknet, decoder, mix, samples, frames, statistics, watch
         )
 
-    valid = torch.arange(T, device=mix.device) < _column(samples, mix.device)  # [B, T]
+    ends = torch.tensor(samples, device=mix.device).unsqueeze(1)
+    valid = torch.arange(T, device=mix.device) < ends  # [B, T]
     mix = mix.where(valid, 0)
     mix_w = encoder(F.pad(mix, (0, max(0, kernel - T))))  # [B, N, L]
     device = mix.device.type
@@ -116,10 +117,6 @@ def count_frames(samples: int, kernel: int, stride: int) -> int:
     [1, 1, 1, 2, 19]
     """
     return max(0, samples - kernel) // stride + 1
-
-
-def _column(samples: list[int], device: torch.device) -> Tensor:
-    return torch.tensor(samples, device=device).unsqueeze(1)
 
 
 def count_voices(masknet: nn.Module, stated: int | None = None) -> int:

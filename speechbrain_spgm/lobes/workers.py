@@ -133,12 +133,9 @@ class _Pool:
 
 
 def _start_threads(count: int) -> ThreadPoolExecutor:
-    """An executor whose threads run PyTorch's operators single-threaded.
-
-    ``torch.set_num_threads`` holds for the calling thread and for threads that PyTorch
-    has not seen yet. So every worker is first seen, then sets itself to 1, and at last
-    the caller puts back what later threads get.
-    """
+    """An executor whose threads run PyTorch's operators single-threaded."""
+    # torch.set_num_threads holds for its thread and for those that PyTorch has not seen
+    # yet. So each worker is seen, then sets itself to 1; the caller puts back the rest.
     threads = torch.get_num_threads()
     started = threading.Barrier(count + 1)
 
@@ -159,13 +156,9 @@ _pool = _Pool()
 
 
 def _forget_threads() -> None:
-    """A forked child has none of its parent's threads.
-
-    GNU's OpenMP does not know that, and would wait for them for ever: one thread, as in
-    PyTorch's own data loaders, needs none.
-    """
+    """A forked child has none of its parent's threads."""
     _pool.__init__()
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # OpenMP would wait for the others for ever
 
 
 if hasattr(os, "register_at_fork"):

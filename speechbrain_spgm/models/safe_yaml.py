@@ -238,13 +238,7 @@ def _read(path: Path, name: str) -> str:
 
 
 class _Resolver:
-    """References and includes, written out as HyperPyYAML does it, within bounds.
-
-    Arguments
-    ---------
-    texts : mapping of str to str
-        The checked texts, by the names of their files.
-    """
+    """Writes out references and includes of checked texts, by file, within bounds."""
 
     def __init__(self, texts: Mapping[str, str]) -> None:
         self.texts = texts
