@@ -7,7 +7,6 @@ input (arguments, model, or at least one of the files), 130 interrupted, 143 ter
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -29,6 +28,7 @@ from speechbrain_spgm.console import (
     WRONG_INPUT,
     Stream,
     ensure_utf8,
+    errors_only,
     exit_code,
     surroundings,
 )
@@ -102,13 +102,6 @@ def quiet_libraries() -> Iterator[None]:
     """Keeps the warnings of libraries from the user; they are back afterwards."""
     # Those of our own part for long recordings come as sentences of this command.
     names = ("speechbrain", "speechbrain_spgm.inference")
-    levels = {logging.getLogger(name): logging.getLogger(name).level for name in names}
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore")
-            for logger in levels:
-                logger.setLevel(logging.ERROR)
-            yield
-    finally:
-        for logger, level in levels.items():
-            logger.setLevel(level)
+    with warnings.catch_warnings(), errors_only(*names):
+        warnings.filterwarnings("ignore")
+        yield

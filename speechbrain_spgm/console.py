@@ -6,6 +6,7 @@ Exit codes: 0 all is well, 2 wrong input, 130 Ctrl-C, 143 SIGTERM.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import signal
 import sys
@@ -200,6 +201,19 @@ class Ending:
             finally:
                 self.waiting = False
             yield item
+
+
+@contextmanager
+def errors_only(*loggers: str) -> Iterator[None]:
+    """Keeps what loggers say below an error from the user, inside the block."""
+    levels = {logger: logger.level for logger in map(logging.getLogger, loggers)}
+    try:
+        for logger in levels:
+            logger.setLevel(logging.ERROR)
+        yield
+    finally:
+        for logger, level in levels.items():
+            logger.setLevel(level)
 
 
 def ensure_utf8() -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
-import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ import torch.nn.functional as F
 from speechbrain.lobes.models.dual_path import Dual_Computation_Block
 from torch import Tensor, nn
 
+from speechbrain_spgm.console import errors_only
 from speechbrain_spgm.files import replacing, scratch
 from speechbrain_spgm.inference.separation import SPGMSeparation
 from speechbrain_spgm.lobes import intra
@@ -252,13 +252,7 @@ def compare(
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keeps the exporter's messages on other packages and its own future to itself."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=FutureWarning)
-            warnings.filterwarnings("ignore", category=DeprecationWarning)
-            yield
-    finally:
-        logger.setLevel(level)
+    with warnings.catch_warnings(), errors_only("torch.onnx"):
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        yield

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -49,6 +48,7 @@ from speechbrain.utils.fetching import (
 from tqdm.auto import tqdm
 
 from speechbrain_spgm.audio import AudioFileError, Source
+from speechbrain_spgm.console import errors_only
 from speechbrain_spgm.errors import UserError, first_line
 from speechbrain_spgm.files import replacing, scratch
 from speechbrain_spgm.models.config import CONFIG_FILE
@@ -298,10 +298,6 @@ def quiet_client() -> Iterator[None]:
 
     The client makes file names of the ETag and the commit that a server sends.
     """
-    logger = logging.getLogger("huggingface_hub")
-    level = logger.level
-    if "HF_HUB_VERBOSITY" not in os.environ:
-        logger.setLevel(logging.ERROR)
     client = get_session()
     hooks = client.event_hooks
     if check_headers not in hooks["response"]:
@@ -309,10 +305,9 @@ def quiet_client() -> Iterator[None]:
             **hooks,
             "response": [*hooks["response"], check_headers],
         }
-    try:
+    names = [] if "HF_HUB_VERBOSITY" in os.environ else ["huggingface_hub"]
+    with errors_only(*names):
         yield
-    finally:
-        logger.setLevel(level)
 
 
 def check_headers(response: Any) -> None:
