@@ -207,18 +207,18 @@ def read_model(
     hparams = load_safely(find, YAML_FILE)
     load_weights(hparams, source, find)
     parts = {part: hparams["modules"].get(part) for part in PARTS}
-    state = {
-        f"{part}.{name}": value
-        for part in PARTS
-        for name, value in _ckpt(find, part, parts[part]).items()
-    }
+    state = _ckpts(find, parts)
     return state, _config(hparams, parts, card_config(find), source), parts
 
 
-def _ckpt(
-    find: Callable[[str], Path], part: str, module: nn.Module
+def _ckpts(
+    find: Callable[[str], Path], parts: Mapping[str, nn.Module]
 ) -> dict[str, Tensor]:
-    return read_ckpt(find(f"{part}.ckpt"), module.state_dict())
+    state = {}
+    for part in PARTS:
+        own = read_ckpt(find(f"{part}.ckpt"), parts[part].state_dict())
+        state |= {f"{part}.{name}": value for name, value in own.items()}
+    return state
 
 
 def _has(find: Callable[[str], Path], name: str) -> bool:
@@ -286,11 +286,7 @@ def check_same(
         hparams = load_safely(folder.joinpath, YAML_FILE)
         load_weights(hparams, str(folder), folder.joinpath)
         modules = [hparams["modules"][part] for part in PARTS]
-        found = {
-            f"{part}.{name}": value
-            for part, module in zip(PARTS, modules, strict=True)
-            for name, value in _ckpt(folder.joinpath, part, module).items()
-        }
+        found = _ckpts(folder.joinpath, hparams["modules"])
     same = found.keys() == state.keys() and all(
         value.dtype == state[name].dtype and torch.equal(value, state[name])
         for name, value in found.items()

@@ -265,7 +265,7 @@ class Options(RunOptions):
 
     @staticmethod
     def _convert_to_yaml(overrides: Sequence[str]) -> dict[str, str]:
-        return dict(pair for pair in pairs_of(overrides))
+        return dict(pairs_of(overrides))
 
 
 def pairs_of(words: Sequence[str]) -> Iterator[tuple[str, str]]:
