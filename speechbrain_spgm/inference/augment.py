@@ -12,7 +12,7 @@ Axes: B utterances, T samples, spks sources, V views.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from speechbrain_spgm.errors import UserError
-from speechbrain_spgm.models.published import CARD
+from speechbrain_spgm.models.published import card_of
 
 MOST_VIEWS = 8  # each costs as much time as the first
 
@@ -42,9 +42,7 @@ def views_of(config: object) -> int:
     >>> views_of({"speechbrain_spgm": {"views": 2}}), views_of({})
     (2, 1)
     """
-    card = config.get(CARD) if isinstance(config, Mapping) else None
-    stated = card.get("views", 1) if isinstance(card, Mapping) else 1
-    return check_views(stated, "views in config.json")
+    return check_views(card_of(config).get("views", 1), "views in config.json")
 
 
 def separate_augmented(

@@ -11,7 +11,7 @@ from typing import Any
 from speechbrain_spgm.inference.separation import SPGMSeparation
 from speechbrain_spgm.lobes.spgm import SPGMBlock
 from speechbrain_spgm.models.config import count_parameters
-from speechbrain_spgm.models.published import CARD
+from speechbrain_spgm.models.published import card_of
 
 NOT_STATED = "not stated"
 STATED = ("licence", "training_data", "quality")
@@ -25,8 +25,7 @@ def describe(model: SPGMSeparation) -> dict[str, str]:
     """
     config = getattr(model.hparams, "config", {})
     facts = {"name": str(config.get("config_name", NOT_STATED)), **_sizes(model)}
-    card = config.get(CARD)
-    card = card if isinstance(card, Mapping) else {}
+    card = card_of(config)
     for key in [*STATED, *(key for key in card if key not in STATED)]:
         label = "measured quality" if key == "quality" else str(key).replace("_", " ")
         facts.update(_flatten(label, card.get(key, NOT_STATED)))

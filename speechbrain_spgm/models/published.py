@@ -121,6 +121,12 @@ def _no_constant(name: str) -> None:
     raise ValueError(name)
 
 
+def card_of(config: object) -> Mapping[str, Any]:
+    """Our own card in what a config.json holds, empty if there is none."""
+    card = config.get(CARD) if isinstance(config, Mapping) else None
+    return card if isinstance(card, Mapping) else {}
+
+
 def check_inside(folder: Path, path: Path) -> None:
     """Refuses a link that leads out of a model's folder, but to another model.
 

@@ -25,6 +25,7 @@ from speechbrain_spgm.models.published import (
     CARD,
     WEIGHTS_FILE,
     ModelError,
+    card_of,
     check_inside,
     weights_in,
 )
@@ -192,8 +193,7 @@ def load_home(
                 "published in both layouts."
             )
         config = config_of(**model.mods, sample_rate=model.sample_rate, name=name)
-    card = given.get(CARD)
-    return model, config, dict(card) if isinstance(card, Mapping) else {}
+    return model, config, dict(card_of(given))
 
 
 def read_results(home: Path, run: Path | None, given: str | Path | None) -> Results:
