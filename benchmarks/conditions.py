@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.evidence import mean
-from benchmarks.testlist import open_list, parse, publish
+from benchmarks.testlist import run_study
 from speechbrain_spgm.data import Mixture, MixtureList
 from speechbrain_spgm.data.augment import (
     filter_rows,
@@ -29,7 +29,6 @@ from speechbrain_spgm.data.augment import (
 )
 from speechbrain_spgm.inference import SPGMSeparation
 from speechbrain_spgm.metrics.si_sdr import pit_si_sdr_loss
-from speechbrain_spgm.training.experiment import user_errors
 
 PLAIN = "both voices equally loud"
 
@@ -190,13 +189,7 @@ def main(argv: list[str] | None = None) -> None:
     argv : list of str, optional
         The command line after the program's name.
     """
-    arguments = parse("python -m benchmarks.conditions", argv)
-    with user_errors():
-        model = SPGMSeparation.from_pretrained(arguments.model)
-        scores = study(model, open_list(arguments, model.sample_rate))
-    text = report(scores, arguments.model or "the shipped model")
-    publish(arguments, "conditions.md", text)
-    print(text)
+    run_study("conditions", argv, study, report)
 
 
 if __name__ == "__main__":

@@ -21,12 +21,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.evidence import mean
-from benchmarks.testlist import open_list, parse, publish
+from benchmarks.testlist import run_study
 from speechbrain_spgm.audio import Recording
 from speechbrain_spgm.data import MixtureList
 from speechbrain_spgm.inference import SPGMSeparation
 from speechbrain_spgm.metrics.si_sdr import pit_si_sdr_loss, reorder
-from speechbrain_spgm.training.experiment import user_errors
 
 SECONDS = 5.0  # of each recording
 OVERLAP = 0.25  # of a conversation in which both talk
@@ -133,13 +132,7 @@ def main(argv: list[str] | None = None) -> None:
     argv : list of str, optional
         The command line after the program's name.
     """
-    arguments = parse("python -m benchmarks.leak", argv)
-    with user_errors():
-        model = SPGMSeparation.from_pretrained(arguments.model)
-        leaks = study(model, open_list(arguments, model.sample_rate))
-    text = report(leaks, arguments.model or "the shipped model")
-    publish(arguments, "leak.md", text)
-    print(text)
+    run_study("leak", argv, study, report)
 
 
 if __name__ == "__main__":

@@ -123,7 +123,7 @@ def main(argv: list[str] | None = None) -> None:
     argv : list of str, optional
         The command line after the program's name.
     """
-    arguments = parse("python -m benchmarks.levels", argv)
+    arguments = parse("levels", argv)
     keys = [(precision, way) for precision in PRECISIONS for way in WAYS]
     scores = {key: {change: [] for change in CHANGES} for key in keys}
     with user_errors():
@@ -145,8 +145,7 @@ def main(argv: list[str] | None = None) -> None:
                     voices = [est / gain for est in voices]
                     scores[precision, way][change] += improvements(voices, batch)
             text = report(scores, arguments.model or "the shipped model")
-            publish(arguments, "levels.md", text)
-    print(text)
+            publish(arguments, "levels", text)
 
 
 if __name__ == "__main__":

@@ -22,14 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.evidence import mean
-from benchmarks.testlist import open_list, parse
+from benchmarks.testlist import open_list, parse, publish
 from speechbrain_spgm.data import MixtureList
-from speechbrain_spgm.files import replacing
 from speechbrain_spgm.inference.separation import find_published
 from speechbrain_spgm.lobes.chunking import overlap_add
 from speechbrain_spgm.lobes.norms import norm_affine, row_moments, utterance_moments
 from speechbrain_spgm.lobes.spgm import SPGMBlock
 from speechbrain_spgm.lobes.statistics import Averages
+from speechbrain_spgm.metrics.pictures import new_figure, save
 from speechbrain_spgm.metrics.si_sdr import pit_si_sdr_loss
 from speechbrain_spgm.models.published import load_published
 from speechbrain_spgm.training.experiment import user_errors
@@ -213,10 +213,8 @@ def report(found: Found, name: str) -> str:
 
 def draw(path: Path, found: Found) -> None:
     """The factors of both halves of two mixtures, block by block."""
-    from matplotlib.figure import Figure
-
     blocks = found.factors.shape[1]
-    figure = Figure(figsize=(7, 1.7 * blocks), layout="constrained")
+    figure = new_figure(7, 1.7 * blocks)
     for i, axes in enumerate(
         figure.subplots(blocks, 1, sharex=True, squeeze=False)[:, 0]
     ):
@@ -236,8 +234,7 @@ def draw(path: Path, found: Found) -> None:
     figure.legend(
         *axes.get_legend_handles_labels(), loc="outside upper center", ncols=4
     )
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+    save(figure, path)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -248,19 +245,16 @@ def main(argv: list[str] | None = None) -> None:
     argv : list of str, optional
         The command line after the program's name.
     """
-    arguments = parse("python -m benchmarks.modulation", argv)
+    arguments = parse("modulation", argv)
     with user_errors(), torch.no_grad():
         *parts, config = load_published(find_published(arguments.model))
         for part in parts:
             part.eval()
         model = Model(*parts, config["sample_rate"])
         found = study(model, open_list(arguments, model.sample_rate))
-    arguments.output.mkdir(parents=True, exist_ok=True)
     text = report(found, arguments.model or "the shipped model")
-    with replacing(arguments.output / "modulation.md") as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    publish(arguments, "modulation", text)
     draw(arguments.output / "modulation.png", found)
-    print(text)
 
 
 if __name__ == "__main__":

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from speechbrain_spgm.data import MixtureList
 from speechbrain_spgm.files import replacing
+from speechbrain_spgm.inference import SPGMSeparation
+from speechbrain_spgm.training.experiment import user_errors
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def parse(prog: str, argv: list[str] | None) -> argparse.Namespace:
+def parse(name: str, argv: list[str] | None) -> argparse.Namespace:
     """The list, how much of it, the model and where the results go."""
-    parser = argparse.ArgumentParser(prog=prog)
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}")
     parser.add_argument("--list", type=Path, required=True, help="LibriMix's CSV file")
     parser.add_argument("--data-folder", type=Path, required=True)
     parser.add_argument("--mixtures", type=int, default=100, help="the first ones")
@@ -34,7 +38,22 @@ def open_list(arguments: argparse.Namespace, sample_rate: int) -> MixtureList:
 
 
 def publish(arguments: argparse.Namespace, name: str, text: str) -> None:
-    """Writes a page of the results, whole or not at all."""
+    """Writes the page of a study, whole or not at all, and prints it."""
     arguments.output.mkdir(parents=True, exist_ok=True)
-    with replacing(arguments.output / name) as temporary:
+    with replacing(arguments.output / f"{name}.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
+    print(text)
+
+
+def run_study(
+    name: str,
+    argv: list[str] | None,
+    study: Callable[[SPGMSeparation, MixtureList], Any],
+    report: Callable[[Any, str], str],
+) -> None:
+    """Publishes what ``report`` says of what ``study`` finds."""
+    arguments = parse(name, argv)
+    with user_errors():
+        model = SPGMSeparation.from_pretrained(arguments.model)
+        found = study(model, open_list(arguments, model.sample_rate))
+    publish(arguments, name, report(found, arguments.model or "the shipped model"))
