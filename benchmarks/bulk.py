@@ -18,7 +18,6 @@ import argparse
 import json
 import os
 import random
-import re
 import signal
 import time
 from collections.abc import Sequence
@@ -32,6 +31,7 @@ import soundfile
 import torch
 
 from benchmarks.faults import Child
+from benchmarks.inference import memory
 from speechbrain_spgm.bulk.corpus import Threads, separate_corpus
 from speechbrain_spgm.bulk.manifest import Manifest
 from speechbrain_spgm.cli import main as spgm
@@ -100,7 +100,8 @@ def speed(arguments: argparse.Namespace) -> None:
             ways = {"corpus": corpus, "long": long}
             order = list(ways) if number % 2 else list(ways)[::-1]
             times = {name: timed(ways[name]) for name in order}
-            turns.append(Turn(audio, times["corpus"], times["long"], resident()))
+            mib = memory("VmRSS") / 2**20
+            turns.append(Turn(audio, times["corpus"], times["long"], mib))
             print(turns[-1], flush=True)
     print(table(turns, engine.workers))
 
@@ -110,12 +111,6 @@ def timed(work: partial) -> tuple[float, float]:
     wall, cpu = time.monotonic(), time.process_time()
     work()
     return time.monotonic() - wall, time.process_time() - cpu
-
-
-def resident() -> float:
-    """This process's memory in MiB."""
-    text = Path("/proc/self/status").read_text()
-    return int(re.search(r"VmRSS:\s*(\d+)", text)[1]) / 1024
 
 
 def table(turns: Sequence[Turn], workers: int) -> str:

@@ -42,7 +42,7 @@ import soundfile
 import torch
 from safetensors.torch import save_file
 
-from benchmarks.keeping_up import resident
+from benchmarks.inference import memory
 from speechbrain_spgm.cli import main as spgm
 from speechbrain_spgm.console import surroundings
 from speechbrain_spgm.errors import writing
@@ -106,7 +106,7 @@ class Child:
 
     def __init__(self, work: Work, prepare: Work | None = None) -> None:
         self.began = time.monotonic()
-        self.inherited = resident()  # a parent that has run other tests has more
+        self.inherited = memory("VmRSS")  # a parent that has run other tests has more
         self.reader, writer = os.pipe()
         fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 2**20)
         sys.stdout.flush()

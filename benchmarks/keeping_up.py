@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from benchmarks.inference import load
+from benchmarks.inference import load, memory
 from speechbrain_spgm.inference.stream import SPGMStream
 from speechbrain_spgm.models.sources import DEFAULT_MODEL
 
@@ -61,18 +60,11 @@ def measure(model: str, network: str, cores: int, seconds: float) -> Load:
         spent = time.perf_counter() - begun
         busy, longest = busy + spent, max(longest, spent)
         if settled is None and i * step >= min(SETTLED, seconds / 2) * RATE:
-            settled = resident()
+            settled = memory("VmRSS")
     processor = time.process_time() - processor
     total = count * step / RATE
-    return Load(
-        busy / total, processor / total, longest, step / RATE, resident() - settled
-    )
-
-
-def resident() -> int:
-    """Bytes of this process in memory."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096
+    growth = memory("VmRSS") - settled
+    return Load(busy / total, processor / total, longest, step / RATE, growth)
 
 
 def main(argv: list[str] | None = None) -> None:
