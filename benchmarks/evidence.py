@@ -33,6 +33,7 @@ from speechbrain_spgm.data.dynamic import by_speaker
 from speechbrain_spgm.data.recordings import find_voices, read_voices
 from speechbrain_spgm.errors import UserError
 from speechbrain_spgm.files import replacing
+from speechbrain_spgm.metrics.pictures import new_figure, save
 from speechbrain_spgm.training.experiment import user_errors
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -393,9 +394,7 @@ def write(folder: Path) -> None:
 
 def draw(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
     """A point for every run, a column for every cell."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    figure = new_figure(7, 3.6)
     axes = figure.subplots()
     cells = [cell for cell in CELLS if any(r["cell"] == cell for r in rows)]
     for budget, marker in zip(BUDGETS, "ods^", strict=True):
@@ -412,8 +411,7 @@ def draw(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
     axes.set_ylabel("SI-SDRi in dB")
     axes.legend(title="budget")
     axes.grid(axis="y", alpha=0.3)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+    save(figure, path, dpi=120)
 
 
 def check_voices(voices: Path) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 from benchmarks.evidence import ROOT, check_voices, librispeech, recipe_command, train
 from speechbrain_spgm.files import replacing
+from speechbrain_spgm.metrics.pictures import new_figure, save
 from speechbrain_spgm.training.experiment import user_errors
 
 PART = 50  # steps, of one mixture each, between validations
@@ -90,9 +91,7 @@ def spread(values: Sequence[float]) -> str:
 
 def draw(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
     """A line for every seed, training and validation side by side."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 3), layout="constrained")
+    figure = new_figure(7, 3)
     titles = ("training: SI-SDR in dB", "validation: SI-SDRi in dB")
     panels = figure.subplots(1, 2)
     for axes, column, title in zip(panels, COLUMNS[2:], titles, strict=True):
@@ -104,8 +103,7 @@ def draw(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
         axes.set_xlabel("steps")
         axes.grid(alpha=0.3)
     panels[0].legend(title="seed")
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+    save(figure, path, dpi=120)
 
 
 def main(argv: list[str] | None = None) -> None:

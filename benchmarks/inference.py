@@ -34,6 +34,7 @@ from speechbrain_spgm.inference.separation import find_published
 from speechbrain_spgm.lobes.quantised import quantise
 from speechbrain_spgm.lobes.separator import separate
 from speechbrain_spgm.lobes.spgm import SPGMBlock
+from speechbrain_spgm.metrics.pictures import new_figure, save
 from speechbrain_spgm.models.config import config_of
 from speechbrain_spgm.models.published import load_published
 
@@ -366,9 +367,7 @@ def table(
 
 def draw(results: dict[float, dict[str, list[Measure]]], path: Path) -> None:
     """Time and memory against the length, as a picture."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 4), layout="constrained")
+    figure = new_figure(9, 4)
     time_axes, memory_axes = figure.subplots(1, 2)
     for name in CONTESTANTS:
         lengths = [seconds for seconds, turns in results.items() if name in turns]
@@ -384,7 +383,7 @@ def draw(results: dict[float, dict[str, list[Measure]]], path: Path) -> None:
         axes.set(title=title, xlabel="Audio (s)", xscale="log", yscale="log")
         axes.grid(alpha=0.3)
     time_axes.legend()
-    figure.savefig(path, dpi=120)
+    save(figure, path, dpi=120)
 
 
 def report(args: argparse.Namespace) -> str:

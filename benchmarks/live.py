@@ -21,7 +21,6 @@ Axes: T samples, spks sources.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -35,7 +34,7 @@ from torch import Tensor
 
 from benchmarks.conversations import RMS, draw_conversation, find_speakers
 from benchmarks.conversations import _speech as speech_of
-from benchmarks.long import improvement, interval
+from benchmarks.long import improvement, interval, keep, kept
 from speechbrain_spgm.data import MixtureList
 from speechbrain_spgm.files import replacing
 from speechbrain_spgm.inference import SPGMSeparation
@@ -233,19 +232,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--page", type=Path, default=PAGE, help="where tables go")
     arguments = parser.parse_args(argv)
     model = SPGMSeparation.from_pretrained(arguments.model, device="cpu")
-    cache = arguments.cache
-    kept = cache.read_text().splitlines() if cache and cache.exists() else []
-    results = [Result(*json.loads(line)) for line in kept]
+    results = kept(arguments.cache, Result)
     done = {result[:3] for result in results}
     for study in arguments.studies:
         drawn = STUDIES[study](arguments, model.sample_rate)
         for name, sources in islice(drawn, arguments.mixtures):
             for result in measure(model, study, name, sources, done):
                 results.append(result)
-                print(result, flush=True)
-                if cache:
-                    with cache.open("a") as file:
-                        file.write(json.dumps(result) + "\n")
+                keep(arguments.cache, result)
     name = arguments.model or "the shipped model"
     write(arguments.page, report(results, name, arguments.part))
 

@@ -27,6 +27,7 @@ from torch import Tensor
 from benchmarks.conversations import draw_conversation, find_speakers
 from speechbrain_spgm.files import replacing
 from speechbrain_spgm.inference import SPGMSeparation
+from speechbrain_spgm.metrics.pictures import new_figure, save
 from speechbrain_spgm.metrics.si_sdr import si_sdr
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -142,6 +143,20 @@ def interval(values: list[float]) -> tuple[float, float]:
     return mean, t.ppf(0.975, n - 1) * statistics.stdev(values) / n**0.5
 
 
+def kept(cache: Path | None, kind: type[NamedTuple]) -> list:
+    """The results that an earlier run has left."""
+    lines = cache.read_text().splitlines() if cache and cache.exists() else []
+    return [kind(*json.loads(line)) for line in lines]
+
+
+def keep(cache: Path | None, result: NamedTuple) -> None:
+    """Prints a result, and adds it to the file of those that are kept."""
+    print(result, flush=True)
+    if cache:
+        with cache.open("a") as file:
+            file.write(json.dumps(result) + "\n")
+
+
 def table(results: list[Result]) -> str:
     """A Markdown table by length."""
     lines = [
@@ -167,9 +182,7 @@ def table(results: list[Result]) -> str:
 
 def draw(path: Path, results: list[Result]) -> None:
     """SI-SDRi against length, both modes, with confidence intervals."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    figure = new_figure(6, 3.6)
     axes = figure.subplots()
     lengths = sorted({r.seconds for r in results})
     for mode in MODES:
@@ -185,8 +198,7 @@ def draw(path: Path, results: list[Result]) -> None:
     axes.set_ylabel("SI-SDRi in dB")
     axes.legend()
     axes.grid(alpha=0.3)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+    save(figure, path, dpi=120)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -210,9 +222,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     model = SPGMSeparation.from_pretrained(arguments.model, device="cpu")
     speakers = find_speakers(arguments.data_folder)
-    cache = arguments.cache
-    kept = cache.read_text().splitlines() if cache and cache.exists() else []
-    results = [Result(*json.loads(line)) for line in kept]
+    results = kept(arguments.cache, Result)
     done = {result[:2] for result in results}
     for seconds in arguments.seconds:
         for seed in range(arguments.mixtures):
@@ -221,10 +231,7 @@ def main(argv: list[str] | None = None) -> None:
             sources = draw_conversation(speakers, seconds, model.sample_rate, seed)
             measured = measure(model, sources, arguments.window)
             results.append(Result(seconds, seed, *measured))
-            print(results[-1], flush=True)
-            if cache:
-                with cache.open("a") as file:
-                    file.write(json.dumps(results[-1]) + "\n")
+            keep(arguments.cache, results[-1])
     name = arguments.model or "the shipped model"
     write(arguments.output, results, arguments.window, name)
 

@@ -317,7 +317,7 @@ def new_figure(width: float, height: float) -> Figure:
     return figure.Figure(figsize=(width, height), layout="constrained")
 
 
-def save(figure: Figure, path: str | Path) -> None:
+def save(figure: Figure, path: str | Path, dpi: int = 110) -> None:
     """Writes a figure as a PNG file, which is whole or not there."""
     with replacing(Path(path)) as unfinished:
-        figure.savefig(unfinished, format="png", dpi=110)
+        figure.savefig(unfinished, format="png", dpi=dpi)
