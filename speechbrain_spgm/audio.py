@@ -93,12 +93,19 @@ class Cut(NamedTuple):
 Source = str | Path | bytes | bytearray | memoryview | BinaryIO
 
 
-def read_audio(source: Source) -> Recording:
+def read_audio(
+    source: Source,
+    name: str | None = None,
+    channel: int | None = None,
+    *,
+    longest: float | None = None,
+    cut: Cut | None = None,
+) -> Recording:
     """Reads a whole recording; several channels are averaged to one.
 
     Arguments
     ---------
-    source : str or Path or bytes or file object
+    source, name, channel, longest, cut
         See ``stream_audio``.
 
     Returns
@@ -112,8 +119,10 @@ def read_audio(source: Source) -> Recording:
         If the file is missing, empty, no audio or damaged, or holds NaN or infinity.
     """
     blocks: list[np.ndarray] = []
-    rate, missing, _ = stream_audio(source, blocks.append)
-    name = name_of(source)
+    name = name or name_of(source)
+    rate, missing, _ = stream_audio(
+        source, blocks.append, name, channel, longest=longest, cut=cut
+    )
     try:
         samples = np.concatenate(blocks)
     except MemoryError:
@@ -361,7 +370,7 @@ def _media_blocks(file: BinaryIO, mixer: _Mixer) -> Iterator[tuple[np.ndarray, i
                 length = mixer.position = mixer.frame(rate)
             length += len(block)
             promised = math.floor((seconds - media.SLACK) * rate)
-            yield block, rate
+            yield to_float(block), rate
     except MissingPackage as error:
         if known:
             raise AudioFileError(str(error)) from None

@@ -49,9 +49,9 @@ def media_blocks(
 ) -> Iterator[tuple[np.ndarray, int, float]]:
     """Decodes the first audio stream of a seekable file, from a second on.
 
-    Yields blocks ``[frames, channels]``, their rate and the seconds that the file
-    states, or 0; ``remarks`` gets what the user should know. Raises MissingPackage
-    without PyAV, and ValueError or OSError if there is nothing that FFmpeg can read.
+    Yields blocks ``[frames, channels]`` as they are stored, their rate and the seconds
+    that the file states, or 0; ``remarks`` gets what the user should know. Raises
+    MissingPackage without PyAV, ValueError or OSError if FFmpeg can read nothing.
     """
     av = require("av", "av", f"{name} is in a format that")
     file.seek(0)
@@ -123,13 +123,7 @@ def _described(stream: object) -> str:
 
 
 def _samples(frame: object) -> np.ndarray:
-    """A frame's samples, ``[frames, channels]``."""
+    """A frame's samples, ``[frames, channels]``, as they are stored."""
     values = frame.to_ndarray()
-    if frame.format.is_planar:
-        values = values.T
-    values = values.reshape(-1, frame.layout.nb_channels)
-    if values.dtype == np.uint8:
-        return (values.astype(np.float32) - 128) / 128
-    if np.issubdtype(values.dtype, np.integer):
-        values = values / -float(np.iinfo(values.dtype).min)
-    return values.astype(np.float32)
+    values = values.T if frame.format.is_planar else values
+    return values.reshape(-1, frame.layout.nb_channels)

@@ -25,7 +25,7 @@ import soundfile
 import torch
 from tqdm import tqdm
 
-from speechbrain_spgm.audio import BLOCK, Cut, Recording, stream_audio
+from speechbrain_spgm.audio import BLOCK, Cut, Recording, read_audio, stream_audio
 from speechbrain_spgm.bulk.desk import BatchDesk, Desk, Stopped
 from speechbrain_spgm.bulk.ledger import Ledger, Voices
 from speechbrain_spgm.bulk.manifest import ALL, Manifest, Row, Shard
@@ -296,17 +296,11 @@ def score_row(
     """The scores of each voice; of a long recording, those of its middle."""
     if not orders.scores:
         return [{} for _ in outputs]
-    rate, blocks = facts["sample_rate"], []
+    rate = facts["sample_rate"]
     length = min(facts["samples"], round(SCORED * rate))
     start = (facts["samples"] - length) // 2
-    stream_audio(
-        row.path,
-        blocks.append,
-        row.name,
-        orders.options.channel,
-        cut=Cut(row.cut.offset + start / rate, length / rate),
-    )
-    mix = torch.from_numpy(np.concatenate(blocks))
+    cut = Cut(row.cut.offset + start / rate, length / rate)
+    mix = read_audio(row.path, row.name, orders.options.channel, cut=cut).samples
     voices = [
         soundfile.read(path, length, start, dtype="float32", always_2d=True)[0]
         for path in outputs

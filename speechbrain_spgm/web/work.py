@@ -10,11 +10,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from speechbrain_spgm.audio import read_audio, resample, stream_audio, write_audio
+from speechbrain_spgm.audio import read_audio, resample, write_audio
 from speechbrain_spgm.errors import UserError, count, shown
 from speechbrain_spgm.inference import SPGMSeparation
 from speechbrain_spgm.inference.files import explain, from_file, separate_to_files
@@ -103,9 +102,7 @@ def separate(
 
 def read(path: Path, max_minutes: float) -> tuple[Tensor, int]:
     """A recording ``[T]`` and its rate, if it is not too long."""
-    blocks: list[np.ndarray] = []
-    rate = stream_audio(path, blocks.append, path.name, longest=60 * max_minutes).rate
-    return torch.from_numpy(np.concatenate(blocks)), rate
+    return read_audio(path, path.name, longest=60 * max_minutes)[:2]
 
 
 def read_references(
