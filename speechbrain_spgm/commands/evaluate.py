@@ -190,20 +190,18 @@ def open_dataset(arguments: argparse.Namespace, model: SPGMSeparation) -> Varied
     from speechbrain_spgm.data.listed import ManifestDataset, MixtureList
     from speechbrain_spgm.data.recordings import read_table
 
-    path, num_spks = arguments.manifest, model.num_spks
-    shape = {"num_spks": num_spks, "sample_rate": model.sample_rate}
+    path, folder = arguments.manifest, arguments.data_folder
+    wanted = {"num_spks": model.num_spks, "sample_rate": model.sample_rate}
+    wanted["limit"] = arguments.limit
     columns = read_table(path, columns=())[0]
     if "mixture_ID" not in columns or "mixture_path" in columns:
-        return ManifestDataset(path, **shape, limit=arguments.limit)
-    if arguments.data_folder is None:
+        return ManifestDataset(path, **wanted)
+    if folder is None:
         raise UserError(
             f"{path} is a metadata list of LibriMix: give the LibriSpeech folder by "
             "--data-folder."
         )
-    folder = arguments.data_folder
-    return MixtureList(
-        path, folder, **shape, mode=arguments.mode, limit=arguments.limit
-    )
+    return MixtureList(path, folder, **wanted, mode=arguments.mode)
 
 
 def separate_and_score(

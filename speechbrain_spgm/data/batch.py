@@ -5,6 +5,7 @@ Axes: B utterances, T samples, spks sources.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -63,18 +64,12 @@ class MixtureBatch:
 
     def to(self, device: str | torch.device) -> MixtureBatch:
         """The same batch on ``device``; copies from pinned memory do not block."""
-        return MixtureBatch(
-            self.ids,
-            self.mix.to(device, non_blocking=True),
-            self.sources.to(device, non_blocking=True),
-            self.lengths.to(device, non_blocking=True),
-        )
+        return self._each(lambda x: x.to(device, non_blocking=True))
 
     def pin_memory(self) -> MixtureBatch:
         """The same batch in page-locked memory, as the DataLoader asks for it."""
-        return MixtureBatch(
-            self.ids,
-            self.mix.pin_memory(),
-            self.sources.pin_memory(),
-            self.lengths.pin_memory(),
-        )
+        return self._each(torch.Tensor.pin_memory)
+
+    def _each(self, move: Callable[[torch.Tensor], torch.Tensor]) -> MixtureBatch:
+        tensors = (self.mix, self.sources, self.lengths)
+        return MixtureBatch(self.ids, *map(move, tensors))
