@@ -456,7 +456,7 @@ def train(
         f"{took:.0f} s, checkpoints and validation included "
         f"({brain.audio / took:.1f} s/s). Mean SI-SDR of {size.valid} mixtures of "
         f"{len(held)} speakers not trained on: {last['valid_si_sdr']:.2f} dB. "
-        "Log: train_log.txt; checkpoints: save/.",
+        "Log: train_log.txt; checkpoints: save/."
     ]
 
 

@@ -22,10 +22,7 @@ def add_model_options(command: argparse.ArgumentParser, name: str) -> None:
     """Which model, and where it runs."""
     extra = {} if name.startswith("-") else {"nargs": "?"}
     command.add_argument(
-        name,
-        metavar="SOURCE",
-        help=f"{SOURCE}; by default the shipped model",
-        **extra,
+        name, metavar="SOURCE", help=f"{SOURCE}; by default the shipped model", **extra
     )
     add_device_options(command)
 

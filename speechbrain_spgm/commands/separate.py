@@ -180,11 +180,7 @@ def separate_one(
     model: SPGMSeparation, job: Job, options: Options, report: bool
 ) -> int:
     """Separates one file, writes all its voices or none; returns its sample rate."""
-    from speechbrain_spgm.inference.files import (
-        explain,
-        from_file,
-        separate_to_files,
-    )
+    from speechbrain_spgm.inference.files import explain, from_file, separate_to_files
 
     make_folder(job.target.parent)
     stdin = job.source == STDIN

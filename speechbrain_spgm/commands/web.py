@@ -7,12 +7,7 @@ import copy
 import math
 from typing import TYPE_CHECKING
 
-from speechbrain_spgm.commands.common import (
-    SOURCE,
-    add_device_options,
-    load_model,
-    say,
-)
+from speechbrain_spgm.commands.common import SOURCE, add_device_options, load_model, say
 from speechbrain_spgm.errors import UserError
 
 if TYPE_CHECKING:
@@ -76,13 +71,5 @@ def run(arguments: argparse.Namespace) -> int:
     models = arguments.model or MODELS
     if arguments.model:
         load(models[0])  # a wrong name is said at once
-    serve(
-        load,
-        models,
-        minutes,
-        arguments.host,
-        arguments.port,
-        arguments.share,
-        say,
-    )
+    serve(load, models, minutes, arguments.host, arguments.port, arguments.share, say)
     return 0

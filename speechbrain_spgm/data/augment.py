@@ -33,10 +33,7 @@ SPREAD_SECONDS = 0.05  # how far a filter may smear: room for it after the last 
 
 
 def shift(
-    waves: np.ndarray,
-    rate: int,
-    rng: np.random.Generator,
-    most_seconds: float = 0.5,
+    waves: np.ndarray, rate: int, rng: np.random.Generator, most_seconds: float = 0.5
 ) -> np.ndarray:
     """Moves every row earlier or later by its own time; zeros move in.
 

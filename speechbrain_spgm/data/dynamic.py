@@ -263,10 +263,7 @@ class DynamicMixing(SeededDataset):
         while missing > 0:
             pause = int(rng.integers(1, 1 + round(MAX_PAUSE * self.sample_rate)))
             following = files[rng.integers(len(files))]
-            parts += [
-                np.zeros(pause, np.float32),
-                self._at_speed(following, speed),
-            ]
+            parts += [np.zeros(pause, np.float32), self._at_speed(following, speed)]
             missing -= pause + len(parts[-1])
         return np.concatenate(parts)[start : start + self.segment]
 

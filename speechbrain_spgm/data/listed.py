@@ -357,10 +357,7 @@ def open_sources(
 
 
 def open_noises(
-    path: Path,
-    rows: list[dict[str, str]],
-    mixture: str,
-    folder: str | Path | None,
+    path: Path, rows: list[dict[str, str]], mixture: str, folder: str | Path | None
 ) -> list[tuple[AudioFile, float]]:
     """For each row of a list file and gain of its noise; none for clean mixtures."""
     if mixture not in NOISY:

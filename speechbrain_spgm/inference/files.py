@@ -301,11 +301,7 @@ def explain(facts: dict[str, Any]) -> list[str]:
 
 
 def _facts(
-    source: _Source,
-    way: Way,
-    options: Options,
-    seams: list[Seam],
-    gain: float = 1.0,
+    source: _Source, way: Way, options: Options, seams: list[Seam], gain: float = 1.0
 ) -> dict[str, Any]:
     return {
         "file": source.name,

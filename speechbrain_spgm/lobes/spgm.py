@@ -20,11 +20,7 @@ class Pooling(nn.Module):
     """
 
     def __init__(
-        self,
-        pool: str,
-        n_embd: int,
-        att_h: int | None = None,
-        att_dropout: float = 0.0,
+        self, pool: str, n_embd: int, att_h: int | None = None, att_dropout: float = 0.0
     ) -> None:
         super().__init__()
         self.name, self.att_h, self.att_dropout = pool, att_h, att_dropout

@@ -19,11 +19,7 @@ from speechbrain.utils.logger import get_logger
 from speechbrain_spgm.data import MixtureBatch
 from speechbrain_spgm.errors import MissingPackage, count, shown
 from speechbrain_spgm.files import replacing
-from speechbrain_spgm.metrics.pictures import (
-    Example,
-    draw_improvement,
-    write_examples,
-)
+from speechbrain_spgm.metrics.pictures import Example, draw_improvement, write_examples
 from speechbrain_spgm.metrics.scores import (
     METRICS,
     Score,

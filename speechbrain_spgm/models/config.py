@@ -313,11 +313,7 @@ def build(config: Mapping[str, Any]) -> tuple[Encoder, SPGMMaskNet, Decoder]:
 
 
 def config_of(
-    encoder: Encoder,
-    masknet: nn.Module,
-    decoder: Decoder,
-    sample_rate: int,
-    name: str,
+    encoder: Encoder, masknet: nn.Module, decoder: Decoder, sample_rate: int, name: str
 ) -> dict[str, Any]:
     """The config that describes built parts: the inverse of :func:`build`."""
     if not isinstance(masknet, Dual_Path_Model):

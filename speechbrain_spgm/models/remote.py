@@ -63,12 +63,7 @@ from speechbrain_spgm.models.published import (
     largest_weights,
     weights_in,
 )
-from speechbrain_spgm.models.sources import (
-    best_checkpoint,
-    is_repo_id,
-    is_run,
-    is_url,
-)
+from speechbrain_spgm.models.sources import best_checkpoint, is_repo_id, is_run, is_url
 
 OUT_OF_REACH = "is not in the cache and the Hub cannot be reached: go online once"
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -301,10 +296,7 @@ def quiet_client() -> Iterator[None]:
     client = get_session()
     hooks = client.event_hooks
     if check_headers not in hooks["response"]:
-        client.event_hooks = {
-            **hooks,
-            "response": [*hooks["response"], check_headers],
-        }
+        client.event_hooks = {**hooks, "response": [*hooks["response"], check_headers]}
     names = [] if "HF_HUB_VERBOSITY" in os.environ else ["huggingface_hub"]
     with errors_only(*names):
         yield

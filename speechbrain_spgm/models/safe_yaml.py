@@ -568,8 +568,7 @@ _Builder.add_constructor("tag:yaml.org,2002:str", _Builder.text)
 _Builder.add_constructor("!tuple", _Builder.tuple)
 for _kind in ("new", "name", "apply"):
     _Builder.add_multi_constructor(
-        f"!{_kind}:",
-        lambda self, name, node, kind=_kind: self.call(kind, name, node),
+        f"!{_kind}:", lambda self, name, node, kind=_kind: self.call(kind, name, node)
     )
 
 

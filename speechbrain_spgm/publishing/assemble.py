@@ -39,12 +39,7 @@ from speechbrain_spgm.models.published import (
     ModelError,
     save_published,
 )
-from speechbrain_spgm.publishing.card import (
-    Terms,
-    licence_of,
-    listed,
-    write_card,
-)
+from speechbrain_spgm.publishing.card import Terms, licence_of, listed, write_card
 from speechbrain_spgm.publishing.privacy import check_folder
 from speechbrain_spgm.publishing.source import (
     NOTES_BEGIN,

@@ -15,12 +15,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from speechbrain_spgm.models.config import count_parameters
 from speechbrain_spgm.models.published import ModelError
-from speechbrain_spgm.publishing.source import (
-    NOTES_BEGIN,
-    NOTES_END,
-    Results,
-    Source,
-)
+from speechbrain_spgm.publishing.source import NOTES_BEGIN, NOTES_END, Results, Source
 
 TAGS = [
     "speechbrain",
@@ -285,7 +280,7 @@ def _training(source: Source, files: Sequence[str]) -> list[str]:
         f"{config['encoder_kernel_size']}, chunks of {config['masknet_chunksize']} "
         f"frames, {config['masknet_numlayers']} blocks of {config['intra_numlayers']} "
         f"layers, {config['intra_nhead']} heads, d_ffn {config['intra_dffn']}, pooling "
-        f"{config['spgm_block_pool']}.",
+        f"{config['spgm_block_pool']}."
     ]
     if data := card.get("training_data"):
         lines.append(f"- **Data:** {data}.")

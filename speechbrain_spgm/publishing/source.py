@@ -172,9 +172,7 @@ def find_model(folder: Path) -> tuple[Path, Path | None]:
     )
 
 
-def load_home(
-    folder: Path,
-) -> tuple[SPGMSeparation, dict[str, Any], dict[str, Any]]:
+def load_home(folder: Path) -> tuple[SPGMSeparation, dict[str, Any], dict[str, Any]]:
     """A model, the fields of its config.json that describe it, and its card."""
     published = weights_in(folder) is not None
     load = SPGMSeparation.from_pretrained if published else SPGMSeparation.from_hparams

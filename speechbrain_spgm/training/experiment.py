@@ -19,11 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 from hyperpyyaml import load_hyperpyyaml
-from speechbrain.utils.distributed import (
-    ddp_init_group,
-    if_main_process,
-    run_on_main,
-)
+from speechbrain.utils.distributed import ddp_init_group, if_main_process, run_on_main
 
 from speechbrain_spgm.console import (
     WRONG_INPUT,

@@ -43,10 +43,7 @@ def save_model(hparams: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
         What the test measured, from ``metrics.scores.summarise``.
     """
     si_sdri = summary["si_sdri"]
-    quality = {
-        "SI-SDRi": as_quality(si_sdri),
-        "mixtures": summary["n"],
-    }
+    quality = {"SI-SDRi": as_quality(si_sdri), "mixtures": summary["n"]}
     card = {**hparams["card"], "seed": hparams["seed"], "quality": quality}
     folder, name = Path(hparams["output_folder"]) / "model", hparams["model_name"]
     modules = dict(hparams["modules"])

@@ -38,12 +38,7 @@ from speechbrain_spgm.inference.level import (
     mixture_gains,
     share_rest,
 )
-from speechbrain_spgm.inference.long.assignment import (
-    Timbre,
-    assign,
-    distances,
-    timbre,
-)
+from speechbrain_spgm.inference.long.assignment import Timbre, assign, distances, timbre
 from speechbrain_spgm.inference.long.spool import Spool, resampled
 from speechbrain_spgm.inference.long.windows import Windows, lay_out
 from speechbrain_spgm.inference.options import Options
@@ -98,12 +93,7 @@ class Stitcher:
     """
 
     def __init__(
-        self,
-        model: Separable,
-        recording: Spool,
-        rate: int,
-        name: str,
-        options: Options,
+        self, model: Separable, recording: Spool, rate: int, name: str, options: Options
     ) -> None:
         self.model, self.recording, self.rate, self.name = model, recording, rate, name
         self.options = options
