@@ -19,6 +19,11 @@ from uuid import uuid4
 
 from speechbrain_spgm.errors import UserError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 # Of every temporary file and folder; the second form is that of earlier versions.
 TEMPORARY = re.compile(
     r"\.spgm-(?P<machine>[0-9a-f]{8})-(?P<process>\d+)-(?P<began>[0-9a-f]{8})"
@@ -89,6 +94,21 @@ def replacing_folder(target: Path) -> Iterator[Path]:
             old.replace(target)
         for folder in (temporary, old):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def lock_alone(descriptor: int) -> bool:
+    """Whether no other process holds an open file or folder, which is locked then.
+
+    Where the system or the file system has no locks, nobody ever does.
+    """
+    try:
+        if fcntl is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def scratch() -> Path:

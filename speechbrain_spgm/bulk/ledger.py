@@ -25,12 +25,14 @@ from uuid import uuid4
 
 from speechbrain_spgm.bulk.manifest import ALL, Manifest, Row, Shard
 from speechbrain_spgm.errors import UserError, writing
-from speechbrain_spgm.files import beginning, machine, replacing, sweep, temporary_name
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+from speechbrain_spgm.files import (
+    beginning,
+    lock_alone,
+    machine,
+    replacing,
+    sweep,
+    temporary_name,
+)
 
 STATE, SETTINGS, VOICES = ".spgm", "settings.json", "voices"
 START = '{"key": "'  # of each line of a journal
@@ -100,16 +102,11 @@ class Ledger:
                 self.state / f"lock{shard.suffix}", os.O_RDWR | os.O_CREAT, 0o666
             )
         try:
-            if fcntl is not None:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    part = f"{shard.index}/{shard.count} of {self.folder}"
-                    raise UserError(
-                        f"another process works on shard {part}: wait for its end."
-                    ) from None
-                except OSError:
-                    pass
+            if not lock_alone(lock):
+                part = f"{shard.index}/{shard.count} of {self.folder}"
+                raise UserError(
+                    f"another process works on shard {part}: wait for its end."
+                )
             yield
         finally:
             os.close(lock)

@@ -25,7 +25,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from math import gcd
 from multiprocessing.connection import wait
@@ -209,18 +209,14 @@ def working_in(folder: Path) -> Iterator[None]:
             f"The folder {folder} cannot be made ({error.strerror}): take another one."
         ) from None
     try:
-        try:
+        with suppress(OSError):  # others are at work here, or there are no locks
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             for depth in ("", "*/", "*/*/"):  # manifests, records, recordings
                 for path in folder.glob(f"{depth}.*.part"):
                     if TEMPORARY.fullmatch(path.name):
                         path.unlink(missing_ok=True)
-        except OSError:
-            pass  # others are at work here, or there are no locks
-        try:
+        with suppress(OSError):  # no locks
             fcntl.flock(lock, fcntl.LOCK_SH)
-        except OSError:
-            pass  # no locks
         yield
     finally:
         os.close(lock)

@@ -5,7 +5,6 @@ A recipe adds only how its corpus becomes manifests.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import shutil
@@ -37,7 +36,7 @@ from speechbrain_spgm.data.recordings import (
     tell_lower_rates,
 )
 from speechbrain_spgm.errors import UserError, first_line, refusal, writing
-from speechbrain_spgm.files import check_writable
+from speechbrain_spgm.files import check_writable, lock_alone
 from speechbrain_spgm.metrics.scores import check_metrics
 from speechbrain_spgm.models.published import YAML_FILE
 from speechbrain_spgm.training.brain import SeparationBrain
@@ -238,15 +237,11 @@ def lock_folder(folder: Path, stack: ExitStack) -> None:
         check_writable(folder)
         lock = os.open(folder, os.O_RDONLY)
     stack.callback(os.close, lock)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not lock_alone(lock):
         raise UserError(
             f"Another training works in {folder}: wait for its end, or take another "
             "--output_folder."
-        ) from None
-    except OSError:  # a file system without locks
-        pass
+        )
 
 
 def open_datasets(
