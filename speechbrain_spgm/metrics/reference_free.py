@@ -85,18 +85,15 @@ def powers(heard: Heard) -> Tensor:
     """Spectrograms of the voices, ``[spks, S, F]``."""
     length = max(2, round(WINDOW * heard.sample_rate))
     voices = F.pad(heard.voices.T, (0, max(0, length - len(heard.voices))))
-    return (
-        torch.stft(
-            voices.double(),
-            length,
-            length // 2,
-            window=torch.hann_window(length, dtype=torch.float64),
-            pad_mode="constant",
-            return_complex=True,
-        )
-        .abs()
-        .square()
+    spectra = torch.stft(
+        voices.double(),
+        length,
+        length // 2,
+        window=torch.hann_window(length, dtype=torch.float64),
+        pad_mode="constant",
+        return_complex=True,
     )
+    return spectra.abs().square()
 
 
 def measure_shared_energy(heard: Heard) -> list[float]:
@@ -205,14 +202,9 @@ def listen(heard: Heard) -> list[np.ndarray]:
             voice = torch.cat([voice, voice])
         parts = int(len(voice) / MOS_RATE - MOS_SECONDS) + 1
         pieces = voice.unfold(0, length, hop)[:parts]  # [H, length]
-        answers.append(
-            np.concatenate(
-                [
-                    _listener().run(None, {"input_1": piece[None].numpy()})[0]
-                    for piece in pieces
-                ]
-            )
-        )
+        inputs = [{"input_1": piece[None].numpy()} for piece in pieces]
+        found = [_listener().run(None, given)[0] for given in inputs]
+        answers.append(np.concatenate(found))
     return answers
 
 

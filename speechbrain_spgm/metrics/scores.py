@@ -268,16 +268,9 @@ def score_batch(
     values: dict[int, dict[str, float | None]] = {b: {} for b in rows.tolist()}
     for metric in metrics:
         # Mixture and estimate in one call: [2, R]
-        before, after = (
-            METRICS[metric]
-            .measure(
-                torch.cat([mixtures, separated]),
-                references.repeat(2, 1),
-                lengths.repeat(2),
-                sample_rate,
-            )
-            .view(2, -1)
-        )
+        both = torch.cat([mixtures, separated]), references.repeat(2, 1)
+        found = METRICS[metric].measure(*both, lengths.repeat(2), sample_rate)
+        before, after = found.view(2, -1)
         for b, kept in values.items():
             mixed, result = (
                 known(x[rows == b].mean().item(), metric) for x in (before, after)

@@ -174,10 +174,8 @@ def largest_weights(path: Path) -> int:
 
 def is_model(folder: Path) -> bool:
     """Whether a folder holds a model itself, in either layout."""
-    has_ckpt = any(folder.glob("*.ckpt"))
-    return weights_in(folder) is not None or (
-        has_ckpt and (folder / YAML_FILE).is_file()
-    )
+    has_yaml = (folder / YAML_FILE).is_file()
+    return weights_in(folder) is not None or has_yaml and any(folder.glob("*.ckpt"))
 
 
 def find_weights(find: Callable[[str], Path]) -> Path | None:

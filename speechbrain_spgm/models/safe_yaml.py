@@ -160,12 +160,11 @@ def load_safely(
     a.yaml, line 1, key x: !apply:os.getcwd is not allowed
     """
     try:
+        trusted: set[str] = set()
         if isinstance(overrides, str):
             own = YAML().compose(overrides)
             overrides = YAML().load(overrides)
-            trusted = {node.tag for _, node in _walk(own)} if own else set()
-        else:
-            trusted = set()
+            trusted = {node.tag for _, node in _walk(own)} if own else trusted
         replaced = {
             key
             for key, value in (overrides or {}).items()
