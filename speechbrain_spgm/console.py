@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from types import FrameType
 from typing import IO, Any, TextIO, TypeVar
 
@@ -177,11 +177,9 @@ class Ending:
     def __init__(self) -> None:
         self.asked = self.waiting = False
 
-    @contextmanager
-    def listening(self) -> Iterator[None]:
+    def listening(self) -> AbstractContextManager[None]:
         """Takes the signals inside the block, in the main thread."""
-        with handling(self._note, signal.SIGINT, signal.SIGTERM):
-            yield
+        return handling(self._note, signal.SIGINT, signal.SIGTERM)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         again, self.asked = self.asked, True

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from types import FrameType
 from typing import NoReturn
 
@@ -33,11 +32,9 @@ class StopRequest:
         """Whether somebody wants the run to stop."""
         return self.number is not None
 
-    @contextmanager
-    def listening(self) -> Iterator[None]:
+    def listening(self) -> AbstractContextManager[None]:
         """Takes the signals inside the block, in the main thread."""
-        with handling(self._note, signal.SIGINT, signal.SIGTERM):
-            yield
+        return handling(self._note, signal.SIGINT, signal.SIGTERM)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT == self.number:
