@@ -3,7 +3,8 @@
 What the READMEs, and the pages in docs that go on with them, keep to:
 
 - ``python`` blocks are complete programs, run in a folder that holds ``mixture.wav``
-  (8 kHz, two people) and ``recordings/`` (a folder of such files).
+  (8 kHz, two people), ``recordings/`` (a folder of such files) and ``in.jsonl`` (a
+  manifest of one).
 - ``bash`` blocks start in the README's own folder; ``cd`` counts, and so does the
   folder that ``git clone`` makes. ``spgm`` commands are run in the same sample folder.
   Of commands with a pipe those of ``spgm`` are parsed, no others; ``<`` counts.
@@ -21,6 +22,7 @@ import runpy
 import shlex
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -38,7 +40,9 @@ from speechbrain_spgm.training.settings import resolve
 ROOT = Path(__file__).resolve().parents[1]
 READMES = [ROOT / "README.md", *sorted(ROOT.glob("recipes/**/README.md"))]
 # Pages that go on where README.md ends; their commands start in the clone.
-DOCS = "api full_band measure publish separate stream train troubleshooting".split()
+DOCS = (
+    "api corpus full_band measure publish separate stream train troubleshooting".split()
+)
 READMES += [ROOT / "docs" / f"{name}.md" for name in DOCS]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
@@ -93,6 +97,7 @@ def samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "recordings").mkdir()
     for name in ("mixture.wav", "recordings/one.wav", "recordings/two.wav"):
         soundfile.write(tmp_path / name, mixture, 8000)
+    (tmp_path / "in.jsonl").write_text('{"audio_filepath": "mixture.wav"}')
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -145,6 +150,7 @@ def try_spgm(command: Command, request: pytest.FixtureRequest) -> None:
         command.piped
         or theirs
         or arguments[0] == "web"  # tests/web: a page that does not end by itself
+        or "ray" in arguments  # tests/bulk/test_cluster.py
         or (parsed.device == "cuda" and not torch.cuda.is_available())
     ):
         return
@@ -153,7 +159,7 @@ def try_spgm(command: Command, request: pytest.FixtureRequest) -> None:
         stdin = SimpleNamespace(buffer=io.BytesIO((samples / given).read_bytes()))
         request.getfixturevalue("monkeypatch").setattr(sys, "stdin", stdin)
     assert main(arguments) == 0
-    if "output" in parsed:
+    if getattr(parsed, "output", None):
         outputs = [*(samples / parsed.output).rglob("*_spk*.*")]
         assert len(outputs) >= 2
 
@@ -173,7 +179,7 @@ def try_pip(command: Command) -> None:
     for flag, word in zip(command.words, command.words[1:], strict=False):
         if flag in ("-c", "-r", "--constraint", "--requirement"):
             assert (command.folder / word).is_file(), word
-        for extra in re.findall(r"\[(.*)\]", word):
+        for extra in re.findall(r"^(?!ray).*\[(.*)\]", word):
             setup = (ROOT / "setup.cfg").read_text()
             section = setup.partition("[options.extras_require]")[2]
             for name in extra.split(","):
@@ -184,6 +190,9 @@ def try_script(command: Command) -> None:
     """The script is there; its arguments, or the keys of its yaml, are known to it."""
     words = command.words[1:]
     if words[:2] == ["-m", "venv"]:
+        return
+    if words[:1] == ["-m"]:
+        assert find_spec(words[1]), words
         return
     place = next(i for i, word in enumerate(words) if word.endswith(".py"))
     script, arguments = command.folder / words[place], words[place + 1 :]
