@@ -22,6 +22,12 @@ the averages over rows 0 to max(s, warm-up - 1), older ones less if there is a h
   gets the *gain* by which all together fit the mixture best. A gain moves from what it
   was for the row before to what it is for this one along the samples between.
 
+*Silence* does not count, else a pause would make all averages those of silence: rows
+30 dB below the mean power of those that count have the averages of the row before.
+Where a row is 30 dB above that mean, all before was silence and is forgotten. The mean
+fades in silence, 3 dB a minute, so that who goes away from the microphone counts again.
+In the warm-up the mean is that over its rows.
+
 Axes: n, T samples, N filters, K frames in a chunk, P = K // 2, R rows (chunks), spks
 sources.
 """
@@ -45,12 +51,14 @@ from speechbrain_spgm.lobes import engine
 from speechbrain_spgm.lobes.chunking import chunk_frames, count_chunks
 from speechbrain_spgm.lobes.masknet import SPGMMaskNet
 from speechbrain_spgm.lobes.separator import count_frames
-from speechbrain_spgm.lobes.statistics import Averages, Running
+from speechbrain_spgm.lobes.statistics import Averages, Heard, Running
 from speechbrain_spgm.models.published import ModelError
 
 LONGEST_WARM_UP = 60  # seconds, which are all held in memory
 MEAN_HORIZON = 10.0  # seconds in which an offset may drift
 ROWS_AT_ONCE = 16  # bounds the memory of a long push
+SILENCE = 1e-3  # of the mean power of what counts
+FADING = 3.0  # dB a minute, of that mean in silence
 LOUDEST = 1e30  # beyond, squares of squares do not fit
 
 
@@ -75,6 +83,8 @@ class StreamState:
         What frames that are done add to the samples behind them, ``[spks, n]``.
     gains : torch.Tensor
         Of the last row, ``[spks]``, float64.
+    power, heard : float, int
+        Sum of the powers of the rows that count, and how many they are.
     finished : bool
         Whether nothing more can come.
     """
@@ -89,6 +99,8 @@ class StreamState:
     gains: Tensor
     taken: int = 0
     row: int = 0
+    power: float = 0.0
+    heard: int = 0
     finished: bool = False
 
 
@@ -162,6 +174,8 @@ class SPGMStream:
         self.warm_up = 1
         while self._stop(self.warm_up) * self.stride <= warm_up * sample_rate:
             self.warm_up += 1
+        row = self.P * self.stride / sample_rate  # seconds between two
+        self.fading = 10 ** (-FADING / 10 * row / 60)
         self.state = self._begin(horizon)
 
     def _begin(self, horizon: float | None) -> StreamState:
@@ -304,6 +318,7 @@ class SPGMStream:
             state.frames = torch.cat([state.frames, frames])
 
         chunks, valid = self._cut(rows, L, done)
+        state.averages.heard = self._listen(chunks, valid)
         kind = chunks.device.type
         with torch.autocast(kind, self.autocast) if self.autocast else nullcontext():
             chunks = self.masknet.advance(chunks, valid, state.averages)
@@ -355,6 +370,28 @@ class SPGMStream:
                 chunks[i, place] = frames[start - done : stop - done]
                 valid[i, place] = 1
         return chunks, valid
+
+    def _listen(self, chunks: Tensor, valid: Tensor) -> list[Heard]:
+        """What each of some rows counts in the averages."""
+        state = self.state
+        power = chunks.double().square().sum((1, 2)) / valid.sum((1, 2)).clamp(min=1)
+        if not state.heard:
+            counts = power >= SILENCE * power.mean()
+            state.power, state.heard = float(power[counts].sum()), int(counts.sum())
+            return [Heard.TALK if count else Heard.SILENT for count in counts]
+        found = []
+        for p in power.tolist():
+            mean = state.power / state.heard
+            if p < SILENCE * mean:
+                state.power *= self.fading
+                found.append(Heard.SILENT)
+            elif SILENCE * p > mean:
+                state.power, state.heard = p, 1
+                found.append(Heard.ANEW)
+            else:
+                state.power, state.heard = state.power + p, state.heard + 1
+                found.append(Heard.TALK)
+        return found
 
     def _voices(self, row: int, chunk: Tensor, L: int | None) -> Tensor:
         """The voices of the frames that a row makes final, ``[spks, n]``."""

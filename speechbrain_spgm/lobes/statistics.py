@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from enum import Enum
 
 import torch
 import torch.nn.functional as F
@@ -338,6 +339,14 @@ def statistics_of(
     raise ValueError(f"statistics are {name!r}, but must be whole, running or window.")
 
 
+class Heard(Enum):
+    """What a chunk of a stream counts in its averages."""
+
+    TALK = "talk"  # as the others
+    SILENT = "silent"  # nothing
+    ANEW = "anew"  # alone: what was before was silence against it
+
+
 class Averages:
     """The averages of a batch on its way through a network, station by station.
 
@@ -354,6 +363,7 @@ class Averages:
         self.statistics = statistics or Statistics()
         self.station = 0
         self.past: dict[tuple[int, int], Tensor] = {}  # by station and utterance
+        self.heard: Sequence[Heard] = ()  # of the rows of the next pass; all count
 
     def rewind(self) -> None:
         """The next average is that of the first station."""
@@ -446,10 +456,29 @@ class Averages:
         for b, part in enumerate(planes.split(list(chunks), 1)):
             key = self.station, b
             past = self.past.get(key)
-            part, self.past[key] = self.statistics.spread(part, past, self.station)
+            part, self.past[key] = self._over_heard(part, past)
             found.append(part[:-1] / part[-1:].clamp(min=1e-9))
         self.station += 1
         return torch.cat(found, 1)
+
+    def _over_heard(
+        self, planes: Tensor, past: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """``spread`` over what is heard; silent rows have what was there before."""
+        if not self.heard:
+            return self.statistics.spread(planes, past, self.station)
+        if past is None:
+            counts = torch.tensor([heard is not Heard.SILENT for heard in self.heard])
+            sums, past = self.statistics.spread(planes[:, counts], None, self.station)
+            return sums[:, (counts.cumsum(0) - 1).clamp(min=0)], past
+        sums = []
+        for row, heard in zip(planes.split(1, 1), self.heard, strict=True):
+            if heard is Heard.ANEW:
+                past = torch.zeros_like(past)
+            if heard is not Heard.SILENT:
+                row, past = self.statistics.spread(row, past, self.station)
+            sums.append(past.unsqueeze(1))
+        return torch.cat(sums, 1), past
 
 
 def _add_up(rows: Sequence[int], chunks: Sequence[int]) -> list[int]:

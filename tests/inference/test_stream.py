@@ -65,6 +65,26 @@ def in_pieces(stream: SPGMStream, mix: Tensor, sizes: list[int]) -> Tensor:
     return torch.cat([*parts, stream.finish()])
 
 
+def numbers(power: list[float], shared: int, hop: float) -> tuple[Tensor, Tensor]:
+    """The rows that count, numbered from 1, others 0; the first of them for each."""
+    mean = sum(power[:shared]) / len(power[:shared])
+    counts = [p >= 1e-3 * mean for p in power[:shared]]
+    heard = [p for p, count in zip(power, counts, strict=False) if count]
+    first, firsts = 0, [0] * len(counts)
+    total, n = sum(heard), len(heard)
+    for p in power[shared:]:
+        counts.append(p >= 1e-3 * total / n)
+        if not counts[-1]:
+            total *= 10 ** (-0.3 * hop / RATE / 60)
+        elif 1e-3 * p > total / n:
+            total, n, first = p, 1, sum(counts)
+        else:
+            total, n = total + p, n + 1
+        firsts.append(first)
+    counts = torch.tensor(counts)
+    return counts.cumsum(0) * counts, torch.tensor(firsts)
+
+
 def by_the_rule(
     model: SPGMSeparation, mix: Tensor, warm_up: float, horizon: float | None
 ) -> Tensor:
@@ -78,13 +98,16 @@ def by_the_rule(
     ends = [(chunk_frames(row, K, 10**9)[1] - 1) * stride + kernel for row in rows]
     shared = max(1, sum(end - kernel + stride <= warm_up * RATE for end in ends))
 
-    def weights(horizon: float) -> Tensor:
-        """How much each row counts for each, [S, S]."""
+    def weights(horizon: float, number: Tensor, first: Tensor) -> Tensor:
+        """How much each row counts for each, [S, S]; rows of no number do not."""
         last = torch.arange(len(rows)).clamp(min=min(shared, len(rows)) - 1)
-        age = last.unsqueeze(1) - torch.arange(len(rows))  # in halves of a chunk
-        return torch.exp(-age * K * stride / 2 / RATE / horizon).double() * (age >= 0)
+        newest = number.cummax(0).values[last].unsqueeze(1)
+        age = newest - number  # in halves of a chunk
+        counts = (number > 0) & (age >= 0) & (number >= first[last].unsqueeze(1))
+        return torch.exp(-age * K * stride / 2 / RATE / horizon).double() * counts
 
-    past, near = weights(horizon or math.inf), weights(min(10, horizon or math.inf))
+    every = torch.arange(1, len(rows) + 1)
+    near = weights(min(10, horizon or math.inf), every, torch.zeros_like(every))
     assert MEAN_HORIZON == 10
 
     def moments(x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,6 +136,8 @@ def by_the_rule(
     x, _ = segment([frames], K)
     valid, _ = segment([torch.ones(L, 1).double()], K)
     ones = torch.ones_like(valid)
+    power = ((x * valid).square().sum((1, 2)) / valid.sum((1, 2)).clamp(min=1)).tolist()
+    past = weights(horizon or math.inf, *numbers(power, shared, K * stride / 2))
     x = norm(net.norm, x, valid, level=True) * valid @ net.conv1d.weight.squeeze(-1).t()
     for block in net.dual_mdl:
         local = block.intra_mdl(x)
@@ -156,6 +181,8 @@ def test_a_stream_is_what_the_rule_gives(
     model = separator(**VARIANTS[variant])
     for T in (1, 15, 33, 700, 6001):
         mix = talk(T)
+        mix[1500:2800] *= 1e-4  # does not count
+        mix[:1000] *= 1e-3 if T > 1000 else 1  # is forgotten, or not in the warm-up
         wanted = by_the_rule(model, mix, warm_up, horizon)
         found = in_pieces(model.stream(warm_up, horizon), mix, [100])
         assert found.shape == (T, model.num_spks)
@@ -264,6 +291,19 @@ def test_silence_clipping_and_pauses_are_sound(horizon: float | None) -> None:
     voices = in_pieces(stream, torch.cat([pause[:9000], speech, pause, speech]), [8000])
     assert voices.isfinite().all()
     assert float(voices[15000 : 13000 + len(pause) - 500].abs().max()) < 0.02
+
+
+@pytest.mark.parametrize("horizon", [None, 0.5])
+def test_how_long_a_pause_is_plays_no_part(horizon: float | None) -> None:
+    """Its averages are those of the talk: not of silence, the more the longer it is."""
+    model, noise = separator(), 0.1 * torch.randn(2, 4000)
+    before, after = noise - noise.mean(1, keepdim=True)  # that has its own horizon
+    found = []
+    for hops in (10, 200):  # from chunk to chunk, 96 samples
+        mix = torch.cat([before, torch.zeros(hops * 96), after])
+        found.append(in_pieces(model.stream(0.1, horizon), mix, [1000])[-4000:])
+    short, long = found
+    assert (short - long).abs().max() < 0.03 * short.abs().max()
 
 
 @pytest.mark.parametrize("horizon", [None, 2.0])
