@@ -232,7 +232,9 @@ class SPGMStream:
             If the samples have another shape or hold NaN or infinity, or the stream is
             finished; it then stays as it was.
         """
-        state, samples = self.state, torch.as_tensor(samples)
+        state = self.state
+        if not isinstance(samples, Tensor):
+            samples = torch.as_tensor(samples, device="cpu")
         if state.finished:
             raise UserError("the stream is finished: begin another.")
         if samples.ndim != 1 or samples.is_complex():
@@ -281,7 +283,7 @@ class SPGMStream:
 
     def _to_user(self, parts: Sequence[Tensor]) -> Tensor:
         if not parts:
-            return torch.zeros(0, self.masknet.num_spks)
+            return torch.zeros(0, self.masknet.num_spks, device="cpu")
         return torch.cat(list(parts)).float().cpu()
 
     def _done(self, row: int) -> int:
@@ -431,7 +433,8 @@ class SPGMStream:
         for part, product in zip(voices, products, strict=True):
             gains = mixture_gains(product[:-spks].view(spks, spks), product[-spks:])
             before = state.gains.where(state.gains != 0, gains)
-            ramp = (torch.arange(part.shape[1]).to(part) + 1) / max(1, part.shape[1])
+            n = part.shape[1]
+            ramp = (torch.arange(n, device=part.device).to(part) + 1) / max(1, n)
             parts.append((part * torch.lerp(before, gains, ramp.unsqueeze(-1)).t()).t())
             state.gains = gains
         return parts

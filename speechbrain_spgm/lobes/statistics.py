@@ -468,7 +468,8 @@ class Averages:
         if not self.heard:
             return self.statistics.spread(planes, past, self.station)
         if past is None:
-            counts = torch.tensor([heard is not Heard.SILENT for heard in self.heard])
+            heard = [row is not Heard.SILENT for row in self.heard]
+            counts = torch.tensor(heard, device=planes.device)
             sums, past = self.statistics.spread(planes[:, counts], None, self.station)
             return sums[:, (counts.cumsum(0) - 1).clamp(min=0)], past
         sums = []

@@ -44,7 +44,10 @@ def test_separation(published, speechbrain, tmp_path, request, layout, precision
                 speechbrain, run_opts=CPU, precision=precision
             )
         stitched = {"mode": "stitched", "window": 1.0}
+        stream = model.stream(0.2)
         return [
+            stream.push(mix[0]),
+            stream.finish(),
             model.separate_batch(mix[:, :9000], [9000, 4321], views=2),
             model.separate_batch(mix[:, :50].tolist(), torch.ones(2, device="cpu")),
             model.separate_file(tmp_path / "mix.wav"),
