@@ -174,17 +174,16 @@ class SPGMStream:
         self.warm_up = 1
         while self._stop(self.warm_up) * self.stride <= warm_up * sample_rate:
             self.warm_up += 1
-        row = self.P * self.stride / sample_rate  # seconds between two
-        self.fading = 10 ** (-FADING / 10 * row / 60)
+        self.hop = self.K * self.stride / 2 / sample_rate  # seconds from row to row
+        self.fading = 10 ** (-FADING / 10 * self.hop / 60)
         self.state = self._begin(horizon)
 
     def _begin(self, horizon: float | None) -> StreamState:
         weight = self.masknet.conv1d.weight
         N, filters, _ = weight.shape
-        row = self.K * self.stride / 2 / self.sample_rate  # seconds between two
 
         def averages(horizon: float) -> Averages:
-            return Averages(Running(self.warm_up, math.exp(-row / horizon)))
+            return Averages(Running(self.warm_up, math.exp(-self.hop / horizon)))
 
         spks, rest = self.masknet.num_spks, self.decoder.kernel_size[0] - self.stride
         return StreamState(

@@ -75,7 +75,7 @@ def test_only_user_errors_lose_their_traceback(capsys):
         _ = 1 / 0
 
 
-def test_the_processes_part_before_python_ends(tmp_path):
+def test_the_processes_part_before_python_ends():
     """Threads of the group that outlive the interpreter abort the process."""
     script = """
 from pathlib import Path
