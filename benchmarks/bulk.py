@@ -3,10 +3,12 @@
     python -m benchmarks.bulk speed --data-folder LibriSpeech --turns 10 --rows 20
     python -m benchmarks.bulk kills --rows 2000 --kills 10
 
-``speed`` takes turns: it separates a manifest of new mixtures of 1 to 20 s as ``spgm
-separate --manifest`` does, and one recording that is as long as all of them together
-as ``spgm separate`` does, same model, same cores; and prints the ratio of their
-seconds of audio per second and of their processor time, and the memory after each turn.
+``speed`` takes turns: it separates a manifest of new mixtures of 1 to 20 s (as many of
+1 to 2 s as of 10 to 20 s) as ``spgm separate --manifest`` does, and one recording that
+is as long as all of them together as ``spgm separate`` does, same model, same cores;
+and prints the ratio of their seconds of audio per second and of their processor time,
+and the memory after each turn. With ``--kill`` the command then does the turn's corpus
+once more, is killed (SIGKILL) at a random moment, and does the rest.
 
 ``kills`` separates a corpus of very short recordings undisturbed, and again in
 processes that are killed (SIGKILL) at random moments, and compares all files.
@@ -19,6 +21,8 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -61,7 +65,7 @@ def make_corpus(
     folder.mkdir()
     everything, lines = [], []
     for row in range(rows):
-        length = round(rng.uniform(SHORTEST, LONGEST) * RATE)
+        length = round(SHORTEST * (LONGEST / SHORTEST) ** rng.uniform() * RATE)
         pair = rng.choice(len(speech), 2, replace=False)
         voices = [soundfile.read(speech[i], dtype="float32")[0] for i in pair]
         mix = sum(np.resize(voice, length) for voice in voices) / 2
@@ -87,15 +91,16 @@ def speed(arguments: argparse.Namespace) -> None:
             audio = make_corpus(place, arguments.rows, speech, rng)
 
             def corpus(place: Path = place) -> None:
-                manifest, options = Manifest(place / "in.jsonl"), Options(format="flac")
-                found = separate_corpus(
-                    model, manifest, place / "out", options, engine=engine
-                )
+                options = Options(format="flac", views=arguments.views)
+                manifest, output = Manifest(place / "in.jsonl"), place / "out"
+                found = separate_corpus(model, manifest, output, options, engine=engine)
                 assert not found.failures
 
             def long(place: Path = place) -> None:
                 names = [place / f"long{i}.flac" for i in range(model.num_spks)]
-                model.separate_to_files(place / "long.flac", names, mode="exact")
+                model.separate_to_files(
+                    place / "long.flac", names, mode="exact", views=arguments.views
+                )
 
             ways = {"corpus": corpus, "long": long}
             order = list(ways) if number % 2 else list(ways)[::-1]
@@ -103,7 +108,27 @@ def speed(arguments: argparse.Namespace) -> None:
             mib = memory("VmRSS") / 2**20
             turns.append(Turn(audio, times["corpus"], times["long"], mib))
             print(turns[-1], flush=True)
+            if arguments.kill:
+                print(killed(place, arguments, rng.uniform()), flush=True)
     print(table(turns, engine.workers))
+
+
+def killed(place: Path, arguments: argparse.Namespace, share: float) -> str:
+    """A turn's corpus by the command, killed when that share of its rows is done."""
+    command = [sys.executable, "-m", "speechbrain_spgm", "separate", "--device", "cpu"]
+    command += ["--manifest", place / "in.jsonl", "--output", place / "again"]
+    command += ["--views", str(arguments.views)]
+    command += ["--model", arguments.model] if arguments.model else []
+    first = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    while count_lines(place / "again") < share * arguments.rows:
+        time.sleep(0.01)
+    first.kill()
+    first.wait()
+    at = count_lines(place / "again")
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    whole, again = files(place / "out"), files(place / "again")
+    same = "equal" if whole == again else "DIFFERENT"
+    return f"killed at {at} of {arguments.rows} rows: {len(whole)} files, {same}"
 
 
 def timed(work: partial) -> tuple[float, float]:
@@ -212,6 +237,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             command.add_argument("--data-folder", type=Path, required=True)
             command.add_argument("--turns", type=int, default=10)
             command.add_argument("--workers", type=int)
+            command.add_argument("--views", type=int, default=2)
+            command.add_argument("--kill", action="store_true")
         else:
             command.add_argument("--kills", type=int, default=10)
     arguments = parser.parse_args(argv)
