@@ -8,6 +8,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
+# Else each of the many processes of the tests compiles all of torch's modules anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help demo test test-network lint
 
 help:

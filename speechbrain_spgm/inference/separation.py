@@ -47,6 +47,7 @@ from speechbrain_spgm.inference.long.spool import resample_in_pieces
 from speechbrain_spgm.inference.options import WRITING, Options
 from speechbrain_spgm.inference.stream import SPGMStream
 from speechbrain_spgm.lobes import intra
+from speechbrain_spgm.lobes.chunking import row_seconds
 from speechbrain_spgm.lobes.engine import Watch
 from speechbrain_spgm.lobes.masknet import SPGMMaskNet
 from speechbrain_spgm.lobes.quantised import quantise
@@ -483,7 +484,9 @@ class SPGMSeparation(SepformerSeparation):
                 watch=watch,
             )
 
-        est = separate_augmented(once, mix, samples, views, self._period())
+        stride = self.mods.encoder.conv1d.stride[0]
+        period = max(1, getattr(self.mods.masknet, "K", 2) // 2) * stride
+        est = separate_augmented(once, mix, samples, views, period)
         return (est * levels.view(-1, 1, 1)).to(est.dtype) if level else est
 
     def stream(self, warm_up: float = 1.0, horizon: float | None = None) -> SPGMStream:
@@ -524,12 +527,8 @@ class SPGMSeparation(SepformerSeparation):
         """Seconds from one chunk of SPGM to the next; None of another network."""
         if not isinstance(self.mods.masknet, SPGMMaskNet):
             return None
-        return self._period() / self.sample_rate
-
-    def _period(self) -> int:
-        """Samples from one chunk to the next."""
-        hop = max(1, getattr(self.mods.masknet, "K", 2) // 2)  # frames
-        return hop * self.mods.encoder.conv1d.stride[0]
+        stride = self.mods.encoder.conv1d.stride[0]
+        return row_seconds(self.mods.masknet.K, stride, self.sample_rate)
 
     def separate_file(
         self,

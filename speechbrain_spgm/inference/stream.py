@@ -48,7 +48,7 @@ from torch import Tensor, nn
 from speechbrain_spgm.errors import UserError
 from speechbrain_spgm.inference.level import mixture_gains
 from speechbrain_spgm.lobes import engine
-from speechbrain_spgm.lobes.chunking import chunk_frames, count_chunks
+from speechbrain_spgm.lobes.chunking import chunk_frames, count_chunks, row_seconds
 from speechbrain_spgm.lobes.masknet import SPGMMaskNet
 from speechbrain_spgm.lobes.separator import count_frames
 from speechbrain_spgm.lobes.statistics import Averages, Heard, Running
@@ -174,7 +174,7 @@ class SPGMStream:
         self.warm_up = 1
         while self._stop(self.warm_up) * self.stride <= warm_up * sample_rate:
             self.warm_up += 1
-        self.hop = self.K * self.stride / 2 / sample_rate  # seconds from row to row
+        self.hop = row_seconds(self.K, self.stride, sample_rate)
         self.fading = 10 ** (-FADING / 10 * self.hop / 60)
         self.state = self._begin(horizon)
 

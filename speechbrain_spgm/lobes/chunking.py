@@ -35,6 +35,17 @@ def count_chunks(L: int, K: int) -> int:
     return 2 * ((K // 2 + L) // K + 1)
 
 
+def row_seconds(K: int, stride: int, sample_rate: int) -> float:
+    """From one chunk to the next, in the mean: P frames and K - P in turn.
+
+    Example
+    -------
+    >>> row_seconds(K=250, stride=16, sample_rate=8000)
+    0.25
+    """
+    return K * stride / 2 / sample_rate
+
+
 def chunk_frames(row: int, K: int, L: int) -> tuple[int, int, int]:
     """The frames of an utterance of L that its chunk number ``row`` holds.
 

@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from speechbrain_spgm.data import MixtureBatch, UserError
 from speechbrain_spgm.data.batching import BucketBatchSampler
 from speechbrain_spgm.data.seeded import SeededDataset
+from speechbrain_spgm.lobes.chunking import row_seconds
 from speechbrain_spgm.lobes.masknet import SPGMMaskNet
 from speechbrain_spgm.lobes.separator import separate
 from speechbrain_spgm.lobes.statistics import Statistics, statistics_of
@@ -187,8 +188,8 @@ class SeparationBrain(sb.Brain):
                 "at whole recordings: leave it out."
             )
         stride = self.networks["decoder"].stride[0]
-        row = self.networks["masknet"].K * stride / 2 / self.hparams.sample_rate
-        return statistics_of(name, row)
+        K, rate = self.networks["masknet"].K, self.hparams.sample_rate
+        return statistics_of(name, row_seconds(K, stride, rate))
 
     def compute_objectives(
         self, estimates: torch.Tensor, batch: MixtureBatch, stage: sb.Stage

@@ -386,12 +386,13 @@ def test_the_exact_mode_shows_how_far_it_is(model, tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("statistics", "seconds", "views", "far"),
+    ("statistics", "seconds", "views", "far", "K"),
     [
-        ("running", None, 1, 3e-3),
-        ("running", 0.5, 2, 3e-3),
-        ("window", 0.4, 2, 0.02),
-        ("window", 0.5, 1, 0.02),
+        ("running", None, 1, 3e-3, 16),
+        ("running", None, 1, 3e-3, 15),
+        ("running", 0.5, 2, 3e-3, 16),
+        ("window", 0.4, 2, 0.02, 16),
+        ("window", 0.5, 1, 0.02, 15),
     ],
 )
 def test_windows_have_the_statistics_of_the_recording(
@@ -399,10 +400,11 @@ def test_windows_have_the_statistics_of_the_recording(
     seconds: float | None,
     views: int,
     far: float,
+    K: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Stitched voices are those of the exact mode; others differ."""
-    model, T = separator(), 4 * RATE + 1234
+    model, T = separator(masknet_chunksize=K), 4 * RATE + 1234
     monkeypatch.setattr(stitching, "fit_mixture", lambda est, mix: est)
     mix = talk(5, 2).sum(1)[:T] * torch.linspace(0.1, 3, T)
     chosen = {"statistics": statistics, "statistics_seconds": seconds}
