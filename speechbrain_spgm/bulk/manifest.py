@@ -181,7 +181,8 @@ class Manifest:
     def _lines(self, file: TextIO) -> Iterator[dict[str, Any] | str]:
         for line in filter(None, map(str.strip, file)):
             try:
-                fields = json.loads(line)
+                # NaN and infinity stay texts: no other JSON reader takes them.
+                fields = json.loads(line, parse_constant=str, parse_float=_finite)
                 named = [fields[name] for name in PATHS if name in dict(fields)]
                 good = isinstance(named[0], str) and named[0] != ""
             except (ValueError, TypeError, IndexError, RecursionError):
@@ -203,6 +204,10 @@ class Manifest:
                 yield fields if whole and named[0] else json.dumps([*fields.values()])
         except csv.Error as error:
             raise UserError(f"the manifest {self.path} is no table: {error}.") from None
+
+
+def _finite(text: str) -> float | str:
+    return float(text) if math.isfinite(float(text)) else text
 
 
 def key_of(parts: list[Any]) -> str:

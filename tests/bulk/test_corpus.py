@@ -136,7 +136,8 @@ def test_a_bad_row_costs_itself_only_and_is_tried_again(published, recordings, c
         {"audio_filepath": "\ud800.wav"},
         {"text": "no path"},
     ]
-    rows = read(recordings / "in.jsonl")[:2] + bad + [{"audio_filepath": ODD}]
+    rows = read(recordings / "in.jsonl")[:2] + bad
+    rows.append({"audio_filepath": ODD, "snr": float("nan")})
     write(recordings / "in.jsonl", rows)
     with open(recordings / "in.jsonl", "a") as file:
         file.write("\n" + "[" * 100_000 + "\n")
@@ -156,6 +157,7 @@ def test_a_bad_row_costs_itself_only_and_is_tried_again(published, recordings, c
         assert part in sentence and sentence.endswith(".")
     voices = read(recordings / "out" / "out.jsonl")
     assert [v["audio_filepath"] for v in voices[::2]] == ["0.wav", "1.wav", ODD]
+    assert voices[-1]["snr"] == "NaN"  # a text, as other readers refuse the number
 
     (recordings / bad[0]["audio_filepath"]).write_bytes(
         (recordings / "1.wav").read_bytes()
