@@ -194,7 +194,7 @@ class Ledger:
                 for row in manifest.shard(shard):
                     if row.key in self.places:
                         self._write_voices(row, lines, out_file)
-                    else:
+                    elif row.key in failures:  # else it is newer than this run
                         fields = {**row.fields, "error": failures[row.key]}
                         failed_file.write(json.dumps(fields) + "\n")
             if not failures:

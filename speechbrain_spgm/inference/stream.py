@@ -51,7 +51,7 @@ from speechbrain_spgm.lobes import engine
 from speechbrain_spgm.lobes.chunking import chunk_frames, count_chunks, row_seconds
 from speechbrain_spgm.lobes.masknet import SPGMMaskNet
 from speechbrain_spgm.lobes.separator import count_frames
-from speechbrain_spgm.lobes.statistics import Averages, Heard, Running
+from speechbrain_spgm.lobes.statistics import Averages, Heard, Running, keep_of
 from speechbrain_spgm.models.published import ModelError
 
 LONGEST_WARM_UP = 60  # seconds, which are all held in memory
@@ -182,12 +182,12 @@ class SPGMStream:
         weight = self.masknet.conv1d.weight
         N, filters, _ = weight.shape
 
-        def averages(horizon: float) -> Averages:
-            return Averages(Running(self.warm_up, math.exp(-self.hop / horizon)))
+        def averages(horizon: float | None) -> Averages:
+            return Averages(Running(self.warm_up, keep_of(self.hop, horizon)))
 
         spks, rest = self.masknet.num_spks, self.decoder.kernel_size[0] - self.stride
         return StreamState(
-            averages=averages(math.inf if horizon is None else horizon),
+            averages=averages(horizon),
             means=averages(min(MEAN_HORIZON, horizon or math.inf)),
             waiting=torch.zeros(0, dtype=torch.float64, device=weight.device),
             centred=weight.new_zeros(0),

@@ -21,6 +21,7 @@ batch, G groups of rows with averages in common, N filters, P quantities.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from enum import Enum
 
@@ -31,6 +32,7 @@ from torch import Tensor
 from speechbrain_spgm.lobes.norms import utterance_mean, utterance_moments
 
 STATISTICS = ("whole", "running", "window")
+MOST_CHUNKS = 2**31  # of a window: more than any recording has
 
 
 class Statistics:
@@ -332,11 +334,23 @@ def statistics_of(
     if name == "whole":
         return Statistics()
     if name == "window":
-        return Window(max(1, round(window / row_seconds)))
+        return Window(max(1, round(min(window / row_seconds, MOST_CHUNKS))))
     if name == "running":
-        keep = 1.0 if horizon is None else math.exp(-row_seconds / horizon)
+        keep = keep_of(row_seconds, horizon)
         return Running(max(1, math.floor(warm_up / row_seconds + 1e-9)), keep)
     raise ValueError(f"statistics are {name!r}, but must be whole, running or window.")
+
+
+def keep_of(row_seconds: float, horizon: float | None) -> float:
+    """How much a chunk counts where the next counts 1, above 0.
+
+    Example
+    -------
+    >>> keep_of(0.25, None), round(keep_of(0.25, 5.0), 3)
+    (1.0, 0.951)
+    """
+    keep = 1.0 if horizon is None else math.exp(-row_seconds / horizon)
+    return max(keep, sys.float_info.min)
 
 
 class Heard(Enum):

@@ -63,6 +63,8 @@ def test_statistics_are_given_in_seconds():
     assert (rule("window").chunks, rule("window", 3).chunks) == (32, 12)
     assert (rule("running").warm_up, rule("running").keep) == (4, 1)
     assert rule("running", 0.25).keep == pytest.approx(0.3679, abs=1e-4)
+    assert rule("running", 1e-300).keep > 0  # the newest chunk alone
+    assert rule("window", float("inf")).chunks > 1e6
     for wrong in (0, float("nan"), "8"):
         with pytest.raises(UserError, match="statistics_seconds is"):
             rule("window", wrong)

@@ -280,7 +280,7 @@ def test_several_streams_at_once_give_what_each_gives_alone() -> None:
             torch.testing.assert_close(found, wanted, rtol=0, atol=1e-7)
 
 
-@pytest.mark.parametrize("horizon", [None, 0.5])
+@pytest.mark.parametrize("horizon", [None, 0.5, 1e-9])
 def test_silence_clipping_and_pauses_are_sound(horizon: float | None) -> None:
     model = separator()
     speech, pause = talk(4000), torch.zeros(8 * RATE)
