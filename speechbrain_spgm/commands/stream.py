@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from speechbrain_spgm.pcm import Meter, Source
 
 Write = Callable[["np.ndarray"], None]  # of voices [n, spks]
+MOST_THREADS = 1024  # OpenMP ends the process where it cannot make them
 LINE_EVERY, REFRESH_EVERY = 10.0, 0.5  # seconds between reports; on a terminal
 
 
@@ -164,8 +165,10 @@ def check(arguments: argparse.Namespace) -> None:
         raise UserError(
             f"samples of format {arguments.format} do not say their rate: give --rate."
         )
-    if arguments.threads is not None and arguments.threads < 1:
-        raise UserError(f"threads is {arguments.threads}, but must be at least 1.")
+    if arguments.threads is not None and not 1 <= arguments.threads <= MOST_THREADS:
+        raise UserError(
+            f"threads is {arguments.threads}, but must be from 1 to {MOST_THREADS}."
+        )
 
 
 def open_source(arguments: argparse.Namespace) -> Source:

@@ -46,7 +46,7 @@ def parse_bytes(text: str) -> int:
     (4294967296, 1572864, 1000)
     """
     match = re.fullmatch(r"(\d+(?:\.\d*)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.I)
-    size = int(float(match[1]) * UNITS[match[2].upper()]) if match else 0
+    size = int(min(float(match[1]), 2.0**62) * UNITS[match[2].upper()]) if match else 0
     if size < 1:
         raise UserError(
             f"{text!r} is no amount of memory: give bytes such as 4G or 512M."

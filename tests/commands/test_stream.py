@@ -153,6 +153,7 @@ def test_what_is_no_sound_becomes_silence_and_is_counted(run) -> None:
         (["--output", "a", "--format", "s16le"], "give --rate"),
         (["--output", "a", "--format", "s16le", "--rate", "5"], "sample rate of 5 Hz"),
         (["--output", "a", "--threads", "0"], "threads is 0"),
+        (["--output", "a", "--threads", "9" * 30], "threads is 99"),
         (["--output", "a", "--warm-up", "99"], "warm_up is 99.0"),
         (["--output", "a", "--horizon", "0"], "horizon is 0.0"),
         (["--output", "a", "--channel", "2"], "has 1 channel, but channel 2"),

@@ -252,6 +252,7 @@ def test_wrong_options_are_one_sentence(model, tmp_path, wrong, words) -> None:
         model.separate_file(tmp_path / "never read.wav", **wrong)
     with pytest.raises(UserError):
         parse_bytes("0")
+    assert parse_bytes("9" * 400) > 2**60
 
 
 PEAK = """
