@@ -58,12 +58,14 @@ class Result(NamedTuple):
     gain: float
 
 
-def batch(name: str, **options: float | None) -> Separate:
+def batch(name: str, views: int = 1, **options: float | None) -> Separate:
     """As one, with other statistics."""
 
     def separate(model: SPGMSeparation, mix: Tensor) -> Tensor:
         statistics = statistics_of(name, model.row_seconds, **options)
-        return model.separate_batch(mix[None], level=True, statistics=statistics)[0]
+        return model.separate_batch(
+            mix[None], views=views, level=True, statistics=statistics
+        )[0]
 
     return separate
 
@@ -80,12 +82,16 @@ def stream(**options: float | None) -> Separate:
 
 
 WHOLE = {"whole": batch("whole")}
+TWICE = {
+    "whole, two views": batch("whole", views=2),
+    "stream, 1 s warm-up, two views": stream(warm_up=1.0, views=2),
+}
 WARM = {
     f"running, {seconds:g} s warm-up": batch("running", warm_up=seconds)
     for seconds in (0, 0.5, 1, 2)
 }
 WINDOW = {"window 8 s": batch("window")}
-STREAM = {"stream, 1 s warm-up": stream(warm_up=1.0)}
+STREAM = {"stream, 1 s warm-up": stream(warm_up=1.0, views=1)}
 HORIZONS = {
     f"running, 1 s warm-up, horizon {seconds} s": batch("running", horizon=seconds)
     for seconds in (5, 10, 20)
@@ -94,8 +100,8 @@ LONG = {key: WARM[key] for key in ("running, 1 s warm-up",)} | {
     "window 15 s": batch("window", window=15)
 }
 WAYS = {
-    "8 s": WHOLE | WARM | WINDOW | STREAM,
-    "24 to 30 s": WHOLE | WARM | WINDOW | STREAM,
+    "8 s": WHOLE | WARM | WINDOW | STREAM | TWICE,
+    "24 to 30 s": WHOLE | WARM | WINDOW | STREAM | TWICE,
     "replaced": WHOLE | LONG | HORIZONS | WINDOW,
     "talk": WHOLE | LONG | WINDOW,
 }
@@ -200,8 +206,8 @@ def report(results: list[Result], model: str, part: str) -> str:
         groups.setdefault(f"{result.study} {length}".strip(), []).append(result)
     tables = [f"**{name}**\n\n{table(rows)}" for name, rows in groups.items()]
     return (
-        f"Made by `python -m benchmarks.live` with {model} on {part}, one view; "
-        "intervals are 95%, of differences those of paired ones.\n\n"
+        f"Made by `python -m benchmarks.live` with {model} on {part}, one view unless "
+        "two are named; intervals are 95%, of differences those of paired ones.\n\n"
         + "\n\n".join(tables)
     )
 

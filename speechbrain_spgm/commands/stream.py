@@ -66,6 +66,14 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "by default nothing is forgotten",
     )
     command.add_argument(
+        "--views",
+        type=int,
+        choices=[1, 2],
+        help="2: the mean of the mixture's voices and of those of the mixture upside "
+        "down, which are better for twice the computing; by default what the model's "
+        "card asks for, up to 2",
+    )
+    command.add_argument(
         "--threads", type=int, metavar="N", help="cores to compute with; by default all"
     )
     add_input_options(command)
@@ -130,7 +138,7 @@ def run(arguments: argparse.Namespace) -> int:
     voice = arguments.voice
     if voice is not None and voice > model.num_spks:
         raise UserError(f"voice is {voice}, but the model has {model.num_spks}.")
-    stream = model.stream(arguments.warm_up, arguments.horizon)
+    stream = model.stream(arguments.warm_up, arguments.horizon, arguments.views)
     source, ending = open_source(arguments), Ending()
     with ending.listening():
         sink = to_files if arguments.raw is None else to_stdout

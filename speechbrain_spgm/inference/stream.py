@@ -28,6 +28,10 @@ Where a row is 30 dB above that mean, all before was silence and is forgotten. T
 fades in silence, 3 dB a minute, so that who goes away from the microphone counts again.
 In the warm-up the mean is that over its rows.
 
+With two *views* the mixture is separated upside down as well, and the voices are the
+mean of both. The second view's are put in the order in which all rows so far have them
+most in common with the first's.
+
 Axes: n, T samples, N filters, K frames in a chunk, P = K // 2, R rows (chunks), spks
 sources.
 """
@@ -43,6 +47,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from speechbrain_spgm.errors import UserError
@@ -59,6 +64,7 @@ MEAN_HORIZON = 10.0  # seconds in which an offset may drift
 ROWS_AT_ONCE = 16  # bounds the memory of a long push
 SILENCE = 1e-3  # of the mean power of what counts
 FADING = 3.0  # dB a minute, of that mean in silence
+MOST_VIEWS = 2
 LOUDEST = 1e30  # beyond, squares of squares do not fit
 
 
@@ -87,6 +93,10 @@ class StreamState:
         Sum of the powers of the rows that count, and how many they are.
     finished : bool
         Whether nothing more can come.
+    mirror : StreamState, optional
+        The same of the second view.
+    common : Averages
+        Of the products of the voices of both.
     """
 
     averages: Averages
@@ -102,6 +112,8 @@ class StreamState:
     power: float = 0.0
     heard: int = 0
     finished: bool = False
+    mirror: StreamState | None = None
+    common: Averages | None = None
 
 
 class SPGMStream:
@@ -128,11 +140,13 @@ class SPGMStream:
         By default nothing is forgotten.
     autocast : torch.dtype, optional
         Precision of matrix products, as in ``lobes.separator.separate``.
+    views : int
+        1, or 2: better voices for twice the computing, and no more delay.
 
     Raises
     ------
     UserError
-        If a number of seconds is wrong.
+        If a number of seconds or of views is wrong.
     ModelError
         If the model is no SPGM network with SpeechBrain's encoder and decoder.
 
@@ -155,8 +169,11 @@ class SPGMStream:
         warm_up: float = 1.0,
         horizon: float | None = None,
         autocast: torch.dtype | None = None,
+        views: int = 1,
     ) -> None:
         check_seconds(warm_up, horizon)
+        if type(views) is not int or not 1 <= views <= MOST_VIEWS:
+            raise UserError(f"views is {views!r}, but a stream has 1 or {MOST_VIEWS}.")
         if not isinstance(masknet, SPGMMaskNet):
             raise ModelError(
                 f"A {type(masknet).__name__} looks at whole recordings: only an SPGM "
@@ -177,6 +194,11 @@ class SPGMStream:
         self.hop = row_seconds(self.K, self.stride, sample_rate)
         self.fading = 10 ** (-FADING / 10 * self.hop / 60)
         self.state = self._begin(horizon)
+        if views > 1:
+            self.state.mirror = self._begin(horizon)
+            self.state.common = Averages(
+                Running(self.warm_up, keep_of(self.hop, horizon))
+            )
 
     def _begin(self, horizon: float | None) -> StreamState:
         weight = self.masknet.conv1d.weight
@@ -249,14 +271,18 @@ class SPGMStream:
                 f"sample {state.taken + first} of the stream is {samples[first]:g}, "
                 "which is no sound: replace it by 0."
             )
-        state.waiting = torch.cat([state.waiting, samples])
-        state.taken += len(samples)
+        for view, stream in enumerate(self._views()):
+            own = stream.state
+            own.waiting = torch.cat([own.waiting, -samples if view else samples])
+            own.taken += len(samples)
         row = state.row
         while self._end(row) <= state.taken:
             row += 1
         if row < self.warm_up:
             return self._to_user([])
-        return self._to_user(self._advance(row, None))
+        return self._to_user(
+            self._mean([stream._advance(row, None) for stream in self._views()])
+        )
 
     @torch.no_grad()
     def finish(self) -> Tensor:
@@ -273,9 +299,12 @@ class SPGMStream:
             return self._to_user([])
         L = count_frames(state.taken, self.kernel, self.stride)
         given = max(0, self._done(state.row)) * self.stride
-        parts = self._advance(count_chunks(L, self.K), L)
-        parts.append((state.overlap.double() * state.gains.unsqueeze(-1)).t())
-        voices = torch.cat(parts)[: state.taken - given]
+        views = []
+        for stream in self._views():
+            views.append(stream._advance(count_chunks(L, self.K), L))
+            own = stream.state
+            views[-1].append((own.overlap.double() * own.gains.unsqueeze(-1)).t())
+        voices = torch.cat(self._mean(views))[: state.taken - given]
         rest = state.taken - given - len(voices)  # in no frame
         state.finished = True
         return self._to_user([F.pad(voices, (0, 0, 0, rest))])
@@ -284,6 +313,29 @@ class SPGMStream:
         if not parts:
             return torch.zeros(0, self.masknet.num_spks, device="cpu")
         return torch.cat(list(parts)).float().cpu()
+
+    def _views(self) -> list[SPGMStream]:
+        """This stream, and the one that hears all upside down."""
+        if self.state.mirror is None:
+            return [self]
+        mirror = copy.copy(self)
+        mirror.state = self.state.mirror
+        return [self, mirror]
+
+    def _mean(self, views: list[list[Tensor]]) -> list[Tensor]:
+        """What both views make of each row, as one, ``[n, spks]``."""
+        if len(views) == 1 or not views[0]:
+            return views[0]
+        common = self.state.common
+        products = [-first.t() @ part for first, part in zip(*views, strict=True)]
+        flat = torch.stack(products).flatten(1)
+        products = common.mean(flat, [len(flat)]).view(len(flat), *products[0].shape)
+        common.rewind()
+        orders = [linear_sum_assignment(p.cpu(), maximize=True)[1] for p in products]
+        return [
+            (first - part[:, order]) / 2
+            for first, part, order in zip(*views, orders, strict=True)
+        ]
 
     def _done(self, row: int) -> int:
         """How many frames are final before a row is computed; it begins with them."""

@@ -190,15 +190,49 @@ def test_a_stream_is_what_the_rule_gives(
         torch.testing.assert_close(found.double(), wanted, rtol=0, atol=2e-5 * peak)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8", "bf16"])
-def test_cuts_change_nothing(precision: str) -> None:
+@pytest.mark.parametrize(("warm_up", "horizon"), [(0, None), (0.12, None), (0.1, 0.3)])
+@torch.no_grad()
+def test_two_views_are_their_mean(warm_up: float, horizon: float | None) -> None:
+    model = separator()
+    K, stride = model.mods.masknet.K, model.mods.decoder.stride[0]
+    for T in (15, 700, 6001):
+        mix, stream = talk(T), model.stream(warm_up, horizon, views=2)
+        first = by_the_rule(model, mix, warm_up, horizon)
+        second = -by_the_rule(model, -mix, warm_up, horizon)
+        L = count_frames(T, model.mods.encoder.conv1d.kernel_size[0], stride)
+        rows = range(2 * ((K // 2 + L) // K + 1))
+        ends = [min(L, max(0, chunk_frames(r + 1, K, 10**9)[0])) * stride for r in rows]
+        parts = [slice(a, b) for a, b in pairwise([0, *ends, T])]
+        products = torch.stack([first[p].t() @ second[p] for p in parts])
+        wanted = []
+        for r, part in enumerate(parts):
+            last = min(max(r, stream.warm_up - 1), len(parts) - 1)
+            age = (last - torch.arange(last + 1)) * stream.hop
+            weights = torch.exp(-age / (horizon or math.inf)).double()
+            common = torch.tensordot(weights, products[: last + 1], 1)
+            swapped = common[0, 1] + common[1, 0] > common[0, 0] + common[1, 1]
+            other = second[part].flip(1) if swapped else second[part]
+            wanted.append((first[part] + other) / 2)
+        wanted = torch.cat(wanted)
+        found = in_pieces(stream, mix, [100]).double()
+        peak = float(wanted.abs().max())
+        torch.testing.assert_close(found, wanted, rtol=0, atol=2e-5 * peak)
+    for views in (0, 3, True, 1.0):
+        with pytest.raises(UserError, match=f"views is {views}"):
+            model.stream(views=views)
+
+
+@pytest.mark.parametrize(
+    ("precision", "views"), [("fp32", 1), ("fp32", 2), ("int8", 1), ("bf16", 1)]
+)
+def test_cuts_change_nothing(precision: str, views: int) -> None:
     model, mix = separator(precision), talk(9000)
-    whole = in_pieces(model.stream(0.1), mix, [len(mix)])
+    whole = in_pieces(model.stream(0.1, views=views), mix, [len(mix)])
     peak = float(whole.abs().max())
     assert peak > 0.01
     for sizes in ([1], [96], [0, 7, 3000, 1]):
         cut = mix[:2000] if sizes == [1] else mix
-        found = in_pieces(model.stream(0.1), cut, sizes)
+        found = in_pieces(model.stream(0.1, views=views), cut, sizes)
         until = len(cut) - 500 if sizes == [1] else len(mix)  # the end is another one
         assert float((found[:until] - whole[:until]).abs().max()) <= 1e-6 * peak
 
