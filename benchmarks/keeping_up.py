@@ -22,12 +22,13 @@ from speechbrain_spgm.inference.stream import SPGMStream
 from speechbrain_spgm.models.sources import DEFAULT_MODEL
 
 RATE, SETTLED = 8000, 60  # seconds after which memory counts
-CASES = {  # model, network, cores
-    "shipped": (DEFAULT_MODEL, "ours", 1),
-    "base": ("base", "ours", 2),
-    "base int8, one core": ("base", "int8", 1),
-    "base int8": ("base", "int8", 2),
-    "least": ("least", "ours", 1),
+CASES = {  # model, network, cores, views
+    "shipped": (DEFAULT_MODEL, "ours", 1, 1),
+    "shipped, two views": (DEFAULT_MODEL, "ours", 1, 2),
+    "base": ("base", "ours", 2, 1),
+    "base int8, one core": ("base", "int8", 1, 1),
+    "base int8": ("base", "int8", 2, 1),
+    "least": ("least", "ours", 1, 1),
 }
 
 
@@ -41,12 +42,13 @@ class Load(NamedTuple):
     growth: int  # bytes
 
 
-def measure(model: str, network: str, cores: int, seconds: float) -> Load:
+def measure(model: str, network: str, cores: int, views: int, seconds: float) -> Load:
     """Pushes so many seconds of noise."""
     torch.set_num_threads(cores)
     torch.manual_seed(0)
     _, parts = load(model, network)
-    stream = SPGMStream(parts["encoder"], parts["masknet"], parts["decoder"], RATE)
+    ends = parts["encoder"], parts["masknet"], parts["decoder"]
+    stream = SPGMStream(*ends, RATE, views=views)
     step = stream.K * stream.stride // 2
     while not len(stream.push(0.1 * torch.randn(step))):
         pass  # the warm-up
