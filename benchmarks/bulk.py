@@ -3,12 +3,13 @@
     python -m benchmarks.bulk speed --data-folder LibriSpeech --turns 10 --rows 20
     python -m benchmarks.bulk kills --rows 2000 --kills 10
 
-``speed`` takes turns: it separates a manifest of new mixtures of 1 to 20 s (as many of
-1 to 2 s as of 10 to 20 s) as ``spgm separate --manifest`` does, and one recording that
-is as long as all of them together as ``spgm separate`` does, same model, same cores;
-and prints the ratio of their seconds of audio per second and of their processor time,
-and the memory after each turn. With ``--kill`` the command then does the turn's corpus
-once more, is killed (SIGKILL) at a random moment, and does the rest.
+``speed`` takes turns: it separates a manifest of new mixtures of 1 to 20 s (all lengths
+as often; with ``--short`` as many of 1 to 2 s as of 10 to 20 s) as ``spgm separate
+--manifest`` does, and one recording that is as long as all of them together as ``spgm
+separate`` does, same model, same cores; and prints the ratio of their seconds of audio
+per second and of their processor time, and the memory after each turn. With ``--kill``
+the command then does the turn's corpus once more, is killed (SIGKILL) at a random
+moment, and does the rest.
 
 ``kills`` separates a corpus of very short recordings undisturbed, and again in
 processes that are killed (SIGKILL) at random moments, and compares all files.
@@ -59,13 +60,17 @@ class Turn(NamedTuple):
 
 
 def make_corpus(
-    folder: Path, rows: int, speech: list[Path], rng: np.random.Generator
+    folder: Path, rows: int, speech: list[Path], rng: np.random.Generator, short: bool
 ) -> float:
     """Writes mixtures of two excerpts, in.jsonl and all in one; their seconds."""
     folder.mkdir()
     everything, lines = [], []
     for row in range(rows):
-        length = round(SHORTEST * (LONGEST / SHORTEST) ** rng.uniform() * RATE)
+        share = rng.uniform()
+        if short:
+            length = round(SHORTEST * (LONGEST / SHORTEST) ** share * RATE)
+        else:
+            length = round((SHORTEST + (LONGEST - SHORTEST) * share) * RATE)
         pair = rng.choice(len(speech), 2, replace=False)
         voices = [soundfile.read(speech[i], dtype="float32")[0] for i in pair]
         mix = sum(np.resize(voice, length) for voice in voices) / 2
@@ -88,7 +93,7 @@ def speed(arguments: argparse.Namespace) -> None:
     with temporary_folder() as folder:
         for number in range(arguments.turns):
             place = folder / str(number)
-            audio = make_corpus(place, arguments.rows, speech, rng)
+            audio = make_corpus(place, arguments.rows, speech, rng, arguments.short)
 
             def corpus(place: Path = place) -> None:
                 options = Options(format="flac", views=arguments.views)
@@ -239,6 +244,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             command.add_argument("--workers", type=int)
             command.add_argument("--views", type=int, default=2)
             command.add_argument("--kill", action="store_true")
+            command.add_argument("--short", action="store_true")
         else:
             command.add_argument("--kills", type=int, default=10)
     arguments = parser.parse_args(argv)

@@ -71,10 +71,13 @@ def suits(masknet: Dual_Path_Model, x: Tensor) -> bool:
     float64 without autocast, for standard transformers; int8 in float32 only.
     """
     weight = masknet.conv1d.weight
-    learns = x.requires_grad or any(p.requires_grad for p in masknet.parameters())
+
+    def learns() -> bool:
+        return x.requires_grad or any(p.requires_grad for p in masknet.parameters())
+
     return (
-        not (learns and torch.is_grad_enabled())
-        and not any(module.training for module in masknet.modules())
+        not (torch.is_grad_enabled() and learns())
+        and not _trains(masknet)
         and x.device.type == weight.device.type == "cpu"
         and x.dtype == weight.dtype
         and x.dtype in (torch.float32, torch.float64)
@@ -82,6 +85,11 @@ def suits(masknet: Dual_Path_Model, x: Tensor) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and all(is_plain(block.intra_mdl) for block in masknet.dual_mdl)
     )
+
+
+def _trains(module: nn.Module) -> bool:
+    """Whether any part is in training mode; ``modules()`` takes milliseconds."""
+    return module.training or any(map(_trains, module.children()))
 
 
 def is_plain(block: nn.Module) -> bool:
