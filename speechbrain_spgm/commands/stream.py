@@ -69,9 +69,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--views",
         type=int,
         choices=[1, 2],
+        default=1,
         help="2: the mean of the mixture's voices and of those of the mixture upside "
-        "down, which are better for twice the computing; by default what the model's "
-        "card asks for, up to 2",
+        "down, which are better for twice the computing",
     )
     command.add_argument(
         "--threads", type=int, metavar="N", help="cores to compute with; by default all"

@@ -45,7 +45,7 @@ from speechbrain_spgm.inference.level import (
 )
 from speechbrain_spgm.inference.long.spool import resample_in_pieces
 from speechbrain_spgm.inference.options import WRITING, Options
-from speechbrain_spgm.inference.stream import MOST_VIEWS, SPGMStream
+from speechbrain_spgm.inference.stream import SPGMStream
 from speechbrain_spgm.lobes import intra
 from speechbrain_spgm.lobes.chunking import row_seconds
 from speechbrain_spgm.lobes.engine import Watch
@@ -493,7 +493,7 @@ class SPGMSeparation(SepformerSeparation):
         self,
         warm_up: float = 1.0,
         horizon: float | None = None,
-        views: int | None = None,
+        views: int = 1,
     ) -> SPGMStream:
         """Begins to separate a talk that comes piece by piece, as from a microphone.
 
@@ -504,9 +504,8 @@ class SPGMSeparation(SepformerSeparation):
         horizon : float, optional
             Seconds after which the past counts a third: voices may then come and go.
             By default nothing is forgotten.
-        views : int, optional
-            1, or 2: better voices for twice the computing, and no more delay; by
-            default what the model's card asks for, up to 2.
+        views : int
+            1, or 2: better voices for twice the computing, and no more delay.
 
         Returns
         -------
@@ -528,7 +527,7 @@ class SPGMSeparation(SepformerSeparation):
             warm_up,
             horizon,
             HALVES.get(self.precision),
-            min(self.views, MOST_VIEWS) if views is None else views,
+            views,
         )
 
     @property
