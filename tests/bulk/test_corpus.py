@@ -242,7 +242,7 @@ def test_a_shard_is_locked_while_it_is_worked_on(tmp_path):
         pass
 
 
-def test_batches_give_the_same_bits(model, recordings):
+def test_workers_give_the_same_bits_and_batches_the_same_voices(model, recordings):
     manifest = Manifest(recordings / "in.jsonl")
     for name, engine in (
         ("alone", Threads(model, workers=1)),
@@ -251,8 +251,15 @@ def test_batches_give_the_same_bits(model, recordings):
     ):
         separate_corpus(model, manifest, recordings / name, FLAC, engine=engine)
     alone = tree(recordings / "alone")
-    assert alone == tree(recordings / "two") == tree(recordings / "batches")
+    assert alone == tree(recordings / "two")
     assert len(alone) == 29
+    assert alone.keys() == tree(recordings / "batches").keys()
+    for name in filter(lambda name: name.endswith(".flac"), alone):
+        one, batched = (
+            soundfile.read(recordings / way / name)[0] for way in ("alone", "batches")
+        )
+        # On some processors a product's last bits depend on how many rows it has.
+        assert np.abs(one - batched).max() < 2e-6
 
 
 def test_a_batch_is_as_large_as_it_may_be(model, recordings, monkeypatch):
