@@ -21,12 +21,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from io import BytesIO
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from torch.serialization import skip_data
 
 from speechbrain_spgm.errors import UserError
@@ -125,23 +125,17 @@ def open_file(path: Path) -> Any:
         raise ModelError(f"{path} cannot be read: {error.strerror}.") from None
 
 
-@contextmanager
-def outline() -> Iterator[None]:
-    """What is built here takes no memory for its numbers."""
-    with torch.device("meta"), _RangesOnCpu():
-        yield
+def outline() -> torch.device:
+    """The device of modules that take no memory for their numbers.
 
-
-class _RangesOnCpu(TorchFunctionMode):
-    """For a range on "meta" torch would load its compiler, which takes seconds."""
-
-    def __torch_function__(
-        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
-    ) -> Any:
-        small = all(isinstance(n, int) and abs(n) < 2**20 for n in args)
-        if func is torch.arange and small and not kwargs:
-            kwargs = {"device": "cpu"}
-        return func(*args, **(kwargs or {}))
+    On the way torch makes a folder for its compiler, which needs one that is there
+    where no temporary file can be.
+    """
+    try:
+        gettempdir()
+    except FileNotFoundError:
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(__file__).parent))
+    return torch.device("meta")
 
 
 def _read_safetensors(path: Path, check: Callable[[Shapes], None]) -> dict[str, Tensor]:

@@ -520,16 +520,6 @@ def test_help_and_version_import_nothing_heavy():
         assert words in " ".join(done.stdout.split())
 
 
-def test_a_model_loads_without_the_compiler_of_torch():
-    code = (
-        "import sys; from speechbrain_spgm.inference import SPGMSeparation\n"
-        "SPGMSeparation.from_pretrained(device='cpu')\n"
-        "assert 'torch._dynamo' not in sys.modules  # seconds"
-    )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
-
-
 def test_a_subcommand_is_one_entry(monkeypatch, capsys):
     def count(arguments: argparse.Namespace) -> int:
         if "x" in arguments.words:
