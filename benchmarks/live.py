@@ -91,7 +91,7 @@ WARM = {
     for seconds in (0, 0.5, 1, 2)
 }
 WINDOW = {"window 8 s": batch("window")}
-STREAM = {"stream, 1 s warm-up": stream(warm_up=1.0, views=1)}
+STREAM = {"stream, 1 s warm-up": stream(warm_up=1.0)}
 HORIZONS = {
     f"running, 1 s warm-up, horizon {seconds} s": batch("running", horizon=seconds)
     for seconds in (5, 10, 20)

@@ -196,21 +196,19 @@ class SPGMStream:
         self.state = self._begin(horizon)
         if views > 1:
             self.state.mirror = self._begin(horizon)
-            self.state.common = Averages(
-                Running(self.warm_up, keep_of(self.hop, horizon))
-            )
+            self.state.common = self._averages(horizon)
+
+    def _averages(self, horizon: float | None) -> Averages:
+        return Averages(Running(self.warm_up, keep_of(self.hop, horizon)))
 
     def _begin(self, horizon: float | None) -> StreamState:
         weight = self.masknet.conv1d.weight
         N, filters, _ = weight.shape
 
-        def averages(horizon: float | None) -> Averages:
-            return Averages(Running(self.warm_up, keep_of(self.hop, horizon)))
-
         spks, rest = self.masknet.num_spks, self.decoder.kernel_size[0] - self.stride
         return StreamState(
-            averages=averages(horizon),
-            means=averages(min(MEAN_HORIZON, horizon or math.inf)),
+            averages=self._averages(horizon),
+            means=self._averages(min(MEAN_HORIZON, horizon or math.inf)),
             waiting=torch.zeros(0, dtype=torch.float64, device=weight.device),
             centred=weight.new_zeros(0),
             frames=weight.new_zeros(0, filters),

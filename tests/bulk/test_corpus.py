@@ -253,12 +253,15 @@ def test_workers_give_the_same_bits_and_batches_the_same_voices(model, recording
     alone = tree(recordings / "alone")
     assert alone == tree(recordings / "two")
     assert len(alone) == 29
-    assert alone.keys() == tree(recordings / "batches").keys()
+    batches, cpu = tree(recordings / "batches"), Path("/proc/cpuinfo")
+    # Without AVX-512 the last bits were seen to depend on what else is in a batch.
+    if not cpu.exists() or "avx512f" in cpu.read_text():
+        assert alone == batches
+    assert alone.keys() == batches.keys()
     for name in filter(lambda name: name.endswith(".flac"), alone):
         one, batched = (
             soundfile.read(recordings / way / name)[0] for way in ("alone", "batches")
         )
-        # On some processors a product's last bits depend on how many rows it has.
         assert np.abs(one - batched).max() < 2e-6
 
 

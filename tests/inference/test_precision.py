@@ -21,8 +21,12 @@ def exact() -> SPGMSeparation:
     return SPGMSeparation.from_pretrained(device="cpu")
 
 
-# Where the processor has no int8 products of its own (VNNI) they saturate: 34 dB.
-@pytest.mark.parametrize(("precision", "least"), [("bf16", 35), ("int8", 32)])
+CPU = Path("/proc/cpuinfo")
+# Seen on a processor without int8 products of its own: 34 dB.
+INT8 = 35 if not CPU.exists() or "vnni" in CPU.read_text() else 32
+
+
+@pytest.mark.parametrize(("precision", "least"), [("bf16", 35), ("int8", INT8)])
 def test_voices_are_close_to_fp32(
     exact: SPGMSeparation, precision: str, least: float, monkeypatch
 ) -> None:
