@@ -1,7 +1,7 @@
 """A corpus of short recordings: as fast as one long recording, and safe from kills.
 
     python -m benchmarks.bulk speed --data-folder LibriSpeech --turns 10 --rows 20
-    python -m benchmarks.bulk kills --rows 2000 --kills 10
+    python -m benchmarks.bulk kills --data-folder LibriSpeech --rows 2000 --kills 10
 
 ``speed`` takes turns: it separates a manifest of new mixtures of 1 to 20 s (all lengths
 as often; with ``--short`` as many of 1 to 2 s as of 10 to 20 s) as ``spgm separate
@@ -11,8 +11,9 @@ per second and of their processor time, and the memory after each turn. With ``-
 the command then does the turn's corpus once more, is killed (SIGKILL) at a random
 moment, and does the rest.
 
-``kills`` separates a corpus of very short recordings undisturbed, and again in
-processes that are killed (SIGKILL) at random moments, and compares all files.
+``kills`` separates such a corpus undisturbed, by a small random network unless a model
+is named, and again in processes that are killed (SIGKILL) at random moments, and
+compares all files.
 """
 
 from __future__ import annotations
@@ -62,9 +63,9 @@ class Turn(NamedTuple):
 def make_corpus(
     folder: Path, rows: int, speech: list[Path], rng: np.random.Generator, short: bool
 ) -> float:
-    """Writes mixtures of two excerpts, in.jsonl and all in one; their seconds."""
+    """Writes mixtures of two excerpts, in.jsonl, and all in one; their seconds."""
     folder.mkdir()
-    everything, lines = [], []
+    lines, everything = [], soundfile.SoundFile(folder / "long.flac", "w", RATE, 1)
     for row in range(rows):
         share = rng.uniform()
         if short:
@@ -76,10 +77,10 @@ def make_corpus(
         mix = sum(np.resize(voice, length) for voice in voices) / 2
         soundfile.write(folder / f"{row}.flac", mix, RATE)
         lines.append(json.dumps({"audio_filepath": f"{row}.flac"}) + "\n")
-        everything.append(mix)
+        everything.write(mix)
     (folder / "in.jsonl").write_text("".join(lines))
-    soundfile.write(folder / "long.flac", np.concatenate(everything), RATE)
-    return sum(map(len, everything)) / RATE
+    everything.close()
+    return everything.frames / RATE
 
 
 def speed(arguments: argparse.Namespace) -> None:
@@ -168,20 +169,16 @@ def kills(arguments: argparse.Namespace) -> None:
     """Prints whether runs that were killed end with the files of one that was not."""
     rng, draw = np.random.default_rng(arguments.seed), random.Random(arguments.seed)
     with temporary_folder() as folder:
-        rows = []
-        for row in range(arguments.rows):
-            mix = 0.1 * rng.standard_normal(rng.integers(800, 4000))
-            soundfile.write(folder / f"{row}.flac", mix, RATE)
-            rows.append(json.dumps({"audio_filepath": f"{row}.flac"}) + "\n")
-        (folder / "in.jsonl").write_text("".join(rows))
-        model = arguments.model
+        speech = sorted(arguments.data_folder.rglob("*.flac"))
+        place, model = folder / "in", arguments.model
+        audio = make_corpus(place, arguments.rows, speech, rng, arguments.short)
         if model is None:
             torch.manual_seed(0)
             model = folder / "model"
             save_published(model, *build(CONFIG), CONFIG, CARD)
 
         def run(output: str) -> int:
-            words = ["--manifest", folder / "in.jsonl", "--output", folder / output]
+            words = ["--manifest", place / "in.jsonl", "--output", folder / output]
             words += ["--model", model, "--device", "cpu"]
             return spgm(["separate", *map(str, words)])
 
@@ -206,8 +203,8 @@ def kills(arguments: argparse.Namespace) -> None:
         whole, out = (files(folder / name) for name in ("whole", "out"))
         same = "equal" if whole == out else "DIFFERENT"
         print(
-            f"{arguments.rows} rows, {len(done)} kills, {seconds:.0f} s undisturbed: "
-            f"{len(whole)} files, {same}, byte for byte."
+            f"{arguments.rows} rows ({audio:.0f} s of audio), {len(done)} kills, "
+            f"{seconds:.0f} s undisturbed: {len(whole)} files, {same}, byte for byte."
         )
 
 
@@ -237,14 +234,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         command.add_argument("--rows", type=int, default=rows)
         command.add_argument("--model")
         command.add_argument("--seed", type=int, default=0)
+        command.add_argument("--data-folder", type=Path, required=True)
+        command.add_argument("--short", action="store_true")
         command.set_defaults(work=work)
         if work is speed:
-            command.add_argument("--data-folder", type=Path, required=True)
             command.add_argument("--turns", type=int, default=10)
             command.add_argument("--workers", type=int)
             command.add_argument("--views", type=int, default=2)
             command.add_argument("--kill", action="store_true")
-            command.add_argument("--short", action="store_true")
         else:
             command.add_argument("--kills", type=int, default=10)
     arguments = parser.parse_args(argv)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import band, inference, levels, live, training
+from benchmarks import band, bulk, inference, levels, live, training
 from speechbrain_spgm.audio import write_audio
 from speechbrain_spgm.data import Mixture, MixtureBatch
 from speechbrain_spgm.data.manifests import ManifestRow
@@ -144,3 +144,15 @@ def test_live_table_shows_differences_of_the_same_mixtures(tmp_path: Path) -> No
     cells = [cell.strip() for cell in row.split("|")[1:-1]]
     assert cells[:3] == ["running", "2", "5.75 ± 3.18"]
     assert cells[3].startswith("-0.25 ±") and cells[4:] == ["-0.25", "-1.0", "+0.5"]
+
+
+def test_a_corpus_beside_one_long_recording_and_after_a_kill(tmp_path, capsys) -> None:
+    torch.manual_seed(0)
+    for name in "ab":
+        write_audio(tmp_path / f"{name}.flac", torch.rand(1600) - 0.5, bulk.RATE)
+    common = ["--data-folder", str(tmp_path), "--short"]
+    bulk.main(["speed", *common, "--turns", "1", "--rows", "1", "--views", "1"])
+    assert "1 turns, " in capsys.readouterr().out
+    bulk.main(["kills", *common, "--rows", "6", "--kills", "1"])
+    assert "1 kills" in (text := capsys.readouterr().out)
+    assert "13 files, equal, byte for byte." in text

@@ -18,7 +18,7 @@ import tarfile
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from io import BytesIO
 from pathlib import Path
 from tempfile import gettempdir
@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.serialization import skip_data
 
 from speechbrain_spgm.errors import UserError
@@ -53,6 +54,9 @@ SINCE_MARK = {"TUPLE", "APPENDS", "SETITEMS"}
 ADDING = {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "BUILD"}
 MOST_WORK = 2**21  # objects of a pickle, and their parts; spgm-opt has under 2**17
 LARGEST_NUMBER = 8  # bytes
+# Of tensors of such floats and numbers they make one, of the shapes' common shape.
+FLOAT = torch.float32
+ELEMENTWISE = {torch.exp, torch.sin, torch.cos, Tensor.mul}
 MOST_SHARING = 16  # times that a number of a file may be in its tensors
 ZIP_END = struct.Struct("<4s4H2LH")
 ZIP64_END, ZIP64_PLACE = struct.Struct("<4sQ2H2L4Q"), struct.Struct("<4sLQL")
@@ -125,17 +129,46 @@ def open_file(path: Path) -> Any:
         raise ModelError(f"{path} cannot be read: {error.strerror}.") from None
 
 
-def outline() -> torch.device:
-    """The device of modules that take no memory for their numbers.
+@contextmanager
+def outline() -> Iterator[None]:
+    """Modules that are built inside take no memory for their numbers: all are "meta".
 
-    On the way torch makes a folder for its compiler, which needs one that is there
-    where no temporary file can be.
+    Where torch's compiler is asked for all the same, it makes a folder, and needs one
+    that is there where no temporary file can be.
+
+    Example
+    -------
+    >>> with outline():
+    ...     torch.exp(torch.arange(0, 10**12, 2).float() * 0.5)
+    tensor(..., device='meta', size=(500000000000,))
     """
     try:
         gettempdir()
     except FileNotFoundError:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(__file__).parent))
-    return torch.device("meta")
+    with torch.device("meta"), _ShapesAlone():
+        yield
+
+
+class _ShapesAlone(TorchFunctionMode):
+    """Answers what positional encodings ask on "meta", where there are only shapes.
+
+    torch's own answer is the same, but imports its compiler, which takes seconds.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: Any = None
+    ) -> Any:
+        if func is torch.arange and not kwargs and all(type(x) is int for x in args):
+            with suppress(OverflowError, TypeError, ValueError):
+                return torch.empty(len(range(*args)), dtype=torch.int64)
+        elif func in ELEMENTWISE and not kwargs:
+            tensors = [x for x in args if type(x) is not float]
+            if all(type(x) is Tensor and x.is_meta for x in tensors):
+                if all(x.dtype == FLOAT for x in tensors):
+                    shape = torch.broadcast_shapes(*(x.shape for x in tensors))
+                    return torch.empty(shape, dtype=FLOAT)
+        return func(*args, **(kwargs or {}))
 
 
 def _read_safetensors(path: Path, check: Callable[[Shapes], None]) -> dict[str, Tensor]:

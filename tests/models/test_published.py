@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -318,6 +320,17 @@ def test_nothing_beside_the_weights_is_run(copy, tmp_path_factory):
     model = SPGMSeparation.from_pretrained(copy, device="cpu")
     model.separate_batch(torch.randn(1, 100))
     assert not marker.exists()
+
+
+def test_neither_loading_nor_separating_brings_the_compiler():
+    program = (
+        "import sys, torch\n"
+        "from speechbrain_spgm.inference import SPGMSeparation\n"
+        "model = SPGMSeparation.from_pretrained(device='cpu')\n"
+        "model.separate_batch(torch.rand(1, 800))\n"
+        "assert 'torch._dynamo' not in sys.modules"
+    )  # importing it takes seconds
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_a_pickle_named_safetensors_is_refused(copy, tmp_path_factory):
