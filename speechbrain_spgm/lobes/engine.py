@@ -591,14 +591,17 @@ def _split(count: int, size: int) -> list[slice]:
 def _taper(count: int, size: int) -> list[slice]:
     """Likewise, ever shorter at the end: then all workers, however many, end together.
 
+    But single rows, which take more time each, come at the very end only.
+
     Example
     -------
     >>> [part.stop - part.start for part in _taper(16, 3)]
-    [3, 3, 2, 2, 1, 1, 1, 1, 1, 1]
+    [3, 3, 2, 2, 2, 2, 1, 1]
     """
     slices, start = [], 0
     while start < count:
-        stop = start + min(size, max(1, (count - start) // 4))
+        left = count - start
+        stop = start + min(size, max(1, min(2, left // 2), left // 4))
         slices.append(slice(start, stop))
         start = stop
     return slices
