@@ -164,7 +164,7 @@ class _ShapesAlone(TorchFunctionMode):
                 return torch.empty(len(range(*args)), dtype=torch.int64)
         elif func in ELEMENTWISE and not kwargs:
             tensors = [x for x in args if type(x) is not float]
-            if all(type(x) is Tensor and x.is_meta for x in tensors):
+            if tensors and all(type(x) is Tensor and x.is_meta for x in tensors):
                 if all(x.dtype == FLOAT for x in tensors):
                     shape = torch.broadcast_shapes(*(x.shape for x in tensors))
                     return torch.empty(shape, dtype=FLOAT)
