@@ -174,7 +174,7 @@ def measure(
 ) -> Iterator[Result]:
     """One mixture in all wanted ways that have not been measured yet."""
     for way, separate in WAYS[study].items():
-        if (study, name, way) in done or (ways and way not in ways):
+        if (study, name, way) in done or way not in ways:
             continue
         est = separate(model, sources.sum(1))
         yield Result(study, name, way, improvement(est, sources))
@@ -237,7 +237,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--part", default="test-clean", help="folder of the speakers")
     parser.add_argument("--studies", nargs="+", choices=STUDIES, default=[*STUDIES])
     parser.add_argument("--mixtures", type=int, default=30, help="of each study")
-    parser.add_argument("--ways", nargs="+", default=[], help="by default all")
+    known = sorted({way for ways in WAYS.values() for way in ways})
+    parser.add_argument("--ways", nargs="+", choices=known, default=known)
     parser.add_argument("--longest", type=float, default=600, help="talk, in seconds")
     parser.add_argument("--model", help="by default the shipped one")
     parser.add_argument("--cache", type=Path, help="keep the results here, a file")

@@ -75,6 +75,7 @@ def test_a_killed_worker_is_not_missed(published, recordings):
     assert f"Separated {ROWS - 1} recordings" in stdout
     assert tree(out) == tree(recordings / "one")
     assert [row["audio_filepath"] for row in read(out / "failed.jsonl")] == ["1.wav"]
+    assert len(list(out.glob(".spgm/journal*"))) >= 2
     assert all(
         "key" in json.loads(line)
         for file in out.glob(".spgm/journal*")
