@@ -54,8 +54,12 @@ class Cluster(NamedTuple):
         require("ray.data", "'ray[data]'", "The engine ray")
         todo = list(rows)
         if todo:
-            yield from self._run(ledger, orders, todo)
-            ledger.load(row.key for row in todo)
+            keys = {row.key for row in todo}
+            for key, failure in self._run(ledger, orders, todo):
+                if failure is not None:
+                    keys.discard(key)  # an earlier run may have done it
+                yield key, failure
+            ledger.load(keys)
 
     def _run(self, ledger: Ledger, orders: Orders, todo: list[Row]) -> Iterator:
         ray = require("ray", "'ray[data]'", "The engine ray")

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -42,6 +43,8 @@ EXACT_BYTES = 4 * 2**30  # not what happens to be free: a row depends on no mach
 SCORED = 60.0  # seconds of a recording, at most
 AHEAD = 2  # threads for each that computes: the others read and write meanwhile
 BATCH_SIZE, BATCH_SECONDS = 32, 240.0  # of a GPU
+MOST_WORKERS = 256  # each has several files open
+LEVELLED = frozenset(["residual", "shared_energy"])  # scores that levels decide
 
 # The key of a row that is finished, and why it failed, if it did.
 Result = tuple[str, str | None]
@@ -111,7 +114,18 @@ def separate_corpus(
     """
     engine = engine or Threads(model)
     orders = Orders(prepared(options, model), check_scores(scores))
+    if options.normalize is not None and LEVELLED.intersection(orders.scores):
+        raise UserError(
+            f"normalize is {options.normalize!r}, but {' and '.join(sorted(LEVELLED))} "
+            "are of voices at their own levels: leave one out."
+        )
     ledger = Ledger(folder)
+    for place in {*ledger.lists(shard), *ledger.lists(ALL)}:
+        if os.path.realpath(place) == os.path.realpath(manifest.path):
+            raise UserError(
+                f"the manifest {manifest.path} would be replaced by the list of "
+                "voices: take another output folder."
+            )
     count = sum(1 for _ in manifest)
     if not count:
         raise UserError(f"the manifest {manifest.path} has no rows.")
@@ -199,8 +213,12 @@ class Threads:
         workers: int | None = None,
         batch: tuple[int, float] | None = None,
     ) -> None:
+        if workers is not None and not 1 <= workers <= MOST_WORKERS:
+            raise UserError(
+                f"workers is {workers}, but must be from 1 to {MOST_WORKERS}."
+            )
         self.model = model
-        self.workers = workers or count_workers()
+        self.workers = workers or min(count_workers(), MOST_WORKERS)
         if batch is None and torch.device(model.device).type != "cpu":
             batch = BATCH_SIZE, BATCH_SECONDS
         self.batch = batch
@@ -210,6 +228,7 @@ class Threads:
     ) -> Iterator[Result]:
         """Yields each row's result; they are written down by then."""
         many = AHEAD * (self.batch[0] if self.batch else self.workers)
+        allow_files(8 * many)
         threads = torch.get_num_threads()
         with ExitStack() as stack:
             stack.callback(torch.set_num_threads, threads)  # for later threads
@@ -234,6 +253,17 @@ class Threads:
             while running:
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 yield from (future.result() for future in done)
+
+
+def allow_files(number: int) -> None:
+    """Lets this process have so many files open, as far as the system does."""
+    with suppress(ImportError, OSError, ValueError):
+        import resource  # not on Windows
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if 0 <= soft < number:
+            wanted = number if hard < 0 else min(number, hard)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def finish_row(model: Separable, row: Row, ledger: Ledger, orders: Orders) -> Result:
@@ -302,7 +332,9 @@ def score_row(
     cut = Cut(row.cut.offset + start / rate, length / rate)
     mix = read_audio(row.path, row.name, orders.options.channel, cut=cut).samples
     voices = [
-        soundfile.read(path, length, start, dtype="float32", always_2d=True)[0]
+        soundfile.read(
+            os.fsencode(path), length, start, dtype="float32", always_2d=True
+        )[0]
         for path in outputs
     ]
 
@@ -313,7 +345,7 @@ def score_row(
             recording, None, 1, None, consistent=False, full_band=full_band
         )[0]
 
-    est = torch.from_numpy(np.concatenate(voices, axis=1))
+    est = torch.from_numpy(np.concatenate(voices, axis=1)) / facts["gain"]
     n = min(len(mix), len(est))  # lossy formats may add a little
     return measure_all(orders.scores, Heard(mix[:n], est[:n], rate, separate))
 
@@ -321,7 +353,7 @@ def score_row(
 def level_of(path: Path) -> float | None:
     """The root mean square of a file in dB of full scale, None if it is silent."""
     power = count = 0
-    with soundfile.SoundFile(path) as file:
+    with soundfile.SoundFile(os.fsencode(path)) as file:
         for block in file.blocks(BLOCK, dtype="float64"):
             power += float(np.square(block).sum())
             count += len(block)

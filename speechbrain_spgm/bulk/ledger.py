@@ -36,6 +36,7 @@ from speechbrain_spgm.files import (
 
 STATE, SETTINGS, VOICES = ".spgm", "settings.json", "voices"
 START = '{"key": "'  # of each line of a journal
+OURS = frozenset(["remarks"])  # fields that only some rows have
 MEAN_FILES = 500  # expected in a folder: above twice as many there never are
 
 Voices = list[dict[str, Any]]
@@ -146,9 +147,12 @@ class Ledger:
             self._file = None
 
     def load(self, keys: Iterable[str]) -> None:
-        """Reads which of some rows are done: in the journals, their files unchanged."""
+        """Reads which of some rows are done: in the journals, their files unchanged.
+
+        Of several lines about a row the newest journal's counts.
+        """
         wanted, width = frozenset(keys), len(START)
-        for path in sorted(self.state.glob("journal-*.jsonl")):
+        for path in sorted(self.state.glob("journal-*.jsonl"), key=_age):
             if path == self.journal:
                 continue
             place = 0
@@ -168,6 +172,11 @@ class Ledger:
         except (OSError, ValueError, KeyError):  # gone, or cut off by a kill
             return False
 
+    def lists(self, shard: Shard) -> tuple[Path, Path]:
+        """Where the rows of a shard go that are done, and those that failed."""
+        out, failed = (f"{name}{shard.suffix}.jsonl" for name in ("out", "failed"))
+        return self.folder / out, self.folder / failed
+
     def write(
         self, manifest: Manifest, shard: Shard, failures: Mapping[str, str]
     ) -> None:
@@ -180,9 +189,7 @@ class Ledger:
         failures : mapping
             From the key of a row to why it is not done.
         """
-        out, failed = (
-            self.folder / f"{name}{shard.suffix}.jsonl" for name in ("out", "failed")
-        )
+        out, failed = self.lists(shard)
         with writing(f"The lists in {self.folder}", "make room"):
             with (
                 replacing(failed) as failed_part,
@@ -195,8 +202,7 @@ class Ledger:
                     if row.key in self.places:
                         self._write_voices(row, lines, out_file)
                     elif row.key in failures:  # else it is newer than this run
-                        fields = {**row.fields, "error": failures[row.key]}
-                        failed_file.write(json.dumps(fields) + "\n")
+                        _write_row({"error": failures[row.key]}, row, failed_file)
             if not failures:
                 failed.unlink(missing_ok=True)
             if shard == ALL:  # what killed processes left where nobody wrote since
@@ -204,14 +210,9 @@ class Ledger:
                     sweep(folder)
 
     def _write_voices(self, row: Row, lines: _Lines, file: TextIO) -> None:
-        """A row per voice: its own fields, then those of the manifest."""
         for voice in json.loads(lines.read(*self.places[row.key]))["voices"]:
             del voice["bytes"]
-            kept = {
-                f"mixture_{name}" if name in voice else name: value
-                for name, value in row.fields.items()
-            }
-            file.write(json.dumps({**voice, **kept}) + "\n")
+            _write_row(voice, row, file)
 
 
 class _Lines:
@@ -237,6 +238,21 @@ class _Lines:
             self.files[path] = open(path, "rb")
         self.files[path].seek(place)
         return self.files[path].readline()
+
+
+def _write_row(ours: dict[str, Any], row: Row, file: TextIO) -> None:
+    """Our fields, then the manifest's, none of which takes the place of another."""
+    kept: dict[str, Any] = {}
+    for name, value in row.fields.items():
+        target = name
+        while target in OURS or target in ours or target in {*row.fields} - {name}:
+            target = f"mixture_{target}"
+        kept[target] = value
+    file.write(json.dumps({**ours, **kept}) + "\n")
+
+
+def _age(journal: Path) -> tuple[int, str]:
+    return journal.stat().st_mtime_ns, journal.name
 
 
 def digits_for(rows: int, speakers: int) -> int:

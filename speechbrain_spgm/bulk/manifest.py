@@ -116,7 +116,7 @@ class Manifest:
     def __init__(self, path: Path, files: Iterable[str] | None = None) -> None:
         self.path, self.files = path, None if files is None else list(files)
         self.base = os.path.abspath(path if files is not None else path.parent)
-        if self.files is None and not path.is_file():
+        if self.files is None and not os.path.isfile(path):
             raise UserError(f"the manifest {path} does not exist: check its name.")
 
     @property
@@ -190,7 +190,8 @@ class Manifest:
             yield fields if good else line
 
     def _table(self, file: TextIO, delimiter: str) -> Iterator[dict[str, Any] | str]:
-        reader = csv.DictReader(file, delimiter=delimiter)
+        # Strict: else a quote without its end takes all rows behind it into its field.
+        reader = csv.DictReader(file, delimiter=delimiter, strict=True)
         try:
             columns = reader.fieldnames or []
             if not set(PATHS) & set(columns):
@@ -203,7 +204,10 @@ class Manifest:
                 named = [fields.get(name) for name in PATHS if name in fields]
                 yield fields if whole and named[0] else json.dumps([*fields.values()])
         except csv.Error as error:
-            raise UserError(f"the manifest {self.path} is no table: {error}.") from None
+            raise UserError(
+                f"the manifest {self.path} is no table (after line {reader.line_num}: "
+                f"{error}): write quotes in a field twice, in a field within quotes."
+            ) from None
 
 
 def _finite(text: str) -> float | str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,6 +80,23 @@ def add_separation_options(command: argparse.ArgumentParser) -> None:
         help="of the window, by default 8; or after which running averages count the "
         "past a third, by default never",
     )
+
+
+def refuse_given(
+    arguments: argparse.Namespace, names: Iterable[str], reason: str
+) -> None:
+    """Refuses options that would have no effect; ``default_of`` tells what is given."""
+    for name in names:
+        if getattr(arguments, name) != arguments.default_of(name):
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(f"{option} {reason}: leave it out.")
+
+
+def some_path(text: str) -> Path:
+    """The type of an argument that must name a file or a folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("a path is empty: name a file or a folder")
+    return Path(text)
 
 
 def positive(kind: type) -> type:

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+from collections.abc import Iterable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from speechbrain_spgm.commands.common import load_model, make_folder, positive, say
+from speechbrain_spgm.commands.common import (
+    load_model,
+    make_folder,
+    positive,
+    refuse_given,
+    say,
+    some_path,
+)
 from speechbrain_spgm.commands.jobs import search
 from speechbrain_spgm.console import WRONG_INPUT
 from speechbrain_spgm.errors import UserError, count
@@ -23,6 +32,9 @@ if TYPE_CHECKING:
     from speechbrain_spgm.metrics.scores import Score
 
 SAID = 5  # failures that are told on the spot
+# Options that only --manifest has, and those that only --engine ray has.
+ON_RAY = ("ray_address", "num_gpus")
+OF_CORPUS = ("shard", "scores", "resume", "engine", "workers", *ON_RAY)
 
 
 def add_corpus_options(command: argparse.ArgumentParser) -> None:
@@ -36,7 +48,7 @@ def add_corpus_options(command: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--manifest",
-        type=Path,
+        type=some_path,
         metavar="FILE_OR_FOLDER",
         help="JSON lines with audio_filepath, and offset and duration for a part; or a "
         "table with these columns (.csv, .tsv); or a folder",
@@ -108,9 +120,11 @@ def run_corpus(arguments: argparse.Namespace) -> int:
     if arguments.inputs or arguments.report:
         wrong = "files" if arguments.inputs else "--report"
         raise UserError(f"--manifest and {wrong} do not go together: leave one out.")
-    shard = Shard.parse(arguments.shard) if arguments.shard else ALL
+    if arguments.engine != "ray":
+        refuse_given(arguments, ON_RAY, "goes with --engine ray")
+    shard = ALL if arguments.shard is None else Shard.parse(arguments.shard)
     folder = Path(arguments.output)
-    manifest = open_manifest(arguments.manifest, folder)
+    manifest, unread = open_manifest(arguments.manifest, folder)
     model = load_model(arguments)
     arguments.format = arguments.format or "flac"
     chosen = {name: vars(arguments).get(name) for name in Options.names()}
@@ -135,9 +149,9 @@ def run_corpus(arguments: argparse.Namespace) -> int:
     done = count(outcome.rows - outcome.before - failed, "recording")
     print(
         f"Separated {done} into {folder}; {outcome.before} were done before, "
-        f"{failed} failed."
+        f"{failed + unread} failed."
     )
-    return WRONG_INPUT if failed else 0
+    return WRONG_INPUT if failed + unread else 0
 
 
 def make_engine(arguments: argparse.Namespace, model: SPGMSeparation) -> Engine:
@@ -147,7 +161,9 @@ def make_engine(arguments: argparse.Namespace, model: SPGMSeparation) -> Engine:
 
     if arguments.engine == "threads":
         return Threads(model, arguments.workers)
-    words = {**vars(arguments), "run": None}
+    words = {**vars(arguments), "run": None, "default_of": None}
+    if arguments.model and os.path.exists(arguments.model):
+        words["model"] = os.path.abspath(arguments.model)  # workers start elsewhere
     return Cluster(
         partial(load_model, argparse.Namespace(**words)),
         arguments.ray_address,
@@ -156,20 +172,31 @@ def make_engine(arguments: argparse.Namespace, model: SPGMSeparation) -> Engine:
     )
 
 
-def open_manifest(path: Path, output: Path) -> Manifest:
-    """A manifest's rows, or the recordings in a folder."""
+def open_manifest(path: Path, output: Path) -> tuple[Manifest, int]:
+    """A manifest's rows, or the recordings in a folder; how many cannot be read."""
+    from speechbrain_spgm.bulk.ledger import VOICES
     from speechbrain_spgm.bulk.manifest import Manifest
 
-    if not path.is_dir():
-        return Manifest(path)
-    files, problems, passed_over, _ = search(path, output)
+    if not os.path.isdir(path):
+        return Manifest(path), 0
+    place, out = (Path(os.path.realpath(folder)) for folder in (path, output))
+    if place == out or place.is_relative_to(out / VOICES):
+        raise UserError(
+            f"the voices in {output} would be recordings of {path} the next time: take "
+            "another output folder."
+        )
+    files, problems, passed_over, lacking = search(path, output)
     for line in problems + passed_over:
         say(f"spgm: {line}")
-    return Manifest(path, [str(file.relative_to(path)) for file in files])
+    manifest = Manifest(path, [str(file.relative_to(path)) for file in files])
+    return manifest, len(problems) + lacking
 
 
-def run_without_references(arguments: argparse.Namespace) -> int:
-    """Separates a corpus and prints the means of its scores; returns the exit code."""
+def run_without_references(arguments: argparse.Namespace, shared: Iterable[str]) -> int:
+    """Separates a corpus and prints the means of its scores; returns the exit code.
+
+    ``shared`` names the options that are those of separating.
+    """
     from speechbrain_spgm.bulk.corpus import separate_corpus
     from speechbrain_spgm.inference.options import Options
     from speechbrain_spgm.metrics.reference_free import REFERENCE_FREE
@@ -178,8 +205,9 @@ def run_without_references(arguments: argparse.Namespace) -> int:
     model = load_model(arguments)
     with ExitStack() as stack:
         folder = arguments.output or stack.enter_context(temporary_folder())
-        manifest = open_manifest(arguments.manifest, folder)
-        options = Options(views=arguments.views, format="flac", progress=True)
+        manifest, unread = open_manifest(arguments.manifest, folder)
+        chosen = {name: vars(arguments)[name] for name in shared}
+        options = Options.of({**chosen, "format": "flac", "progress": True})
         names = names_in(arguments.scores)
         outcome = separate_corpus(model, manifest, folder, options, scores=names)
         scores = read_scores(folder / "out.jsonl", names)
@@ -194,8 +222,9 @@ def run_without_references(arguments: argparse.Namespace) -> int:
         print(
             f"| {measure.name} | {' | '.join(cells_of(summary[name], measure.unit))} |"
         )
-    print(f"\nn = {summary['n']}; {len(outcome.failures)} failed.")
-    return WRONG_INPUT if outcome.failures else 0
+    failed = len(outcome.failures) + unread
+    print(f"\nn = {summary['n']}; {failed} failed.")
+    return WRONG_INPUT if failed else 0
 
 
 def read_scores(path: Path, names: list[str]) -> list[Score]:

@@ -16,7 +16,9 @@ from speechbrain_spgm.commands.common import (
     load_model,
     make_folder,
     positive,
+    refuse_given,
     say,
+    some_path,
 )
 from speechbrain_spgm.commands.corpus import (
     add_scores_option,
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
     from speechbrain_spgm.metrics.scores import Score
 
 SHARED = ("views", "statistics", "statistics_seconds")  # with spgm separate
+WITH_REFERENCES = (
+    "data_folder mode metrics speakers batch_size batch_seconds limit jobs".split()
+)
 LEVEL_STEPS = (2, 5)  # dB between the loudest and the softest source
 
 
@@ -53,7 +58,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--manifest",
         required=True,
-        type=Path,
+        type=some_path,
         metavar="CSV",
         help="the mixtures: a manifest with the columns id, duration, mix, s1, s2, "
         "..., or a metadata list of LibriMix (then give --data-folder)",
@@ -71,7 +76,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="of a metadata list: cut to the shortest source (default) or pad to the "
         "longest",
     )
-    command.add_argument("--output", type=Path, metavar="DIR", help="where to write")
+    command.add_argument(
+        "--output", type=some_path, metavar="DIR", help="where to write"
+    )
     command.add_argument(
         "--metrics",
         default="si_sdr,sdr",
@@ -114,13 +121,15 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "them, into --output if it is given, and print the means of --scores",
     )
     add_scores_option(command, "agreement,shared_energy,residual")
-    command.set_defaults(run=run)
+    command.set_defaults(run=run, default_of=command.get_default)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluates; returns the exit code."""
     if arguments.no_references:
-        return run_without_references(arguments)
+        refuse_given(arguments, WITH_REFERENCES, "needs references")
+        return run_without_references(arguments, SHARED)
+    refuse_given(arguments, ["scores"], "goes with --no-references")
     from speechbrain_spgm.data.recordings import tell_lower_rates
     from speechbrain_spgm.inference.options import Options
     from speechbrain_spgm.metrics.report import (

@@ -16,9 +16,14 @@ from speechbrain_spgm.commands.common import (
     add_separation_options,
     load_model,
     make_folder,
+    refuse_given,
     say,
 )
-from speechbrain_spgm.commands.corpus import add_corpus_options, run_corpus
+from speechbrain_spgm.commands.corpus import (
+    OF_CORPUS,
+    add_corpus_options,
+    run_corpus,
+)
 from speechbrain_spgm.commands.jobs import STDIN, Job, check_outputs, find_jobs
 from speechbrain_spgm.console import WRONG_INPUT
 from speechbrain_spgm.errors import UserError, count, shown
@@ -66,7 +71,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     add_file_options(command)
     add_length_options(command)
     add_corpus_options(command)
-    command.set_defaults(run=run)
+    command.set_defaults(run=run, default_of=command.get_default)
 
 
 def add_file_options(command: argparse.ArgumentParser) -> None:
@@ -129,13 +134,14 @@ def run(arguments: argparse.Namespace) -> int:
 
     from speechbrain_spgm.inference.options import Options
 
+    if "" in (*arguments.inputs, arguments.output):
+        raise UserError("a path is empty: name a file or a folder, . for this one.")
     if arguments.manifest is not None:
         return run_corpus(arguments)
+    refuse_given(arguments, OF_CORPUS, "goes with --manifest")
     if not arguments.inputs:
         raise UserError("nothing is named to separate: give files, or --manifest.")
     arguments.format = arguments.format or "wav"
-    if "" in (*arguments.inputs, arguments.output):
-        raise UserError("a path is empty: name a file or a folder, . for this one.")
     output = Path(arguments.output)
     jobs, failures, unread = find_jobs(arguments.inputs, output)
     for failure in failures:

@@ -148,9 +148,9 @@ def measure_residual(heard: Heard) -> list[float]:
     [-20.0, -20.0]
     """
     mix = heard.mix.double()
-    mix = mix - mix.mean()
     rest = mix - heard.voices.double().sum(-1)
-    ratio = float(rest.square().sum() / mix.square().sum().clamp_min(1e-20))
+    power, lack = (x.var(correction=0) for x in (mix, rest))  # an offset is no sound
+    ratio = float(lack / power.clamp_min(1e-20))
     return [round(_decibels(ratio), 6)] * heard.voices.shape[1]
 
 
@@ -200,7 +200,7 @@ def listen(heard: Heard) -> list[np.ndarray]:
     for voice in voices:
         while len(voice) < length:  # as the authors do
             voice = torch.cat([voice, voice])
-        parts = int(len(voice) / MOS_RATE - MOS_SECONDS) + 1
+        parts = int(len(voice) // MOS_RATE - MOS_SECONDS) + 1
         pieces = voice.unfold(0, length, hop)[:parts]  # [H, length]
         inputs = [{"input_1": piece[None].numpy()} for piece in pieces]
         found = [_listener().run(None, given)[0] for given in inputs]

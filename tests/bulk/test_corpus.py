@@ -123,6 +123,104 @@ def test_tables_and_folders(model, published, recordings, capsys):
     assert "13 recordings" in capsys.readouterr().out
 
 
+def test_quotes_in_a_table_take_no_rows_with_them(published, recordings, capsys):
+    rows = 'audio_filepath,text\n0.wav,"he said\n1.wav,hello\n2.wav,bye\n'
+    (recordings / "in.csv").write_text(rows)
+    words = ["--manifest", str(recordings / "in.csv"), "--model", str(published)]
+    assert main(["separate", *words, "--output", str(recordings / "out")]) == 2
+    assert (
+        "is no table (after line 1: unexpected end of data)" in capsys.readouterr().err
+    )
+    assert not list((recordings / "out").rglob("*.flac"))
+
+
+def test_fields_never_take_the_place_of_others(model, recordings):
+    row = {"audio_filepath": "0.wav", "duration": 0.1, "mixture_duration": 7}
+    row |= {"remarks": "mine", "error": "old"}
+    write(recordings / "in.jsonl", [row, row | {"audio_filepath": "gone.wav"}])
+    manifest = Manifest(recordings / "in.jsonl")
+    separate_corpus(model, manifest, recordings / "out", FLAC)
+    voice = read(recordings / "out" / "out.jsonl")[0]
+    assert voice["duration"] == 0.1 and voice["error"] == "old"
+    assert voice["mixture_duration"] == 7 and voice["mixture_remarks"] == "mine"
+    assert voice["mixture_mixture_duration"] == 0.1 and "remarks" not in voice
+    (failed,) = read(recordings / "out" / "failed.jsonl")
+    assert failed["mixture_error"] == "old" and "does not exist" in failed["error"]
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        (["--manifest", "in.jsonl", "--shard", ""], "the shard is ''"),
+        (["--manifest", ""], "a path is empty"),
+        (["--manifest", "in.jsonl", "--output", ""], "a path is empty"),
+        (["--manifest", "in.jsonl", "--num-gpus", "0.5"], "--engine ray"),
+        (["--manifest", "in.jsonl", "--ray-address", "auto"], "--engine ray"),
+        (["--manifest", "in.jsonl", "--workers", "50000"], "from 1 to 256"),
+        (["--manifest", ".", "--output", "."], "take another output folder"),
+        (["--manifest", "o/voices", "--output", "o"], "take another output folder"),
+        (["--manifest", "out.jsonl", "--output", "."], "would be replaced"),
+        (["--manifest", "x" * 300], "does not exist"),
+        (["."], ""),
+        ([".", "--shard", "3/200"], "--shard goes with --manifest"),
+        ([".", "--scores", "agreement"], "--scores goes with --manifest"),
+        ([".", "--no-resume"], "--resume goes with --manifest"),
+        ([".", "--engine", "ray"], "--engine goes with --manifest"),
+        (
+            "--manifest in.jsonl --scores residual --normalize peak".split(),
+            "at their own levels",
+        ),
+    ],
+)
+def test_options_that_would_do_nothing_or_harm_are_refused(
+    given, said, published, recordings, monkeypatch, capsys
+):
+    monkeypatch.chdir(recordings)
+    (recordings / "o" / "voices").mkdir(parents=True)
+    rows = (recordings / "in.jsonl").read_text()
+    (recordings / "out.jsonl").write_text(rows)
+    words = ["separate", "--model", str(published), "--output", "new", *given]
+    try:
+        code = main(words)
+    except SystemExit as end:
+        code = end.code
+    assert code == (2 if said else 0)
+    assert said in capsys.readouterr().err
+    assert (recordings / "out.jsonl").read_text() == rows
+    assert bool(list(recordings.rglob("*_spk1.*"))) == (said == "")
+
+
+def test_what_a_folder_hides_counts_as_failed(published, recordings, capsys):
+    (recordings / "dead.wav").symlink_to("nowhere.wav")
+    words = ["--manifest", recordings, "--output", recordings / "out"]
+    words += ["--model", published]
+    assert main(["separate", *map(str, words)]) == 2
+    out = capsys.readouterr().out
+    assert "Separated 13 recordings" in out and "1 failed." in out
+
+
+def test_a_folder_of_any_name(model, recordings):
+    folder = recordings / os.fsdecode(b"out\xff")
+    manifest = Manifest(recordings / "in.jsonl")
+    outcome = separate_corpus(model, manifest, folder, FLAC, scores=["residual"])
+    assert not outcome.failures and len(list(folder.rglob("*.flac"))) == 28
+
+
+def test_the_newest_journal_counts(tmp_path):
+    (tmp_path / "a.flac").write_bytes(b"x")
+    voice = {"path": "a.flac", "bytes": 1}
+    ledgers = [Ledger(tmp_path) for _ in range(4)]
+    for level, ledger in enumerate(ledgers):
+        ledger.add("k" * 20, [voice | {"level": level}])
+        ledger.close()
+        os.utime(ledger.journal, ns=(10**18 + level, 10**18 + level))
+    newest = ledgers[2]
+    os.utime(newest.journal, ns=(10**18 + 9, 10**18 + 9))
+    last = Ledger(tmp_path)
+    last.load(["k" * 20])
+    assert last.places["k" * 20][0] == newest.journal
+
+
 def test_a_bad_row_costs_itself_only_and_is_tried_again(published, recordings, capsys):
     (recordings / ODD).write_bytes((recordings / "0.wav").read_bytes())
     (recordings / "damaged.wav").write_bytes(b"RIFF" + bytes(100))
@@ -312,6 +410,17 @@ def test_no_folder_gets_too_many_files():
             assert mean <= 500  # the number varies by less than its root times ten
 
 
+def test_a_voice_made_quieter_lacks_nothing_of_the_mixture(model, recordings):
+    noise = np.random.default_rng(0).standard_normal(4000)
+    soundfile.write(recordings / "0.wav", 8 * noise, 8000, subtype="FLOAT")
+    write(recordings / "in.jsonl", [{"audio_filepath": "0.wav"}])
+    manifest, out = Manifest(recordings / "in.jsonl"), recordings / "o"
+    options = Options(format="flac", consistent=True)
+    separate_corpus(model, manifest, out, options, scores=["residual"])
+    voice = read(out / "out.jsonl")[0]
+    assert "quieter" in " ".join(voice["remarks"]) and voice["residual"] == -60
+
+
 def test_scores_stand_in_the_rows(model, published, recordings, capsys):
     assert run(published, recordings, "o", "--scores", "residual,agreement") == 0
     voices = read(recordings / "o" / "out.jsonl")
@@ -327,5 +436,10 @@ def test_scores_stand_in_the_rows(model, published, recordings, capsys):
     assert main(["evaluate", "--no-references", *map(str, words)]) == 0
     out = capsys.readouterr().out
     assert "| shared energy |" in out and "n = 15; 0 failed." in out
+    for more in (["--limit", "5"], ["--metrics", "sdr"], ["--jobs", "2"]):
+        assert main(["evaluate", "--no-references", *map(str, words), *more]) == 2
+        assert f"{more[0]} needs references: leave it out." in capsys.readouterr().err
+    assert main(["evaluate", *map(str, words), "--scores", "residual"]) == 2
+    assert "--scores goes with --no-references" in capsys.readouterr().err
     assert run(published, recordings, "o", "--scores", "mos") == 2
     assert "there is no score 'mos'" in capsys.readouterr().err
