@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -189,18 +189,26 @@ def table(results: list[Result]) -> str:
     found: dict[str, dict[str, float]] = {}
     for result in results:
         found.setdefault(result.way, {})[result.name] = result.gain
-    first = next(iter(found.values()))
+    # A run that goes on may have begun with another way.
+    first = found.get(*WHOLE) or next(iter(found.values()))
     lines = [
         "| averages | n | SI-SDRi, dB | minus the first, dB | median | worst | best |",
         "|---|---|---|---|---|---|---|",
     ]
     for way, gains in found.items():
-        gaps = [gains[name] - first[name] for name in gains]
-        cells = ("{:.2f} ± {:.2f}".format(*interval(v)) for v in (gains.values(), gaps))
-        gaps.sort()
-        ends = f"{median(gaps):+.2f} | {gaps[0]:+.1f} | {gaps[-1]:+.1f}"
-        lines.append(f"| {way} | {len(gains)} | {' | '.join(cells)} | {ends} |")
+        gaps = sorted(gains[name] - first[name] for name in gains if name in first)
+        cells = [way, str(len(gains)), told(gains.values())]
+        cells += ["", "", "", ""]  # if it was on no mixture of the first
+        if gaps:
+            ends = [f"{median(gaps):+.2f}", f"{gaps[0]:+.1f}", f"{gaps[-1]:+.1f}"]
+            cells[3:] = [told(gaps), *ends]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def told(values: Iterable[float]) -> str:
+    """A mean and its interval."""
+    return "{:.2f} ± {:.2f}".format(*interval([*values]))
 
 
 def report(results: list[Result], model: str, part: str) -> str:

@@ -98,7 +98,11 @@ class UserError(ValueError):
     longest: int | None = 4000  # characters of a message
 
     def __str__(self) -> str:
-        return shown(super().__str__(), self.longest)
+        text = super().__str__()
+        if text.startswith("Caught ") and "Original Traceback" in text:
+            # A worker's of a DataLoader, which torch wraps in where it came from.
+            text = text.rpartition(f"{type(self).__name__}: ")[2].strip()
+        return shown(text, self.longest)
 
 
 class MissingPackage(UserError):

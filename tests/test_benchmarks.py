@@ -144,6 +144,10 @@ def test_live_table_shows_differences_of_the_same_mixtures(tmp_path: Path) -> No
     cells = [cell.strip() for cell in row.split("|")[1:-1]]
     assert cells[:3] == ["running", "2", "5.75 ± 3.18"]
     assert cells[3].startswith("-0.25 ±") and cells[4:] == ["-0.25", "-1.0", "+0.5"]
+    results.insert(0, live.Result("8 s", "d", "window 8 s", 6.0))  # in another run
+    rows = live.table(results).splitlines()
+    assert rows[2] == "| window 8 s | 1 | 6.00 ± nan |  |  |  |  |"
+    assert "| -0.25 | -1.0 | +0.5 |" in rows[-1]
 
 
 def test_a_corpus_beside_one_long_recording_and_after_a_kill(tmp_path, capsys) -> None:

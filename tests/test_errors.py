@@ -3,7 +3,9 @@
 import unicodedata
 
 import pytest
+from torch._utils import ExceptionWrapper
 
+from speechbrain_spgm.audio import AudioFileError
 from speechbrain_spgm.errors import UserError, shown
 
 BAD = [chr(code) for code in (*range(32), *range(127, 160))]
@@ -17,6 +19,16 @@ def test_no_control_character_is_printed(character):
     for line in (shown(text), str(UserError(text))):
         assert line == f"before{ascii(character)[1:-1]}[31mafter"
         line.encode("utf-8")
+
+
+def test_what_a_loader_process_refuses_is_one_sentence():
+    try:
+        raise AudioFileError("the file a: b.wav\n is damaged: copy it again.")
+    except AudioFileError:
+        wrapped = ExceptionWrapper(where="in DataLoader worker process 0")
+    with pytest.raises(AudioFileError) as caught:
+        wrapped.reraise()
+    assert str(caught.value) == "the file a: b.wav\\n is damaged: copy it again."
 
 
 def test_ordinary_text_stays_as_it_is():

@@ -35,14 +35,15 @@ class BucketBatchSampler(Sampler[list[int]]):
     or with batches of 1 and two steps of accumulation. With ``max_batch_seconds``, W
     ranks see in each step what 1 rank sees in W steps.
 
-    *Training* (``shuffle=True``). Every rank has as many steps as the others and every
-    utterance comes up at least once: the last step is filled from the beginning of the
-    order. A dataset smaller than one step thus makes one, with repetitions. Utterances
-    of equal duration, as in dynamic mixing, are simply shuffled.
+    *Training* (``even``). Every rank has as many steps as the others, whom it waits for
+    in each, and every utterance comes up at least once: the last step is filled from
+    the beginning of the order. A dataset smaller than one step thus makes one, with
+    repetitions. Utterances of equal duration, as in dynamic mixing, are simply
+    shuffled.
 
-    *Evaluation* (``shuffle=False``). Longest first, equal ones in the given order, and
-    every utterance exactly once over all ranks. Nothing is repeated, so the last batch
-    may be small and ranks may differ by one batch; a rank may even have none.
+    *Evaluation*. Longest first, equal ones in the given order, and every utterance
+    exactly once over all ranks. Nothing is repeated, so the last batch may be small and
+    ranks may differ by one batch; a rank may even have none.
 
     Arguments
     ---------
@@ -53,7 +54,9 @@ class BucketBatchSampler(Sampler[list[int]]):
     max_batch_seconds : float, optional
         Most audio in a batch of one rank, without padding.
     shuffle : bool
-        True to train, False to evaluate.
+        Whether the order is another in each epoch; else the longest come first.
+    even : bool, optional
+        True to train, False to evaluate; by default as ``shuffle``.
     seed : int
         Seed of the order, not negative.
     rank : int
@@ -82,6 +85,7 @@ class BucketBatchSampler(Sampler[list[int]]):
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        even: bool | None = None,
     ) -> None:
         self.seconds = np.asarray(seconds, dtype=np.float64)
         self.batch_size = batch_size
@@ -90,6 +94,7 @@ class BucketBatchSampler(Sampler[list[int]]):
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
+        self.even = shuffle if even is None else even
         self.epoch = 0
         self._skip = 0
         self._check()
@@ -143,12 +148,14 @@ class BucketBatchSampler(Sampler[list[int]]):
 
     def _cut_epoch(self) -> list[list[int]]:
         """This rank's batches of this epoch."""
-        if not self.shuffle:
+        if self.shuffle:
+            # Not the stream of an item: those have (seed, epoch, index) and zeros.
+            rng = np.random.default_rng((self.seed, self.epoch, 0, 1))
+            order = shuffled_by_duration(self.seconds, rng)
+        else:
             order = np.argsort(-self.seconds, kind="stable")
+        if not self.even:
             return self._cut(order)[self.rank :: self.world_size]
-        # Not the stream of an item: those have (seed, epoch, index) and zeros.
-        rng = np.random.default_rng((self.seed, self.epoch, 0, 1))
-        order = shuffled_by_duration(self.seconds, rng)
         if self.max_batch_seconds is None:
             order = fill(order, self.batch_size * self.world_size)
         batches = self._cut(order)

@@ -77,6 +77,11 @@ def find_voices(folder: str | Path, splits: str | Iterable[str] = "*") -> list[V
     given = folder
     for split in [splits] if isinstance(splits, str) else splits:
         folder = given
+        if Path(split).is_absolute():
+            raise UserError(
+                f"The split {split} is a path: name folders in {given}, or patterns of "
+                "their names."
+            )
         if not any(folder.glob(f"{split}/*/*")) and fnmatch(folder.name, split):
             folder, split = given.parent, given.name  # the split itself was given
         # <split>/<speaker>/<name> and <split>/<speaker>/<chapter>/<name>

@@ -6,6 +6,7 @@ Axes: B utterances, T samples, spks sources, R pairs of a signal and its referen
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
@@ -154,15 +155,19 @@ def measure_stoi(
     lengths: torch.Tensor,
     sample_rate: int,
 ) -> torch.Tensor:
-    """STOI, between 0 and 1."""
+    """STOI, between 0 and 1; NaN where there is too little speech to measure it."""
     pystoi = require("pystoi", "pystoi", "The metric STOI")
     signals, references = even(signals), even(references)
-    return torch.tensor(
-        [
-            float(pystoi.stoi(r[:n].numpy(), s[:n].numpy(), sample_rate))
-            for s, r, n in zip(signals, references, lengths, strict=True)
-        ]
-    )
+    values = []
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Not enough STFT frames", RuntimeWarning)
+        for s, r, n in zip(signals, references, lengths, strict=True):
+            try:
+                value = float(pystoi.stoi(r[:n].numpy(), s[:n].numpy(), sample_rate))
+            except RuntimeWarning:
+                value = math.nan
+            values.append(value)
+    return torch.tensor(values)
 
 
 METRICS = {

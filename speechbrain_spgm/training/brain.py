@@ -48,7 +48,12 @@ from speechbrain_spgm.training.interrupt import StopRequest, leave_signals_to_pa
 from speechbrain_spgm.training.progress import Progress
 from speechbrain_spgm.training.randomness import seed_step
 from speechbrain_spgm.training.ranks import gather, rank, sum_over_ranks, world_size
-from speechbrain_spgm.training.schedule import anneal, remember_peak, warm_up
+from speechbrain_spgm.training.schedule import (
+    anneal,
+    check_scheduler,
+    remember_peak,
+    warm_up,
+)
 from speechbrain_spgm.training.show import separate_examples, show_run
 
 logger = get_logger(__name__)
@@ -120,6 +125,8 @@ class SeparationBrain(sb.Brain):
             self.ema = moving_average(self.networks, self._option("ema_decay"))
         if self._option("activation_checkpointing"):
             checkpoint_activations(self.networks["masknet"])
+        if self._option("lr_annealing") is not None:
+            check_scheduler(self.hparams.lr_annealing)
         self.progress = Progress()
         self.loss = self._option("loss") or pit_si_sdr_loss
         self.seed = self._option("seed", 0)
@@ -391,6 +398,7 @@ class SeparationBrain(sb.Brain):
                 size,
                 most,
                 shuffle=loader_kwargs.pop("shuffle", False) and stage == sb.Stage.TRAIN,
+                even=stage == sb.Stage.TRAIN,
                 seed=self.seed,
                 rank=rank(),
                 world_size=world_size(),
@@ -517,10 +525,12 @@ class SeparationBrain(sb.Brain):
         """Loads the weights to test, into the modules; refuses to test random ones."""
         trained = self.optimizer_step > 0  # in this process
         if self.checkpointer is not None and not trained:
-            if not self.checkpointer.list_checkpoints():
+            found = self.checkpointer.find_checkpoints(max_key=max_key, min_key=min_key)
+            if not found:  # those inside an epoch have no score
                 raise UserError(
-                    f"There is no checkpoint in {self.checkpointer.checkpoints_dir}: "
-                    "train first, or give the output_folder of a finished run."
+                    f"There is no checkpoint in {self.checkpointer.checkpoints_dir} of "
+                    "a whole epoch: train first, or give the output_folder of a "
+                    "finished run."
                 )
         super().on_evaluate_start(max_key, min_key)
         if self.checkpointer is not None and self._averaged() > 1:

@@ -275,6 +275,8 @@ def open_datasets(
     """
     check_metrics(hparams["metrics"], hparams["sample_rate"])
     names = [TEST] if test_only else [TRAIN, VALID, TEST]
+    if TRAIN in names:
+        check_mixing(hparams)
     with nothing_new_after_errors(Path(hparams["output_folder"])):
         manifests = find_manifests(hparams, scan, names)
         datasets = {
@@ -316,6 +318,20 @@ def nothing_new_after_errors(folder: Path) -> Iterator[None]:
                 for path in new[1:]:
                     path.rmdir()
         raise
+
+
+def check_mixing(hparams: Mapping[str, Any]) -> None:
+    """Refuses training data that would not be used."""
+    mixing = hparams["dynamic_mixing"]
+    unused = ("train_manifest", "train_list")
+    if not mixing:
+        unused = ("base_folder_dm", "extra_voices")
+    for name in unused:
+        if hparams.get(name) is not None:
+            raise UserError(
+                f"{name} is {hparams[name]}, but dynamic_mixing is {mixing}: give "
+                f"--dynamic_mixing {not mixing}, or leave {name} out."
+            )
 
 
 def find_manifests(

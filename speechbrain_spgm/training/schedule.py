@@ -54,21 +54,26 @@ def anneal(scheduler: Scheduler, optimizer: Optimizer, epoch: int, loss: float) 
     LinearScheduler and StepScheduler are called with the epoch, NewBobScheduler with
     the validation loss in dB, ReduceLROnPlateau with both; others are refused.
     """
+    check_scheduler(scheduler)
     # The scheduler must see the rate without warm-up.
     warm_up(optimizer, step=0, warmup_steps=0)
     if isinstance(scheduler, ReduceLROnPlateau):
         _, new = scheduler([optimizer], epoch, loss)
     elif isinstance(scheduler, NewBobScheduler):
         _, new = scheduler(noise_to_signal(loss))
-    elif isinstance(scheduler, (LinearScheduler, StepScheduler)):
-        _, new = scheduler(epoch)
     else:
+        _, new = scheduler(epoch)
+    update_learning_rate(optimizer, new)
+    remember_peak(optimizer)
+
+
+def check_scheduler(scheduler: object) -> None:
+    """Refuses what ``anneal`` cannot ask, before an epoch is lost."""
+    if not isinstance(scheduler, Scheduler):
         raise UserError(
             f"lr_annealing is a {type(scheduler).__name__}, but must be a "
             "LinearScheduler, StepScheduler, NewBobScheduler or ReduceLROnPlateau."
         )
-    update_learning_rate(optimizer, new)
-    remember_peak(optimizer)
 
 
 def noise_to_signal(loss: float) -> float:

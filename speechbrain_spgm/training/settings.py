@@ -33,6 +33,7 @@ from speechbrain_spgm.files import replacing
 from speechbrain_spgm.lobes.pooling import POOLINGS, find_pooling
 from speechbrain_spgm.lobes.statistics import STATISTICS
 from speechbrain_spgm.models.published import YAML_FILE
+from speechbrain_spgm.training.optimizers import OPTIMIZERS
 
 INCLUDE = "!include:"  # the beginning of HyperPyYAML's tag
 
@@ -129,7 +130,7 @@ RULES = {
     "augmentations": Rule(
         "names with probabilities, such as {shift: 0.5}",
         lambda x: (
-            isinstance(x, list)
+            (isinstance(x, list) and all(isinstance(name, str) for name in x))
             or (isinstance(x, dict) and all(map(SHARE.holds, x.values())))
         ),
     ),
@@ -164,7 +165,7 @@ RULES = {
     "filterbank": one_of(("random", "fourier")),
     "lr": ABOVE_0,
     "final_lr": FROM_0,
-    "opt_name": TEXT,
+    "opt_name": one_of(OPTIMIZERS),
     "max_grad_norm": either(number("(0 or below: no limit)"), NULL),
     "warmup_steps": whole(0),
     "loss_threshold": either(number("in dB"), NULL),
@@ -208,8 +209,8 @@ FREE = {
     "test_manifest",
     "test_list",
 }
-# All that counts when a run is only tested.
-NETWORK = {"num_spks", "sample_rate", "net", "modules"} | {
+# All that counts when a run is only tested: the network, and which weights are chosen.
+NETWORK = {"num_spks", "sample_rate", "net", "modules", "statistics", "ema_decay"} | {
     *("N", "kernel_size", "stride", "K", "num_blocks", "num_layers", "d_ffn"),
     *("nhead", "pool", "att_h"),
 }
@@ -520,9 +521,16 @@ def check_device(run_opts: RunOptions, values: Mapping[str, Any]) -> None:
                 f"The device {device} is not on this machine: give --device cpu, or "
                 "leave it out and a GPU is taken if there is one."
             ) from None
-    on_cpu = str(device or ("cuda" if torch.accelerator.is_available() else "cpu"))
+    if device is None and torch.accelerator.is_available():
+        device = torch.accelerator.current_accelerator()
+    kind = torch.device(device or "cpu").type
+    if kind == "mps":
+        raise UserError(
+            "Apple's mps has no double precision, in which the network takes its "
+            "averages: give --device cpu."
+        )
     for key in ("precision", "eval_precision"):
-        if on_cpu == "cpu" and values.get(key) == "fp16":
+        if kind == "cpu" and values.get(key) == "fp16":
             raise UserError(f"{key} is fp16, which a CPU has not: give bf16 or fp32.")
 
 

@@ -68,6 +68,15 @@ def test_training_sees_all_with_equally_many_steps(world_size, number, limits):
         assert seen[number:] == seen[: len(seen) - number]
 
 
+@pytest.mark.parametrize("options", [{"batch_size": 1}, {"max_batch_seconds": 1.0}])
+def test_training_in_a_fixed_order_keeps_ranks_together(options):
+    ranks = epochs(SECONDS[:5], shuffle=False, even=True, world_size=2, **options)
+    assert len({len(batches) for batches in ranks}) == 1
+    seen = list(chain(*steps(ranks)))
+    assert set(seen) == set(range(5)) and len(seen) > 5
+    assert seen[0] == int(np.argmax(SECONDS[:5]))
+
+
 @pytest.mark.parametrize("world_size", [1, 3, 7])
 @pytest.mark.parametrize("number", [1, 5, 100])
 @pytest.mark.parametrize("options", [{"batch_size": 8}, {"max_batch_seconds": 20.0}])

@@ -4,6 +4,8 @@ import csv
 import json
 import math
 import sys
+import warnings
+from types import SimpleNamespace
 
 import pytest
 import soundfile
@@ -254,6 +256,19 @@ def test_results_on_disk(tmp_path):
     expected = batch.mix[1, : LENGTHS[1]]
     correlation = torch.corrcoef(torch.stack([torch.from_numpy(mix), expected]))[0, 1]
     assert correlation == pytest.approx(1)
+
+
+def test_too_little_speech_has_no_stoi(monkeypatch):
+    def stoi(*given):
+        warnings.warn("Not enough STFT frames to compute", RuntimeWarning, stacklevel=2)
+        return 1e-5
+
+    monkeypatch.setitem(sys.modules, "pystoi", SimpleNamespace(stoi=stoi))
+    sources = torch.randn(800, 1)
+    batch = MixtureBatch.collate([Mixture("a", sources[:, 0], sources)])
+    pit = pit_si_sdr_loss(sources[None], sources[None])
+    (result,) = score_batch(sources[None], batch, pit, ["stoi"], 8000)
+    assert result.values["stoi"] is None
 
 
 @pytest.mark.parametrize(("metric", "best"), [("pesq", 4.5), ("stoi", 1.0)])

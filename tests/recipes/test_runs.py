@@ -177,6 +177,8 @@ def test_a_folder_belongs_to_one_experiment(
         ("--augmentations={shift: 0.5}", "{}", False),
         ("--data_folder=tests/samples", '"tests/samples/LibriMix"', False),
         ("--net={dropout: 0.1}", "0.0", True),
+        ("--statistics=running", '"whole"', True),
+        ("--ema_decay=0.9", "null", True),
     ]:
         key, _, new = flag[2:].partition("=")
         for more in ([], ["--test_only"])[: 1 + only_tested]:
@@ -261,8 +263,28 @@ MISTAKES = {
     ),
     "nothing to mix": (
         "LibriMix-spgm-small",
-        ["--dynamic_mixing=True"],
+        ["--dynamic_mixing=True", "--train_manifest=null"],
         "There is nothing to mix dynamically: give --base_folder_dm.",
+    ),
+    "a manifest beside dynamic mixing": (
+        "LibriMix-spgm-small",
+        ["--dynamic_mixing=True"],
+        "give --dynamic_mixing False, or leave train_manifest out.",
+    ),
+    "voices without dynamic mixing": (
+        "WSJ0Mix-spgm",
+        ["--base_folder_dm=tests/samples/wsj0"],
+        "give --dynamic_mixing True, or leave base_folder_dm out.",
+    ),
+    "a split that is a path": (
+        "WSJ0Mix-spgm-tiny",
+        ["--train_splits=/tests/samples/wsj0/si_tr_s"],
+        "name folders in",
+    ),
+    "no such optimizer": (
+        "WSJ0Mix-spgm-small",
+        ["--opt_name=sgd", "--data_folder=tests/nowhere"],
+        'opt_name is "sgd", but must be adam or muon.',
     ),
     "no such metric": (
         "WSJ0Mix-spgm",
@@ -334,6 +356,7 @@ WRONG = {
     "--opt_class=Adam": 'opt_class is "Adam", but must be what !new: or !name: builds',
     "--epoch_counter=5": "epoch_counter is 5",
     "--augmentations={shift: often}": 'augmentations is {"shift": "often"}',
+    "--augmentations=[{shift: 0.5}]": 'augmentations is [{"shift": 0.5}]',
     "--augmentations={shift: 2}": 'augmentations is {"shift": 2}',
     "--jit": "leave --jit out",
 }

@@ -10,12 +10,14 @@ from statistics import fmean
 import pytest
 import speechbrain as sb
 import torch
+from speechbrain.nnet.schedulers import NoamScheduler
 from speechbrain.utils.train_logger import FileTrainLogger, TrainLogger
 
 from speechbrain_spgm.data import Mixture, MixtureBatch, MixtureList, UserError
 from speechbrain_spgm.lobes.separator import separate
 from speechbrain_spgm.lobes.statistics import Running
 from speechbrain_spgm.metrics.si_sdr import pit_si_sdr_loss
+from speechbrain_spgm.training import brain as brain_module
 from speechbrain_spgm.training.brain import SeparationBrain
 from tests.training.tiny import RATE, Tones, fit, make_brain
 
@@ -165,6 +167,31 @@ def test_random_weights_are_not_tested(tmp_path):
     brain = make_brain(tmp_path / "new", test_only=True)
     with pytest.raises(UserError, match="no checkpoint in .*new"):
         brain.evaluate(Tones(seed=3), max_key="si_sdri")
+
+
+def test_weights_from_within_an_epoch_are_not_tested(tmp_path):
+    brain = make_brain(tmp_path / "run")
+    brain.checkpointer.save_checkpoint(end_of_epoch=False)
+    brain = make_brain(tmp_path / "run", test_only=True)
+    with pytest.raises(UserError, match="of a whole epoch: train first"):
+        brain.evaluate(Tones(seed=3), max_key="si_sdri")
+
+
+def test_a_wrong_scheduler_costs_no_epoch(tmp_path):
+    with pytest.raises(UserError, match="lr_annealing is a NoamScheduler"):
+        make_brain(tmp_path, hparams={"lr_annealing": NoamScheduler(1.0, 10)})
+
+
+def test_ranks_have_equally_many_batches_whatever_the_order(tmp_path, monkeypatch):
+    numbers = []
+    for rank in (0, 1):
+        monkeypatch.setattr(brain_module, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(brain_module, "world_size", lambda: 2)
+        loader = make_brain(tmp_path).make_dataloader(
+            Tones(seed=1, number=5), sb.Stage.TRAIN, batch_size=1
+        )
+        numbers.append(len(loader))
+    assert numbers == [3, 3]
 
 
 def test_blocks_start_from_different_weights(tmp_path):
