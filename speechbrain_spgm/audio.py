@@ -55,24 +55,12 @@ class AudioFileError(UserError):
 
 
 class Recording(NamedTuple):
-    """A mono signal and where it came from.
+    """A mono signal and where it came from."""
 
-    Arguments
-    ---------
-    samples : torch.Tensor
-        ``[T]``, float32, full scale is 1.
-    sample_rate : int
-        In Hz.
-    name : str
-        For messages.
-    missing : int
-        How many samples a cut-off file lacks at its end.
-    """
-
-    samples: Tensor
-    sample_rate: int
-    name: str
-    missing: int = 0
+    samples: Tensor  # [T], float32, full scale is 1
+    sample_rate: int  # in Hz
+    name: str  # for messages
+    missing: int = 0  # samples that a cut-off file lacks at its end
 
 
 class Heard(NamedTuple):
@@ -103,20 +91,7 @@ def read_audio(
 ) -> Recording:
     """Reads a whole recording; several channels are averaged to one.
 
-    Arguments
-    ---------
-    source, name, channel, longest, cut
-        See ``stream_audio``.
-
-    Returns
-    -------
-    recording : Recording
-        At the file's own rate. Of a cut-off file it holds what is there.
-
-    Raises
-    ------
-    AudioFileError
-        If the file is missing, empty, no audio or damaged, or holds NaN or infinity.
+    Arguments and errors as in ``stream_audio``; of a cut-off file what is there.
     """
     blocks: list[np.ndarray] = []
     name = name or name_of(source)
@@ -167,8 +142,9 @@ def stream_audio(
     Raises
     ------
     AudioFileError
-        As ``read_audio``; or if the rate is out of range, there is no such channel, or
-        it is too long, or the file ends before the part.
+        If the file is missing, empty, no audio or damaged, or holds NaN or infinity; if
+        the rate is out of range, there is no such channel, it is too long, or the file
+        ends before the part.
     """
     name = name or name_of(source)
     mixer = _Mixer(use, name, channel, longest, cut or Cut())
@@ -577,26 +553,7 @@ class AudioFile(NamedTuple):
 
 
 def open_audio(path: str | Path, mono: bool = True) -> AudioFile:
-    """Looks into a file and makes sure that it can be read to its end.
-
-    Arguments
-    ---------
-    path : str or Path
-        Any file that libsndfile reads (WAV, FLAC, OGG, MP3).
-    mono : bool
-        Refuse files of several channels.
-
-    Returns
-    -------
-    AudioFile
-        Its path, frames and rate.
-
-    Raises
-    ------
-    AudioFileError
-        If the file is missing, not audio, empty, truncated or has too many channels, or
-        its rate is out of range.
-    """
+    """Makes sure that a file reads to its end; ``mono`` refuses several channels."""
     path = Path(path)
     name = f"The audio file {path}"
     with _open_path(path, name) as file:
@@ -654,26 +611,9 @@ def open_all(paths: Iterable[str | Path], mono: bool = True) -> list[AudioFile]:
 
 
 def read_frames(file: AudioFile, start: int = 0, frames: int = -1) -> np.ndarray:
-    """Reads a part of a file without decoding the rest.
+    """Reads a part of a file, [T] of its first channel, without decoding the rest.
 
-    Arguments
-    ---------
-    file : AudioFile
-        What ``open_audio`` returned.
-    start : int
-        First frame.
-    frames : int
-        How many frames; -1 reads to the end.
-
-    Returns
-    -------
-    np.ndarray
-        Samples [T] of the first channel, float32, full scale is 1.
-
-    Raises
-    ------
-    AudioFileError
-        If the file cannot be read any more.
+    From frame ``start`` on; -1 frames reach to the end.
     """
     kind = {"dtype": "float32", "always_2d": True}
     try:
@@ -732,26 +672,7 @@ SUBTYPES |= {str(bits): f"PCM_{bits}" for bits in (16, 24, 32)}
 def find_format(
     name: str | None = None, subtype: str | None = None, path: str | Path = ""
 ) -> Format:
-    """Checks what files are to be.
-
-    Arguments
-    ---------
-    name : str, optional
-        One of ``FORMATS``; by default the ending of ``path``, or WAV.
-    subtype : str, optional
-        One of ``SUBTYPES`` or libsndfile's names.
-    path : str or Path
-        A file to write.
-
-    Returns
-    -------
-    form : Format
-        By default 32-bit floats, 24 bits in FLAC.
-
-    Raises
-    ------
-    UserError
-        If there is no such format, or it has no such subtype.
+    """Checks a format and its subtype; by default the ending of ``path``, or WAV.
 
     Example
     -------
@@ -797,26 +718,7 @@ def voice_files(
 ) -> Iterator[list[soundfile.SoundFile]]:
     """Files of one channel that appear, all of them, when the block ends well.
 
-    Arguments
-    ---------
-    paths : sequence of str or Path
-        Replaced if they exist.
-    rate : int
-        In Hz.
-    frames : int
-        How many will be written; WAV files above 4 GiB become RF64.
-    form : Format, optional
-        See ``find_format``.
-
-    Yields
-    ------
-    files : list of soundfile.SoundFile
-        To write to.
-
-    Raises
-    ------
-    AudioFileError
-        If they cannot be written.
+    Existing ones are replaced; WAV files above 4 GiB become RF64.
     """
     form = form or Format()
     container = FORMATS[form.name][0]
@@ -861,16 +763,7 @@ def _stop_clock(path: Path) -> None:
 
 
 def write_audio(path: str | Path, samples: Tensor, sample_rate: int) -> None:
-    """Writes a mono WAV file, whole or not at all; see ``write_voices``.
-
-    Arguments
-    ---------
-    path : str or Path
-        Replaced if it exists.
-    samples : torch.Tensor
-        ``[T]``.
-    sample_rate : int
-        In Hz.
+    """Writes [T] as a mono WAV file, whole or not at all; see ``write_voices``.
 
     Example
     -------
@@ -888,32 +781,11 @@ def write_voices(
     sample_rate: int,
     form: Format | None = None,
 ) -> float:
-    """Writes one file per voice; they appear only when all are written.
+    """Writes one file per voice ``[T, spks]``; they appear only when all are written.
 
     By default samples are 32-bit floats: a voice that is louder than its mixture does
     not clip and a quiet one is not rounded away. In other formats all voices are made
-    quieter if one would clip.
-
-    Arguments
-    ---------
-    paths : sequence of str or Path
-        One per voice; replaced if they exist.
-    voices : torch.Tensor
-        ``[T, spks]``.
-    sample_rate : int
-        In Hz.
-    form : Format, optional
-        See ``find_format``.
-
-    Returns
-    -------
-    gain : float
-        What the voices were multiplied by; 1 if nothing would clip.
-
-    Raises
-    ------
-    AudioFileError
-        If they cannot be written.
+    quieter if one would clip. Returns what they were multiplied by.
     """
     form = form or Format()
     gain = gain_against_clipping(form, float(voices.abs().max()) if len(voices) else 0)
@@ -943,19 +815,7 @@ FULL_SCALE = 1 - 2.0**-13  # half a step of 16 bits below the largest, and a bit
 
 
 def resample(samples: Tensor, old_rate: int, new_rate: int) -> Tensor:
-    """Resamples between any two rates.
-
-    Arguments
-    ---------
-    samples : torch.Tensor
-        ``[..., T]``.
-    old_rate, new_rate : int
-        In Hz.
-
-    Returns
-    -------
-    resampled : torch.Tensor
-        ``[..., ceil(T * new_rate / old_rate)]``.
+    """Resamples between any rates, ``[..., T]`` to ``[..., ceil(T * new / old)]``.
 
     Example
     -------
@@ -989,11 +849,6 @@ class Resampler:
 
     It waits for what the filters reach ahead: some ten samples of the slower rate, and
     up to one period in which both rates have whole numbers of samples.
-
-    Arguments
-    ---------
-    old_rate, new_rate : int
-        In Hz.
 
     Example
     -------
@@ -1087,24 +942,10 @@ def frames_needed(samples: int, rate: int, target_rate: int, speed: int = 100) -
 def change_rate(
     samples: Tensor, rate: int, target_rate: int, speed: int = 100
 ) -> Tensor:
-    """Resamples, and plays faster or slower on the way.
+    """Resamples [T], and plays it at ``speed`` per cent: 105 makes it 5% shorter.
 
     Speed changes tempo and pitch together, as SpeechBrain's SpeedPerturb does.
-
-    Arguments
-    ---------
-    samples : torch.Tensor
-        Samples [T].
-    rate, target_rate : int
-        Rates in Hz, before and after.
-    speed : int
-        Per cent; 105 makes the audio 5% shorter.
-
-    Returns
-    -------
-    torch.Tensor
-        Samples [about T * target_rate / rate * 100 / speed]; ``frames_needed`` says
-        how many frames to pass for a certain number.
+    ``frames_needed`` says how many frames to pass for a certain number.
 
     Example
     -------

@@ -40,18 +40,7 @@ COMMANDS = (separate, stream, web, info, convert, evaluate, export, publish)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command.
-
-    Arguments
-    ---------
-    argv : sequence of str, optional
-        Arguments; by default those of the process.
-
-    Returns
-    -------
-    code : int
-        The exit code.
-    """
+    """Runs the command, by default with the process's arguments; the exit code."""
     if argv is None:
         ensure_utf8()
     try:

@@ -36,12 +36,7 @@ def exit_code(interrupt: KeyboardInterrupt) -> int:
 
 
 class Stream:
-    """A standard stream that takes any text and never fails.
-
-    Arguments
-    ---------
-    stream : TextIO or None
-        What it writes to; None is a stream that was closed before the start.
+    """A standard stream, None if it is closed, that takes any text and never fails.
 
     Example
     -------

@@ -36,14 +36,7 @@ class Part(NamedTuple):
 
 
 class View(io.RawIOBase):
-    """A part as a file of its own, to read only.
-
-    Arguments
-    ---------
-    file : file object
-        The whole file; its position is changed.
-    part : Part
-        What to show.
+    """A part as a file of its own, to read only; the position of ``file`` is changed.
 
     Example
     -------

@@ -112,12 +112,7 @@ def lock_alone(descriptor: int) -> bool:
 
 
 def scratch() -> Path:
-    """Where this system keeps temporary files.
-
-    Raises
-    ------
-    UserError
-        If no folder takes any.
+    """Where this system keeps temporary files; a UserError if no folder takes any.
 
     Example
     -------
@@ -135,12 +130,7 @@ def scratch() -> Path:
 
 @contextmanager
 def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
-    """A folder of this process alone, removed when the block ends.
-
-    Arguments
-    ---------
-    parent : Path, optional
-        Where it lies; by default where the system keeps temporary files.
+    """A folder of this process, by default in ``scratch()``; gone when the block ends.
 
     Example
     -------
@@ -158,12 +148,7 @@ def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
 
 
 def check_writable(folder: Path) -> None:
-    """Writes a file into a folder and removes it again.
-
-    Raises
-    ------
-    OSError
-        If the disk or its rights refuse.
+    """Writes a file into a folder and removes it again; OSError if that is refused.
 
     Example
     -------

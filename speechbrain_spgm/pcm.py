@@ -75,26 +75,9 @@ def encode(samples: np.ndarray, code: str) -> bytes:
 
 
 def read_header(read: Callable[[int], bytes], name: str) -> tuple[PCM, int | None]:
-    """Reads the header of a WAV stream up to its samples.
+    """Reads the header of a WAV stream: the kind and bytes of its samples.
 
-    Arguments
-    ---------
-    read : callable
-        ``read(n)`` gives n bytes, fewer only at the end.
-    name : str
-        For messages.
-
-    Returns
-    -------
-    kind : PCM
-        What follows.
-    size : int or None
-        How many bytes of it; None if the header leaves that open.
-
-    Raises
-    ------
-    UserError
-        If this is no WAV stream of a known kind.
+    None if the header leaves the bytes open. ``read(n)`` gives fewer only at the end.
     """
     start = read(12)
     if not start:
@@ -150,17 +133,7 @@ def checked(kind: PCM, name: str) -> PCM:
 
 
 class Source:
-    """Where samples come from.
-
-    Arguments
-    ---------
-    kind : PCM
-        How they come.
-    name : str
-        For messages.
-    channel : int, optional
-        The one to take, counted from 1, in place of the mean of all.
-    """
+    """Where samples come from: one ``channel``, counted from 1, or the mean of all."""
 
     dropouts = 0  # how often samples were lost
     backlog = 0.0  # seconds that wait
@@ -183,17 +156,7 @@ class Source:
 
 
 class Pipe(Source):
-    """Samples from a binary file, as soon as they are there.
-
-    Arguments
-    ---------
-    file : BinaryIO
-        Standard input, say.
-    kind : PCM, optional
-        Of raw samples; by default a WAV header says it.
-    name, channel
-        As in :class:`Source`.
-    """
+    """Samples from a binary file, as soon as they are there; without ``kind``, WAV."""
 
     def __init__(
         self,
@@ -227,19 +190,7 @@ class Pipe(Source):
 class Microphone(Source):
     """Samples from a sound card, by the package sounddevice.
 
-    Arguments
-    ---------
-    device : str, optional
-        Its number or a part of its name; by default the system's.
-    rate : int, optional
-        In Hz; by default the device's.
-    channel
-        As in :class:`Source`.
-
-    Raises
-    ------
-    UserError
-        If the package or the device is missing.
+    ``device`` is its number or a part of its name; by default it is the system's.
     """
 
     def __init__(
@@ -303,13 +254,7 @@ class Microphone(Source):
 
 
 class Meter:
-    """How a stream keeps up.
-
-    Arguments
-    ---------
-    rate : int
-        Samples per second.
-    """
+    """How a stream of ``rate`` samples per second keeps up."""
 
     def __init__(self, rate: int) -> None:
         self.rate, self.samples = rate, 0

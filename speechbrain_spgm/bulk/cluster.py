@@ -28,24 +28,12 @@ MOST_BLOCKS = 10_000
 
 
 class Cluster(NamedTuple):
-    """Separates rows on Ray.
+    """Separates rows on Ray."""
 
-    Arguments
-    ---------
-    make_model : callable
-        Loads the model, in each worker.
-    address : str, optional
-        Of a running cluster, or ``"auto"``; by default one is started on this machine.
-    num_gpus : float
-        GPUs of each worker; a part of one is shared.
-    workers : int, optional
-        How many; by default one for each core, or for each share of the GPUs.
-    """
-
-    make_model: Callable[[], SPGMSeparation]
-    address: str | None = None
-    num_gpus: float = 0.0
-    workers: int | None = None
+    make_model: Callable[[], SPGMSeparation]  # loads the model, in each worker
+    address: str | None = None  # of a running cluster, or "auto"; None starts one here
+    num_gpus: float = 0.0  # of each worker; a part of one is shared
+    workers: int | None = None  # None: one for each core, or share of the GPUs
 
     def __call__(
         self, ledger: Ledger, orders: Orders, rows: Iterator[Row]

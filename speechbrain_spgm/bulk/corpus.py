@@ -195,16 +195,9 @@ def _todo(manifest: Manifest, shard: Shard, ledger: Ledger) -> Iterator[Row]:
 class Threads:
     """Separates rows in threads of this process.
 
-    Arguments
-    ---------
-    model : SPGMSeparation
-        The separator.
-    workers : int, optional
-        Recordings that are in the network at a time on a CPU, each on a core of its
-        own; by default as many as there are cores.
-    batch : tuple of int and float, optional
-        Recordings, and seconds of them, that are separated as one batch; by default 32
-        and 240 on a GPU, none on a CPU.
+    On a CPU ``workers`` recordings are in the network at a time, by default one a core.
+    ``batch`` is how many, and seconds of them, go as one: by default 32 and 240 on a
+    GPU, none on a CPU.
     """
 
     def __init__(

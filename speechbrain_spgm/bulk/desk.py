@@ -28,15 +28,7 @@ class Stopped(Exception):
 
 
 class Desk:
-    """A ``Separable`` whose network is used by ``workers`` threads at a time.
-
-    Arguments
-    ---------
-    model : SPGMSeparation
-        The separator.
-    workers : int
-        How many recordings are in the network at a time.
-    """
+    """A ``Separable`` whose network is used by ``workers`` threads at a time."""
 
     def __init__(self, model: SPGMSeparation, workers: int) -> None:
         self.model = model
@@ -83,14 +75,7 @@ class Desk:
 class BatchDesk(Desk):
     """A desk that separates waiting mixtures of like lengths as one batch.
 
-    Arguments
-    ---------
-    model : SPGMSeparation
-        The separator.
-    batch_size : int
-        Most mixtures in a batch.
-    batch_seconds : float
-        Most audio in a batch, with its padding; a longer mixture is alone.
+    ``batch_seconds`` are with the padding; a longer mixture is alone.
 
     Example
     -------

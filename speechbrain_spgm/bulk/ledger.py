@@ -64,17 +64,7 @@ class Ledger:
     def settle(self, settings: Mapping[str, Any], rows: int, speakers: int) -> None:
         """Writes down how voices are made here, or refuses other ways.
 
-        Arguments
-        ---------
-        settings : mapping
-            What the voices depend on; JSON's types.
-        rows, speakers : int
-            How many the manifest has, how many voices each: so many folders there are.
-
-        Raises
-        ------
-        UserError
-            If an earlier run was told something else.
+        ``settings`` are JSON's types; ``rows`` and ``speakers`` say how many folders.
         """
         wanted = {
             **json.loads(json.dumps(settings)),
@@ -182,12 +172,7 @@ class Ledger:
     ) -> None:
         """Writes out.jsonl and failed.jsonl, whole or not at all, and tidies up.
 
-        Arguments
-        ---------
-        manifest, shard
-            Whose rows, in their order.
-        failures : mapping
-            From the key of a row to why it is not done.
+        ``failures`` has why rows are not done, by their keys.
         """
         out, failed = self.lists(shard)
         with writing(f"The lists in {self.folder}", "make room"):

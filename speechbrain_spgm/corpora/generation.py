@@ -50,30 +50,14 @@ CHUNK = 8  # mixtures that a worker takes at a time
 
 @dataclass(frozen=True)
 class Plan(ABC):
-    """One mixture, before it is made. A corpus derives from it and adds ``render``.
+    """One mixture, before it is made. A corpus derives from it and adds ``render``."""
 
-    Arguments
-    ---------
-    id : str
-        Its name, and that of its files without ``.wav``.
-    folder : Path
-        Where the folders of the parts and mixtures are.
-    sample_rate : int
-        Of all files, in Hz.
-    samples : int
-        Length of all files, known beforehand.
-    made_from : dict
-        For each part (``s1``, ``noise``, ...) a text that says what it is made from.
-    mixtures : dict
-        For each mixture (``mix``, ``mix_both``, ...) the parts that it is the sum of.
-    """
-
-    id: str
-    folder: Path
-    sample_rate: int
-    samples: int
-    made_from: dict[str, str]
-    mixtures: dict[str, tuple[str, ...]]
+    id: str  # its name, and that of its files without .wav
+    folder: Path  # where the folders of the parts and mixtures are
+    sample_rate: int  # of all files, in Hz
+    samples: int  # length of all files, known beforehand
+    made_from: dict[str, str]  # what each part (s1, noise, ...) is made from, as text
+    mixtures: dict[str, tuple[str, ...]]  # the parts of each sum (mix, mix_both, ...)
 
     @abstractmethod
     def render(self) -> dict[str, np.ndarray]:

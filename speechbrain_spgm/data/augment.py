@@ -316,20 +316,8 @@ LATER = {"converse", "match_colour", "invert"}
 class Augmentations:
     """Applies named augmentations, each with its probability.
 
-    The order is fixed, whatever the order of the names.
-
-    Arguments
-    ---------
-    probabilities : dict of str to float, or list of str
-        The names to apply and how often, from 0 to 1; a list means always. Names are
-        those of this file's functions: ``shift``, ``converse``, ``equalise``,
-        ``match_colour``, ``reverberate``, ``invert``, ``limit_band``,
-        ``drop_frequencies``, ``drop_chunks``, ``change_gain``.
-
-    Raises
-    ------
-    UserError
-        If a name is unknown or a probability is none.
+    The order is fixed, whatever the order of the names, which are those of ``VOICES``
+    and ``MIXTURE``; a list of them means always.
 
     Example
     -------

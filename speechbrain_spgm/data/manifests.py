@@ -129,25 +129,9 @@ def portable(file: Path, folder: Path) -> str:
 
 
 def read_manifest(path: str | Path, num_spks: int | None = None) -> list[ManifestRow]:
-    """Reads a manifest; the audio files themselves are not opened.
+    """Reads a manifest, sorted by id; the audio files themselves are not opened.
 
-    Arguments
-    ---------
-    path : str or Path
-        The CSV file.
-    num_spks : int, optional
-        How many sources each mixture must have.
-
-    Returns
-    -------
-    list of ManifestRow
-        Sorted by id.
-
-    Raises
-    ------
-    UserError
-        If the file, a column or a value is missing or wrong, an id comes twice, or the
-        number of sources is not ``num_spks``.
+    If given, ``num_spks`` is how many sources each mixture must have.
     """
     path = Path(path)
     table = translate(read_table(path, columns=()), path)

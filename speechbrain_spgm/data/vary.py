@@ -20,19 +20,8 @@ class Variation:
 
     What the mixture holds beside its sources (noise, rounding) stays as it is until the
     augmentations of the whole mixture. Augmentations of single voices keep the power of
-    each. The result is not longer than the original.
-
-    Arguments
-    ---------
-    speeds : sequence of int
-        Speeds in per cent to draw from, one per source; [100] leaves the speed alone.
-    augmentations : dict of str to float, or list of str, optional
-        See ``Augmentations``.
-
-    Raises
-    ------
-    UserError
-        If a speed is not above 0, or an augmentation is unknown.
+    each. The result is not longer than the original. Speeds are per cent, one is drawn
+    for each source; [100] leaves the speed alone. Augmentations: see ``Augmentations``.
 
     Example
     -------

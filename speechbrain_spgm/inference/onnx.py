@@ -37,11 +37,6 @@ TOLERANCE = 1e-4  # of a voice's sample, for a mixture with peak 1
 class PlainSeparator(nn.Module):
     """Separates one mixture in operations that ONNX has, whatever its length.
 
-    Arguments
-    ---------
-    encoder, masknet, decoder : torch.nn.Module
-        Of a loaded model; ``masknet`` is an SPGMMaskNet.
-
     Example
     -------
     >>> model = SPGMSeparation.from_pretrained(device="cpu")
@@ -138,23 +133,8 @@ def export_onnx(model: SPGMSeparation, path: str | Path) -> dict[float, float]:
     float32 at the model's rate, of any length from two encoder frames on. The file's
     metadata hold the sample rate, the number of speakers and the model's card.
 
-    Arguments
-    ---------
-    model : SPGMSeparation
-        A loaded model with SPGM blocks.
-    path : str or Path
-        The file to write; it appears only if the comparison is good.
-
-    Returns
-    -------
-    errors : dict of float to float
-        Largest difference of a sample, by the length in seconds, for noise of peak 1.
-
-    Raises
-    ------
-    ModelError
-        If the onnx extra is not installed, the model cannot be expressed in ONNX, or
-        the voices differ by more than ``TOLERANCE``.
+    Returns the largest difference of a sample, by the length in seconds, for noise of
+    peak 1. Above ``TOLERANCE`` it is a ModelError, and there is no file.
     """
     require_onnx()
     masknet = model.mods.masknet

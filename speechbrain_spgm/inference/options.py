@@ -122,12 +122,7 @@ class Options:
     def checked(self, model: Separable, output: str | Path = "") -> Options:
         """These, refused if a value is wrong; what is left open is filled in.
 
-        Arguments
-        ---------
-        model : Separable
-            The separator: its voices must fit, its card may state the views.
-        output : str or Path
-            The first file to write.
+        They must fit ``model`` and ``output``, the first file to write.
         """
         check_levels(self.normalize, self.consistent)
         if self.mode not in MODES:

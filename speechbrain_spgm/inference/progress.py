@@ -13,12 +13,7 @@ Progress = bool | Callable[[int, int], object]
 class Bar(tqdm):
     """A bar that also tells a program of every step.
 
-    Arguments
-    ---------
-    progress : bool or callable
-        Whether to draw, in a terminal; or what gets the steps done and all steps.
-    **settings
-        Those of tqdm.
+    ``progress``: whether to draw, in a terminal; or what gets the steps done and all.
 
     Example
     -------

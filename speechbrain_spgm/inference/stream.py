@@ -70,50 +70,23 @@ LOUDEST = 1e30  # beyond, squares of squares do not fit
 
 @dataclass
 class StreamState:
-    """All that a stream knows about the past; copies and pickles.
+    """All that a stream knows about the past; copies and pickles."""
 
-    Arguments
-    ---------
-    averages, means : Averages
-        Of the network and the gains; of the samples.
-    taken, row : int
-        Samples pushed, and rows computed.
-    waiting : torch.Tensor
-        Samples that no row holds yet, ``[n]``, float64.
-    centred, frames : torch.Tensor
-        From the first frame that is not done on: samples without their mean ``[n]``,
-        and what the encoder makes of them ``[n, N]``.
-    last : torch.Tensor
-        The last row, ``[K, N]``.
-    overlap : torch.Tensor
-        What frames that are done add to the samples behind them, ``[spks, n]``.
-    gains : torch.Tensor
-        Of the last row, ``[spks]``, float64.
-    power, heard : float, int
-        Sum of the powers of the rows that count, and how many they are.
-    finished : bool
-        Whether nothing more can come.
-    mirror : StreamState, optional
-        The same of the second view.
-    common : Averages
-        Of the products of the voices of both.
-    """
-
-    averages: Averages
-    means: Averages
-    waiting: Tensor
-    centred: Tensor
-    frames: Tensor
-    last: Tensor
-    overlap: Tensor
-    gains: Tensor
-    taken: int = 0
-    row: int = 0
-    power: float = 0.0
-    heard: int = 0
-    finished: bool = False
-    mirror: StreamState | None = None
-    common: Averages | None = None
+    averages: Averages  # of the network and the gains
+    means: Averages  # of the samples
+    waiting: Tensor  # samples that no row holds yet, [n], float64
+    centred: Tensor  # without their mean, from the first frame not done on, [n]
+    frames: Tensor  # what the encoder makes of these, [n, N]
+    last: Tensor  # the last row, [K, N]
+    overlap: Tensor  # what frames that are done add to samples behind them, [spks, n]
+    gains: Tensor  # of the last row, [spks], float64
+    taken: int = 0  # samples pushed
+    row: int = 0  # rows computed
+    power: float = 0.0  # sum of the powers of the rows that count
+    heard: int = 0  # how many those are
+    finished: bool = False  # nothing more can come
+    mirror: StreamState | None = None  # the same of the second view
+    common: Averages | None = None  # of the products of the voices of both
 
 
 class SPGMStream:
@@ -490,18 +463,7 @@ class SPGMStream:
 
 
 def check_seconds(warm_up: object, horizon: object) -> None:
-    """Refuses a warm-up or a horizon that cannot be.
-
-    Arguments
-    ---------
-    warm_up, horizon : object
-        As in :class:`SPGMStream`.
-
-    Raises
-    ------
-    UserError
-        Naming the value.
-    """
+    """Refuses a warm-up or a horizon that cannot be."""
 
     def is_number(value: object) -> bool:
         return isinstance(value, (int, float)) and not isinstance(value, bool)

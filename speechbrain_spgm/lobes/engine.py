@@ -462,14 +462,7 @@ def transform_in_halves(
 ) -> None:
     """The transformer on one row, each half of its frames for itself where it can be.
 
-    Arguments
-    ---------
-    block, linears
-        As in :func:`transform`.
-    x, out : torch.Tensor
-        The row, ``[1, K, N]``.
-    scratch : sequence of Scratch
-        The memory of the workers who share the work.
+    ``x`` and ``out`` are ``[1, K, N]``; the work is shared by one worker per scratch.
     """
     _, K, N = x.shape
     torch.add(x, block.pos_enc(x) if block.use_positional_encoding else 0, out=out)

@@ -50,11 +50,6 @@ def attend(scores: Tensor, x: Tensor) -> Tensor:
 class AttentionPooling(nn.Module):
     """Attention pooling: a linear score per frame, softmax, weighted sum.
 
-    Arguments
-    ---------
-    n_embd : int
-        Number of filters N.
-
     Example
     -------
     >>> AttentionPooling(32)(torch.rand(7, 24, 32)).shape
@@ -71,16 +66,7 @@ class AttentionPooling(nn.Module):
 
 
 class AttentionFeedForwardPooling(nn.Module):
-    """Attention pooling whose score passes through a hidden layer.
-
-    Arguments
-    ---------
-    n_embd : int
-        Number of filters N.
-    att_h : int
-        Width of the hidden layer.
-    att_dropout : float
-        Dropout rate after the hidden layer.
+    """Attention pooling whose score passes through a hidden layer of ``att_h`` units.
 
     Example
     -------

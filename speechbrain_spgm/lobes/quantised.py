@@ -25,17 +25,7 @@ from speechbrain_spgm.lobes.masknet import SPGMMaskNet
 class Int8Linear:
     """A linear in 8 bits, in place of ``linears.Linear``.
 
-    Arguments
-    ---------
-    weight : torch.Tensor
-        ``[out, in]``, float32.
-    bias : torch.Tensor
-        ``[out]``.
-
-    Raises
-    ------
-    ValueError
-        If PyTorch has no int8 linears for this processor.
+    A ValueError says that PyTorch has none for this processor.
 
     Example
     -------
@@ -120,24 +110,11 @@ def _saturates() -> bool:
 
 
 def quantise(masknet: nn.Module) -> SPGMMaskNet:
-    """A mask network in int8, on the parameters of one in float32.
+    """A mask network in int8, on the parameters of one in float32 on the CPU.
 
-    Later changes to the parameters do not reach the linears that are in 8 bits.
-
-    Arguments
-    ---------
-    masknet : SPGMMaskNet
-        In float32 on the CPU, with SpeechBrain's standard transformers; stays as it is.
-
-    Returns
-    -------
-    masknet : SPGMMaskNet
-        For evaluation mode, without gradients.
-
-    Raises
-    ------
-    ValueError
-        If it is another network, or this processor has no int8 linears.
+    Later changes to the parameters do not reach the linears that are in 8 bits. It is
+    for evaluation without gradients. It is a ValueError if the network has other than
+    SpeechBrain's standard transformers, or this processor has no int8 linears.
 
     Example
     -------

@@ -68,12 +68,7 @@ class Statistics:
 
 
 class Survey(Statistics):
-    """Adds up the averages of all utterances that it is given to.
-
-    Arguments
-    ---------
-    given : Survey, optional
-        What the utterances have in place of their own.
+    """Adds up averages of utterances; what is ``given`` they have in place of theirs.
 
     Example
     -------
@@ -115,13 +110,7 @@ class Survey(Statistics):
 
 
 class Shared(Statistics):
-    """The averages of a survey, in place of an utterance's own.
-
-    Arguments
-    ---------
-    survey : Survey
-        At least one utterance went through the same network with it.
-    """
+    """What a survey found in one utterance or more, in place of an utterance's own."""
 
     own = False
 
@@ -142,18 +131,7 @@ class Running(Statistics):
 
     Chunk s has those of chunks 0 to max(s, warm_up - 1), where the one before the last
     of them counts ``keep`` times as much, the one before that ``keep`` squared, ...
-
-    Arguments
-    ---------
-    warm_up : int
-        So many chunks at the beginning have theirs in common, at least 1.
-    keep : float
-        Above 0; 1: nothing is ever forgotten.
-
-    Raises
-    ------
-    ValueError
-        If there are no such averages.
+    ``warm_up`` is at least 1, ``keep`` above 0; at 1 nothing is ever forgotten.
 
     Example
     -------
@@ -191,13 +169,10 @@ class Running(Statistics):
 
 
 class Window(Statistics):
-    """Averages over the chunks around each.
+    """Averages over the ``chunks`` around each.
 
-    Arguments
-    ---------
-    chunks : int
-        How many; at the ends of a recording the window is as long, but not centred. An
-        utterance with no more has averages over the whole of it.
+    At the ends of a recording the window is as long, but not centred. An utterance with
+    no more chunks has averages over the whole of it.
 
     Example
     -------
@@ -230,11 +205,6 @@ class Placed(Statistics):
     A part's chunks get what they would have within the whole recording, as far as the
     parts before, and what has been looked at of those behind, have told. Parts begin
     with an even chunk of the recording, one after the other.
-
-    Arguments
-    ---------
-    rule : Running or Window
-        What each chunk has averages over.
 
     Example
     -------
@@ -309,22 +279,9 @@ def statistics_of(
 ) -> Statistics:
     """Statistics by their name, and by seconds in place of chunks.
 
-    Arguments
-    ---------
-    name : str
-        ``"whole"``, ``"running"`` or ``"window"``.
-    row_seconds : float
-        From one chunk to the next: half a chunk.
-    warm_up, horizon : float
-        Of the running ones: seconds that have theirs in common, and after which the
-        past counts a third (1/e); ``None``: nothing is forgotten.
-    window : float
-        Seconds of a window.
-
-    Raises
-    ------
-    ValueError
-        If there are none of that name.
+    ``name`` is "whole", "running" or "window"; ``row_seconds`` are half a chunk. The
+    running ones are in common for ``warm_up``; after ``horizon`` the past counts a
+    third (1/e), or with ``None`` as much as ever.
 
     Example
     -------
@@ -365,12 +322,7 @@ class Averages:
     """The averages of a batch on its way through a network, station by station.
 
     Create one per pass. A stream keeps one and calls :meth:`rewind` before each pass:
-    running averages then go on where they were.
-
-    Arguments
-    ---------
-    statistics : Statistics, optional
-        By default over the whole of every utterance.
+    running averages then go on where they were. By default utterances have their own.
     """
 
     def __init__(self, statistics: Statistics | None = None) -> None:
@@ -390,21 +342,9 @@ class Averages:
     def moments(
         self, mean: Tensor, var: Tensor, chunks: Sequence[int], rows: Sequence[int] = ()
     ) -> tuple[Tensor, Tensor]:
-        """Mean and variance of every filter from those of rows.
+        """Mean and variance ``[G, N]`` of every filter from those of rows, ``[C, N]``.
 
-        Arguments
-        ---------
-        mean, var : torch.Tensor
-            ``[C, N]``, float64, from ``row_moments``.
-        chunks : sequence of int
-            Rows of every utterance.
-        rows : sequence of int, optional
-            The weight of each row; by default 1.
-
-        Returns
-        -------
-        mean, var : torch.Tensor
-            Those to use, ``[G, N]``.
+        ``chunks`` are rows of every utterance, ``rows`` the weight of each row, or 1.
         """
         rows = rows or [1] * len(mean)
         if self.statistics.per_chunk:
@@ -421,21 +361,9 @@ class Averages:
     def moments_of(
         self, sums: Tensor, chunks: Sequence[int], rows: Sequence[int], K: int = 1
     ) -> tuple[Tensor, Tensor]:
-        """Mean and variance of every filter from sums over the frames of rows.
+        """Mean and variance ``[G, N]`` from sums of x and x² over rows, ``[2, C, N]``.
 
-        Arguments
-        ---------
-        sums : torch.Tensor
-            Of x and x², ``[2, C, N]``, float64.
-        chunks, rows
-            As in :meth:`moments`.
-        K : int
-            Frames of a row of weight 1.
-
-        Returns
-        -------
-        mean, var : torch.Tensor
-            Those to use, ``[G, N]``.
+        A row of weight 1 has ``K`` frames. The others are as in :meth:`moments`.
         """
         if self.statistics.per_chunk:
             weights = sums.new_tensor(rows).unsqueeze(-1)

@@ -49,20 +49,9 @@ def run(step: Callable[[Item, int], None], items: Iterable[Item], workers: int) 
     slow core. The threads belong to the process: calls from several threads share them
     and none ever computes with more threads than there are cores.
 
-    Arguments
-    ---------
-    step : callable
-        Does the work of an item; ``worker`` is a number below ``workers`` that no two
-        running steps of this call share. Gradients are off in it.
-    items : iterable
-        What is to be done; the order of completion is not defined.
-    workers : int
-        With 1, the calling thread does everything.
-
-    Raises
-    ------
-    Exception
-        The first that a step raised; no step is running any more then.
+    No two running steps of a call share a ``worker``, a number below ``workers``; with
+    1, the calling thread does everything. Gradients are off, and the order is open. The
+    first error of a step is raised when no step is running any more.
 
     Example
     -------

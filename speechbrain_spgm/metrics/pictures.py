@@ -201,27 +201,10 @@ def draw_wave(
     peak: float,
     color: str,
 ) -> None:
-    """Draws a waveform and its spectrogram.
+    """Draws a waveform [T], on the CPU, and its spectrogram as a PNG file.
 
-    Arguments
-    ---------
-    path : str or Path
-        The picture, a PNG file.
-    wave : torch.Tensor
-        [T], on the CPU.
-    sample_rate : int
-        In Hz.
-    loudest : float
-        The level in dB that is 0 dB in the picture: see ``decibels``.
-    peak : float
-        To which the waveform's axis reaches.
-    color : str
-        Of the waveform.
-
-    Raises
-    ------
-    MissingPackage
-        If matplotlib is not installed.
+    ``loudest`` is the level in dB that is 0 dB in the picture (see ``decibels``);
+    the waveform's axis reaches to ``peak``.
     """
     figure = new_figure(8, 2.6)
     top, bottom = figure.subplots(2, sharex=True, height_ratios=[1, 3])

@@ -35,18 +35,9 @@ MOS_SCALES = {
 
 
 class Heard:
-    """A mixture and what was made of it.
+    """A mixture ``[T]``, float32, and what was made of it, ``[T, spks]``.
 
-    Arguments
-    ---------
-    mix : torch.Tensor
-        ``[T]``, float32.
-    voices : torch.Tensor
-        ``[T, spks]``.
-    sample_rate : int
-        In Hz.
-    separate : callable, optional
-        From a mixture ``[T']`` to voices ``[T', spks]`` at this rate.
+    ``separate`` is from a mixture ``[T']`` to voices ``[T', spks]`` at this rate.
     """
 
     def __init__(
@@ -159,11 +150,6 @@ def measure_agreement(heard: Heard) -> list[float]:
 
     The second look begins 30 ms later and has the opposite polarity. What the network
     is sure of it finds again.
-
-    Raises
-    ------
-    UserError
-        If there is no network to look again.
     """
     if heard.separate is None:
         raise UserError("the score agreement needs the model: leave it out.")

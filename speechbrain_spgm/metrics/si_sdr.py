@@ -124,19 +124,9 @@ def si_sdr(
     references: torch.Tensor,
     lengths: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """SI-SDR in dB of estimate j against reference j.
+    """SI-SDR in dB, [B, spks], of estimate j against reference j.
 
-    Arguments
-    ---------
-    estimates, references : torch.Tensor
-        [B, T, spks].
-    lengths : torch.Tensor, optional
-        Samples of each utterance [B]; default: all T.
-
-    Returns
-    -------
-    torch.Tensor
-        [B, spks]; without meaning where the reference is silent.
+    Arguments as in ``pit_si_sdr_loss``; without meaning where the reference is silent.
 
     Example
     -------

@@ -354,17 +354,7 @@ class WebFiles:
 
 
 def download(url: str, target: Path, largest: int) -> None:
-    """Gets a file of the web; one without end, or sent too slowly, ends here.
-
-    Arguments
-    ---------
-    url : str
-        Its address.
-    target : Path
-        Where to write it.
-    largest : int
-        Bytes that it may have.
-    """
+    """Gets a file; one above ``largest`` bytes, or sent too slowly, ends here."""
     begin, done = monotonic(), 0
     ask = partial(urlopen, url, timeout=SLOWEST_START)
     with within(SLOWEST_START, ask) as answer, replacing(target) as temporary:

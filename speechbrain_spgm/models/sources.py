@@ -39,25 +39,12 @@ REPORTED: dict[str, dict[str, Any]] = {  # their own cards, for ``spgm info``
 
 
 def locate(source: object = None) -> Path | str:
-    """Where a model is.
+    """Where a model is: an existing folder as a Path, another place as a str.
 
-    Arguments
-    ---------
-    source : str or Path, optional
-        In this order: a model folder, or a run's output folder with ``model`` in it;
-        the name of a shipped model; a short name of the authors' models; any other
-        folder; a web address; a Hub repository ``USER/NAME``. By default the shipped
-        ``DEFAULT_MODEL``.
-
-    Returns
-    -------
-    place : Path or str
-        An existing folder as a Path; a web address or ``USER/NAME`` as a str.
-
-    Raises
-    ------
-    ModelError
-        If it is none of these.
+    In this order: a model folder, or a run's output folder with ``model`` in it; the
+    name of a shipped model; a short name of the authors' models; any other folder; a
+    web address; a Hub repository ``USER/NAME``. By default the shipped
+    ``DEFAULT_MODEL``. What is none of these is a ModelError.
 
     Example
     -------

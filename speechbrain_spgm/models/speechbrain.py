@@ -119,19 +119,9 @@ def read_ckpt(path: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def fit(module: nn.Module, path: Path) -> None:
-    """Puts weights into a module that needs exactly these.
+    """Puts weights into a module, on the CPU, that needs exactly these.
 
-    Arguments
-    ---------
-    module : torch.nn.Module
-        Built, on the CPU.
-    path : Path
-        The file of weights.
-
-    Raises
-    ------
-    ModelError
-        If a name is missing or unknown, a shape is wrong or a value is not finite.
+    Other names or shapes, and values that are not finite, are a ModelError.
 
     Example
     -------

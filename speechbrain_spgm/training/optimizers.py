@@ -20,13 +20,6 @@ class MuonAdam(Optimizer):
     Its steps are scaled to the size of Adam's (J. Liu et al., arXiv 2502.16982), so one
     learning rate is right for both.
 
-    Arguments
-    ---------
-    params : iterable of torch.nn.Parameter
-        Of the network.
-    lr : float
-        Learning rate.
-
     Example
     -------
     >>> import pytest

@@ -55,30 +55,8 @@ def separate(
 ) -> Outcome:
     """Separates a recording as ``spgm separate`` does, and draws and scores it.
 
-    Arguments
-    ---------
-    model : SPGMSeparation
-        The separator.
-    recording : Path
-        Any file that can be read; only its own name is shown.
-    folder : Path
-        For everything that is written; empty.
-    references : sequence of Path
-        The voices as they are in the recording, in any order.
-    max_minutes : float
-        Longer recordings are refused.
-    tell : callable, optional
-        Gets the steps done and all steps.
-
-    Returns
-    -------
-    outcome : Outcome
-        Files in ``folder``.
-
-    Raises
-    ------
-    UserError
-        If a file cannot be read, is too long, or the references do not fit.
+    Files go into ``folder``, which is empty. Only ``recording``'s own name is shown.
+    ``references`` come in any order. ``tell`` gets the steps done and all steps.
     """
     name = recording.name
     mix, rate = read(recording, max_minutes)

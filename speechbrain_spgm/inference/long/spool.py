@@ -23,13 +23,6 @@ class Spool:
 
     It is read and written, not mapped: mapped pages would count as resident memory.
 
-    Arguments
-    ---------
-    path : Path
-        A new file.
-    columns : int
-        Values per sample.
-
     Example
     -------
     >>> with Spool(getfixture("tmp_path") / "a", columns=2) as spool:

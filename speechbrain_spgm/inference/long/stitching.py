@@ -115,14 +115,9 @@ class Stitcher:
         self.seams: list[Seam] = []
 
     def run(self, folder: Path, use: Callable[[Spool], None]) -> None:
-        """Separates, then hands the voices at the model's rate to ``use``.
+        """Separates; ``use`` gets a spool ``[T, spks]`` of voices at the model's rate.
 
-        Arguments
-        ---------
-        folder : Path
-            For temporary files, about 8 bytes per sample and voice.
-        use : callable
-            Gets a spool of T samples and one column per voice.
+        ``folder`` is for temporary files, about 8 bytes per sample and voice.
         """
         with ExitStack() as stack:
             mix = stack.enter_context(Spool(folder / "mixture"))
@@ -288,18 +283,7 @@ class Stitcher:
             tail = part[keep:]
 
     def pieces(self, voices: Spool) -> Iterator[Tensor]:
-        """The voices at the recording's rate and level.
-
-        Arguments
-        ---------
-        voices : Spool
-            From ``run``.
-
-        Yields
-        ------
-        piece : torch.Tensor
-            ``[n, spks]``, float32; together they are as long as the recording.
-        """
+        """The voices at the recording's rate and level, in pieces ``[n, spks]``."""
         means, gains = self._levels(voices)
         band = self._band(voices, means, gains) if self.full_band else None
 
