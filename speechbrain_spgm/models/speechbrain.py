@@ -16,7 +16,12 @@ from speechbrain.utils.parameter_transfer import Pretrainer
 from torch import Tensor, nn
 
 from speechbrain_spgm.models.config import CONFIG_FILE
-from speechbrain_spgm.models.published import ModelError, misfit, read_fields
+from speechbrain_spgm.models.published import (
+    ModelError,
+    check_values,
+    misfit,
+    read_fields,
+)
 from speechbrain_spgm.models.sources import is_run
 from speechbrain_spgm.models.tensors import read_tensors
 
@@ -143,10 +148,5 @@ def fit(module: nn.Module, path: Path) -> None:
     speechbrain_spgm.models.tensors.ModelError: ... does not fit its yaml: ... bias.
     """
     state = read_ckpt(path, module.state_dict())
-    for name, value in state.items():
-        if value.is_floating_point() and not value.float().isfinite().all():
-            raise ModelError(
-                f"{path} holds NaN or infinity in {name}: the training went wrong, "
-                "take an earlier checkpoint."
-            )
+    check_values({k: v for k, v in state.items() if v.is_floating_point()}, path)
     module.load_state_dict(state)
