@@ -81,19 +81,6 @@ def add_separation_options(command: argparse.ArgumentParser) -> None:
     )
 
 
-def positive(kind: type) -> type:
-    """The type of an argument that must be above 0."""
-
-    def parse(text: str) -> float:
-        value = kind(text)
-        if not value > 0:
-            raise argparse.ArgumentTypeError(f"{text} is not above 0")
-        return value
-
-    parse.__name__ = kind.__name__  # argparse names it in its messages
-    return parse
-
-
 def add_channel_option(command: argparse.ArgumentParser) -> None:
     """One channel of several."""
     command.add_argument(

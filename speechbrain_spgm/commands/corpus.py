@@ -10,9 +10,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from speechbrain_spgm.commands.common import load_model, make_folder, positive, say
+from speechbrain_spgm.commands.common import load_model, make_folder, say
 from speechbrain_spgm.commands.jobs import search
-from speechbrain_spgm.console import WRONG_INPUT
+from speechbrain_spgm.console import WRONG_INPUT, positive
 from speechbrain_spgm.errors import UserError, count
 from speechbrain_spgm.files import temporary_folder
 

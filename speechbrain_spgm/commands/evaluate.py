@@ -15,7 +15,6 @@ from speechbrain_spgm.commands.common import (
     add_separation_options,
     load_model,
     make_folder,
-    positive,
     say,
 )
 from speechbrain_spgm.commands.corpus import (
@@ -23,6 +22,7 @@ from speechbrain_spgm.commands.corpus import (
     names_in,
     run_without_references,
 )
+from speechbrain_spgm.console import positive
 from speechbrain_spgm.errors import UserError, count, writing
 from speechbrain_spgm.files import check_writable
 

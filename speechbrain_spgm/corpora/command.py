@@ -14,6 +14,7 @@ from speechbrain_spgm.console import (
     Stream,
     ensure_utf8,
     exit_code,
+    positive,
     surroundings,
 )
 from speechbrain_spgm.corpora.generation import Plan, Report, generate
@@ -162,7 +163,10 @@ def add_generate(
         "(default: min)",
     )
     command.add_argument(
-        "--jobs", type=positive, metavar="N", help="worker processes (default: cores)"
+        "--jobs",
+        type=positive(int),
+        metavar="N",
+        help="worker processes (default: cores)",
     )
     return command
 
@@ -184,7 +188,7 @@ def add_manifests(
         "--output_folder", required=True, metavar="DIR", help="where to write"
     )
     command.add_argument(
-        "--num_spks", type=positive, default=2, metavar="N", help="(default: 2)"
+        "--num_spks", type=positive(int), default=2, metavar="N", help="(default: 2)"
     )
     command.add_argument(
         "--sample_rate",
@@ -205,14 +209,6 @@ def add_manifests(
         help=f"(default: {' '.join(splits)})",
     )
     return command
-
-
-def positive(text: str) -> int:
-    """A whole number of at least 1, for argparse."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is below 1")
-    return number
 
 
 def run_command(

@@ -56,16 +56,6 @@ class Statistics:
         """What to use in place of the utterances' own averages, ``[P, B, N]``."""
         return own
 
-    def spread(
-        self, planes: Tensor, past: Tensor | None, station: int = 0
-    ) -> tuple[Tensor, Tensor | None]:
-        """Weighted sums over what counts for each chunk, if there is one for each.
-
-        From quantities and weights of the chunks, ``[P + 1, S, N]``, and what is left
-        of those before, ``[P + 1, N]``, to both again.
-        """
-        raise NotImplementedError
-
 
 class Survey(Statistics):
     """Adds up the averages of all utterances that it is given to.
@@ -179,7 +169,11 @@ class Running(Statistics):
     def spread(
         self, planes: Tensor, past: Tensor | None, station: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """Sums over the chunks so far."""
+        """Weighted sums over the chunks so far, for each.
+
+        From quantities and weights of the chunks, ``[P + 1, S, N]``, and what is left
+        of those before, ``[P + 1, N]``, to both again.
+        """
         sums, total = [], torch.zeros_like(planes[:, 0]) if past is None else past
         for chunk in planes.unbind(1):
             total = total * self.keep + chunk
