@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from speechbrain_spgm.choices import LENGTHS
 from speechbrain_spgm.commands.common import (
     add_separation_options,
     load_model,
@@ -66,7 +67,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     command.add_argument(
         "--mode",
-        choices=["min", "max"],
+        choices=LENGTHS,
         default="min",
         help="of a metadata list: cut to the shortest source (default) or pad to the "
         "longest",

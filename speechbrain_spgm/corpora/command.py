@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
 
+from speechbrain_spgm.choices import LENGTHS
 from speechbrain_spgm.console import (
     WRONG_INPUT,
     Stream,
@@ -22,6 +23,8 @@ from speechbrain_spgm.data.manifests import ManifestRow, write_manifest
 from speechbrain_spgm.data.recordings import tell_lower_rates
 from speechbrain_spgm.errors import UserError, refusal
 from speechbrain_spgm.lobes.workers import count_cores
+
+RATES = (8000, 16000)  # in Hz
 
 
 def manifest_path(folder: str | Path, split: str, mixture: str = "mix") -> Path:
@@ -149,7 +152,7 @@ def add_generate(
         "--sample_rates",
         nargs="+",
         type=int,
-        choices=[8000, 16000],
+        choices=RATES,
         default=[8000],
         metavar="HZ",
         help="8000 and/or 16000 (default: 8000)",
@@ -157,7 +160,7 @@ def add_generate(
     command.add_argument(
         "--modes",
         nargs="+",
-        choices=["min", "max"],
+        choices=LENGTHS,
         default=["min"],
         help="min cuts sources to the shortest, max pads them to the longest "
         "(default: min)",
@@ -193,13 +196,13 @@ def add_manifests(
     command.add_argument(
         "--sample_rate",
         type=int,
-        choices=[8000, 16000],
+        choices=RATES,
         default=8000,
         metavar="HZ",
         help="8000 or 16000 (default: 8000)",
     )
     command.add_argument(
-        "--mode", choices=["min", "max"], default="min", help="(default: min)"
+        "--mode", choices=LENGTHS, default="min", help="(default: min)"
     )
     command.add_argument(
         "--splits",

@@ -29,9 +29,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from speechbrain_spgm.choices import STATISTICS
 from speechbrain_spgm.lobes.norms import utterance_mean, utterance_moments
 
-STATISTICS = ("whole", "running", "window")
 MOST_CHUNKS = 2**31  # of a window: more than any recording has
 
 
@@ -332,7 +332,7 @@ def statistics_of(
     if name == "running":
         keep = keep_of(row_seconds, horizon)
         return Running(max(1, math.floor(warm_up / row_seconds + 1e-9)), keep)
-    raise ValueError(f"statistics are {name!r}, but must be whole, running or window.")
+    raise ValueError(f"statistics are {name!r}, but must be {', '.join(STATISTICS)}.")
 
 
 def keep_of(row_seconds: float, horizon: float | None) -> float:

@@ -51,7 +51,6 @@ README_FILE = "README.md"
 INTERFACE = "speechbrain_interface"  # how the Hub knows SpeechBrain's models
 INTERFACE_CLASS = "SepformerSeparation"
 MARK = ".converted.json"  # in folders that convert wrote, which it may replace
-LAYOUTS = ("published", "speechbrain")
 
 
 def write_speechbrain(

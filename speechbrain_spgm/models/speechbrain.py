@@ -15,7 +15,7 @@ from speechbrain.utils.checkpoints import hook_on_loading_state_dict_checkpoint
 from speechbrain.utils.parameter_transfer import Pretrainer
 from torch import Tensor, nn
 
-from speechbrain_spgm.models.config import CONFIG_FILE
+from speechbrain_spgm.models.config import CONFIG_FILE, OBJECT_OF
 from speechbrain_spgm.models.published import (
     ModelError,
     check_values,
@@ -25,7 +25,7 @@ from speechbrain_spgm.models.published import (
 from speechbrain_spgm.models.sources import is_run
 from speechbrain_spgm.models.tensors import read_tensors
 
-PARTS = ("encoder", "masknet", "decoder")
+PARTS = tuple(OBJECT_OF)  # encoder, masknet, decoder
 
 
 def loadables(hparams: Mapping[str, Any], source: str) -> dict[str, nn.Module]:

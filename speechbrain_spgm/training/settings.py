@@ -27,11 +27,11 @@ from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.tag import Tag
 from speechbrain.utils.run_opts import RunOptions
 
+from speechbrain_spgm.choices import LENGTHS, PRECISIONS, STATISTICS
 from speechbrain_spgm.data.lists import MIXTURES
 from speechbrain_spgm.errors import UserError, first_line
 from speechbrain_spgm.files import replacing
 from speechbrain_spgm.lobes.pooling import POOLINGS, find_pooling
-from speechbrain_spgm.lobes.statistics import STATISTICS
 from speechbrain_spgm.models.config import Rule, either, whole
 from speechbrain_spgm.models.published import YAML_FILE
 from speechbrain_spgm.training.initialise import FILTERBANKS
@@ -86,7 +86,7 @@ BUILT = Rule(
 RULES = {
     "num_spks": whole(1, 20),
     "sample_rate": whole(1000, 384_000),
-    "mixture_mode": one_of(("min", "max")),
+    "mixture_mode": one_of(LENGTHS),
     "mixture_type": one_of(MIXTURES),
     **dict.fromkeys(
         [
@@ -138,8 +138,8 @@ RULES = {
     "eval_batch_size": whole(1),
     "metrics": several(TEXT, "a list of names, such as [si_sdr, sdr]"),
     "num_workers": whole(0, 1024),
-    "precision": one_of(("fp32", "bf16", "fp16")),
-    "eval_precision": one_of(("fp32", "bf16", "fp16")),
+    "precision": one_of(PRECISIONS[:3]),  # int8 does not train
+    "eval_precision": one_of(PRECISIONS[:3]),
     "ckpt_interval_minutes": FROM_0,
     "ckpt_interval_steps": whole(0),
     "num_examples": whole(0),
