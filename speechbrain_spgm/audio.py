@@ -26,6 +26,7 @@ from torch import Tensor
 from torchaudio.functional import resample as torchaudio_resample
 
 from speechbrain_spgm import media
+from speechbrain_spgm.choices import FORMATS, SUBTYPES
 from speechbrain_spgm.containers import Part, View, find_parts, goes_on, with_frames
 from speechbrain_spgm.errors import MissingPackage, UserError, count
 from speechbrain_spgm.files import replacing, scratch
@@ -652,21 +653,6 @@ class Format(NamedTuple):
     def clips(self) -> bool:
         """Whether samples beyond full scale cannot be written."""
         return self.subtype not in ("FLOAT", "DOUBLE")
-
-
-FORMATS = {  # by ending: libsndfile's name, and the subtype by default
-    "wav": ("WAV", "FLOAT"),
-    "flac": ("FLAC", "PCM_24"),
-    "ogg": ("OGG", "VORBIS"),
-    "opus": ("OGG", "OPUS"),
-    "mp3": ("MP3", "MPEG_LAYER_III"),
-    "aiff": ("AIFF", "FLOAT"),
-    "caf": ("CAF", "FLOAT"),
-    "w64": ("W64", "FLOAT"),
-    "au": ("AU", "FLOAT"),
-}
-SUBTYPES = {"float": "FLOAT", "double": "DOUBLE"}
-SUBTYPES |= {str(bits): f"PCM_{bits}" for bits in (16, 24, 32)}
 
 
 def find_format(

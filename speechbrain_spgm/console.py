@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from types import FrameType
@@ -194,6 +195,19 @@ class Ending:
             finally:
                 self.waiting = False
             yield item
+
+
+def positive(kind: type) -> type:
+    """The type of an argument that must be above 0."""
+
+    def parse(text: str) -> float:
+        value = kind(text)
+        if not value > 0:
+            raise ArgumentTypeError(f"{text} is not above 0")
+        return value
+
+    parse.__name__ = kind.__name__  # argparse names it in its messages
+    return parse
 
 
 @contextmanager

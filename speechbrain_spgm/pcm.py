@@ -16,12 +16,9 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from speechbrain_spgm.audio import check_channel, check_rate, to_float, to_pcm16
+from speechbrain_spgm.choices import CODES
 from speechbrain_spgm.errors import MissingPackage, UserError, require
 
-CODES = {
-    **{"u8": "<u1", "s16le": "<i2", "s24le": "<i3", "s32le": "<i4"},
-    **{"f32le": "<f4", "f64le": "<f8"},
-}
 # Sizes from here on stand in the headers of streams that have no end yet.
 ENDLESS = 2**31 - 2**16
 MOST_CHANNELS = 64

@@ -14,7 +14,8 @@ from speechbrain_spgm.data.manifests import read_manifest
 from speechbrain_spgm.data.recordings import read_voices
 from speechbrain_spgm.lobes.separator import separate
 from speechbrain_spgm.models.config import build
-from speechbrain_spgm.training.experiment import load_hparams, open_datasets
+from speechbrain_spgm.training.experiment import open_datasets
+from tests.training.test_experiment import load_hparams
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ PYTHONS = ["3.10", "3.11", "3.12", "3.13", "3.14"]
 GROUND = {
     "__version__",
     "audio",
+    "choices",
     "console",
     "containers",
     "errors",

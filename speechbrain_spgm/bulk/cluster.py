@@ -61,7 +61,7 @@ class Cluster(NamedTuple):
             size = ROWS if not self.num_gpus else 4 * BATCH_SIZE
             blocks = min(MOST_BLOCKS, math.ceil(len(todo) / size))
             results = ray.data.from_items(
-                [{"row": packed(row)} for row in todo], override_num_blocks=blocks
+                [{"row": json.dumps(row)} for row in todo], override_num_blocks=blocks
             ).map_batches(
                 Worker,
                 fn_constructor_args=[
@@ -121,18 +121,13 @@ class Worker:
         }
 
 
-def packed(row: Row) -> str:
-    """A row as ASCII text: Arrow takes no names that are not UTF-8."""
-    return json.dumps(row)
-
-
 def unpacked(text: str) -> Row:
-    """What ``packed`` packed.
+    """A row from its JSON, which is ASCII: Arrow takes no names that are not UTF-8.
 
     Example
     -------
     >>> row = Row(0, {"a": 1}, "a\\udcff", "/a\\udcff", Cut(1.5), "3f09")
-    >>> unpacked(packed(row)) == row
+    >>> unpacked(json.dumps(row)) == row
     True
     """
     row = Row(*json.loads(text))

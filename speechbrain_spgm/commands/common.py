@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from speechbrain_spgm.choices import PRECISIONS, STATISTICS
 from speechbrain_spgm.errors import UserError, shown
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def add_precision_option(command: argparse.ArgumentParser) -> None:
     """How exactly the model computes."""
     command.add_argument(
         "--precision",
-        choices=["fp32", "bf16", "fp16", "int8"],
+        choices=PRECISIONS,
         help="fp32 (default): exact; int8: on the CPU only, faster for networks of the "
         "paper's size, not for the shipped one; bf16: faster on GPUs and processors "
         "that have it; fp16: faster on GPUs",
@@ -68,8 +69,8 @@ def add_separation_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--statistics",
-        choices=["whole", "running", "window"],
-        default="whole",
+        choices=STATISTICS,
+        default=STATISTICS[0],
         help="what SPGM's averages are over: the whole recording (default, as in the "
         "paper), for each moment all that was heard so far, or the seconds around it",
     )
@@ -97,19 +98,6 @@ def some_path(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("a path is empty: name a file or a folder")
     return Path(text)
-
-
-def positive(kind: type) -> type:
-    """The type of an argument that must be above 0."""
-
-    def parse(text: str) -> float:
-        value = kind(text)
-        if not value > 0:
-            raise argparse.ArgumentTypeError(f"{text} is not above 0")
-        return value
-
-    parse.__name__ = kind.__name__  # argparse names it in its messages
-    return parse
 
 
 def add_channel_option(command: argparse.ArgumentParser) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from speechbrain_spgm.choices import LAYOUTS
 from speechbrain_spgm.commands.common import SOURCE
 from speechbrain_spgm.errors import writing
 
@@ -24,7 +25,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--to",
         required=True,
-        choices=["published", "speechbrain"],
+        choices=LAYOUTS,
         help="the layout to write",
     )
     command.add_argument(

@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING
 from speechbrain_spgm.commands.common import (
     load_model,
     make_folder,
-    positive,
     refuse_given,
     say,
     some_path,
 )
 from speechbrain_spgm.commands.jobs import search
-from speechbrain_spgm.console import WRONG_INPUT
+from speechbrain_spgm.console import WRONG_INPUT, positive
 from speechbrain_spgm.errors import UserError, count
 from speechbrain_spgm.files import temporary_folder
 

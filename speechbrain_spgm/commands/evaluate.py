@@ -11,11 +11,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from speechbrain_spgm.choices import LENGTHS
 from speechbrain_spgm.commands.common import (
     add_separation_options,
     load_model,
     make_folder,
-    positive,
     refuse_given,
     say,
     some_path,
@@ -25,6 +25,7 @@ from speechbrain_spgm.commands.corpus import (
     names_in,
     run_without_references,
 )
+from speechbrain_spgm.console import positive
 from speechbrain_spgm.errors import UserError, count, writing
 from speechbrain_spgm.files import check_writable
 
@@ -71,7 +72,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     command.add_argument(
         "--mode",
-        choices=["min", "max"],
+        choices=LENGTHS,
         default="min",
         help="of a metadata list: cut to the shortest source (default) or pad to the "
         "longest",

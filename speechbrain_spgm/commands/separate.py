@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from speechbrain_spgm.choices import FORMATS, MODES, SUBTYPES
 from speechbrain_spgm.commands.common import (
     add_channel_option,
     add_separation_options,
@@ -85,13 +86,13 @@ def add_file_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--format",
-        choices=["wav", "flac", "ogg", "opus", "mp3", "aiff", "caf", "w64", "au"],
+        choices=FORMATS,
         help="what to write, by default wav, of a manifest flac; WAV above 4 GiB "
         "becomes RF64",
     )
     command.add_argument(
         "--subtype",
-        choices=["float", "double", "16", "24", "32"],
+        choices=SUBTYPES,
         help="floats, or bits per sample; by default float, 24 in FLAC. Where samples "
         "beyond full scale cannot be written, voices that would clip are made quieter",
     )
@@ -101,8 +102,8 @@ def add_length_options(command: argparse.ArgumentParser) -> None:
     """What is done about long recordings."""
     command.add_argument(
         "--mode",
-        choices=["auto", "exact", "stitched"],
-        default="auto",
+        choices=MODES,
+        default=MODES[0],
         help="exact: each file as a whole; stitched: in overlapping windows, in little "
         "memory and more than twice the time; auto (default): exact where it fits, as "
         "that has no seams",

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from speechbrain_spgm.choices import CODES, STREAM_VIEWS
 from speechbrain_spgm.commands.common import (
     add_channel_option,
     add_model_options,
@@ -68,7 +69,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--views",
         type=int,
-        choices=[1, 2],
+        choices=STREAM_VIEWS,
         default=1,
         help="2: the mean of the mixture's voices and of those of the mixture upside "
         "down, which are better for twice the computing",
@@ -85,7 +86,7 @@ def add_input_options(command: argparse.ArgumentParser) -> None:
     """Where the talk comes from."""
     command.add_argument(
         "--format",
-        choices=["wav", "u8", "s16le", "s24le", "s32le", "f32le", "f64le"],
+        choices=["wav", *CODES],
         default="wav",
         help="what comes from standard input: a WAV file, with or without an end "
         "(default), or raw samples, then give --rate",

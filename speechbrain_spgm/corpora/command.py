@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
 
+from speechbrain_spgm.choices import LENGTHS
 from speechbrain_spgm.console import (
     WRONG_INPUT,
     Stream,
     ensure_utf8,
     exit_code,
+    positive,
     surroundings,
 )
 from speechbrain_spgm.corpora.generation import Plan, Report, generate
@@ -21,6 +23,8 @@ from speechbrain_spgm.data.manifests import ManifestRow, write_manifest
 from speechbrain_spgm.data.recordings import tell_lower_rates
 from speechbrain_spgm.errors import UserError, refusal
 from speechbrain_spgm.lobes.workers import count_cores
+
+RATES = (8000, 16000)  # in Hz
 
 
 def manifest_path(folder: str | Path, split: str, mixture: str = "mix") -> Path:
@@ -148,7 +152,7 @@ def add_generate(
         "--sample_rates",
         nargs="+",
         type=int,
-        choices=[8000, 16000],
+        choices=RATES,
         default=[8000],
         metavar="HZ",
         help="8000 and/or 16000 (default: 8000)",
@@ -156,13 +160,16 @@ def add_generate(
     command.add_argument(
         "--modes",
         nargs="+",
-        choices=["min", "max"],
+        choices=LENGTHS,
         default=["min"],
         help="min cuts sources to the shortest, max pads them to the longest "
         "(default: min)",
     )
     command.add_argument(
-        "--jobs", type=positive, metavar="N", help="worker processes (default: cores)"
+        "--jobs",
+        type=positive(int),
+        metavar="N",
+        help="worker processes (default: cores)",
     )
     return command
 
@@ -184,18 +191,18 @@ def add_manifests(
         "--output_folder", required=True, metavar="DIR", help="where to write"
     )
     command.add_argument(
-        "--num_spks", type=positive, default=2, metavar="N", help="(default: 2)"
+        "--num_spks", type=positive(int), default=2, metavar="N", help="(default: 2)"
     )
     command.add_argument(
         "--sample_rate",
         type=int,
-        choices=[8000, 16000],
+        choices=RATES,
         default=8000,
         metavar="HZ",
         help="8000 or 16000 (default: 8000)",
     )
     command.add_argument(
-        "--mode", choices=["min", "max"], default="min", help="(default: min)"
+        "--mode", choices=LENGTHS, default="min", help="(default: min)"
     )
     command.add_argument(
         "--splits",
@@ -205,14 +212,6 @@ def add_manifests(
         help=f"(default: {' '.join(splits)})",
     )
     return command
-
-
-def positive(text: str) -> int:
-    """A whole number of at least 1, for argparse."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is below 1")
-    return number
 
 
 def run_command(

@@ -26,9 +26,10 @@ from pathlib import Path
 
 import numpy as np
 
-from speechbrain_spgm.audio import AudioFile, open_all, resampled_length
+from speechbrain_spgm.audio import AudioFile, resampled_length
 from speechbrain_spgm.corpora.generation import Plan, fit, load, resample
 from speechbrain_spgm.corpora.scanning import find_set, scan, set_folder, source_names
+from speechbrain_spgm.data.listed import open_sources
 from speechbrain_spgm.data.lists import (
     MIXTURES,
     NOISY,
@@ -125,9 +126,7 @@ def plan_librimix(
     folder /= split_name(list_path)
 
     prefixes = [f"source_{i}" for i in range(1, len(parts) + 1)]
-    names = sorted({row[f"{prefix}_path"] for row in rows for prefix in prefixes})
-    opened = open_all(Path(librispeech) / name for name in names)
-    files = dict(zip(names, opened, strict=True))
+    sources = [files for _, files in open_sources(rows, Path(librispeech))]
     noises: dict[str, AudioFile] = {}
     if noisy:
         names = sorted({row["noise_path"] for row in rows})
@@ -141,18 +140,13 @@ def plan_librimix(
         "mix_single": ("s1", "noise"),
     }
     plans = []
-    for row in rows:
+    for row, spoken in zip(rows, sources, strict=True):
         paths = [row[f"{prefix}_path"] for prefix in prefixes]
         gains = [row[f"{prefix}_gain"] for prefix in prefixes]
-        used = tuple(
-            (noises if part == "noise" else files)[path]
-            for part, path in zip(parts, paths, strict=True)
-        )
-        lengths = [
-            resampled_length(file.frames, file.rate, sample_rate)
-            for part, file in zip(parts, used, strict=True)
-            if part != "noise"  # which is repeated or cut
-        ]
+        used = tuple(file for file, _ in spoken)
+        lengths = [resampled_length(f.frames, f.rate, sample_rate) for f in used]
+        if noisy:  # repeated or cut, so its length does not count
+            used += (noises[row["noise_path"]],)
         plans.append(
             LibriMixPlan(
                 id=row["mixture_ID"],

@@ -42,11 +42,6 @@ class ListedSource(NamedTuple):
     path: str
     gain: str
 
-    @property
-    def decibels(self) -> float:
-        """The gain as a number."""
-        return float(self.gain)
-
 
 @dataclass(frozen=True)
 class WSJ0MixPlan(Plan):
@@ -142,7 +137,7 @@ def plan_wsj0mix(
                 made_from=made_from,
                 mixtures={"mix": parts},
                 files=sources,
-                decibels=tuple(source.decibels for source in line),
+                decibels=tuple(float(source.gain) for source in line),
             )
         )
     return plans

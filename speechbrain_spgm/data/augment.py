@@ -294,18 +294,12 @@ def filter_rows(
 
 
 VOICES = {
-    "shift": shift,
-    "converse": converse,
-    "equalise": equalise,
-    "match_colour": match_colour,
-    "reverberate": reverberate,
-    "invert": invert,
+    unit.__name__: unit
+    for unit in (shift, converse, equalise, match_colour, reverberate, invert)
 }
 MIXTURE = {
-    "limit_band": limit_band,
-    "drop_frequencies": drop_frequencies,
-    "drop_chunks": drop_chunks,
-    "change_gain": change_gain,
+    unit.__name__: unit
+    for unit in (limit_band, drop_frequencies, drop_chunks, change_gain)
 }
 
 

@@ -247,10 +247,10 @@ class MixtureList(VariedDataset):
 
     def __getitem__(self, index: int) -> Mixture:
         id, sources = self.entries[index]
-        waves = [
-            gain * change_rate(read_all(file), file.rate, self.sample_rate)
-            for file, gain in sources
-        ]
+        waves = []
+        for file, gain in sources:
+            wave = torch.from_numpy(read_frames(file))
+            waves.append(gain * change_rate(wave, file.rate, self.sample_rate))
         length = mixed_length(map(len, waves), self.mode)
         # A negative padding cuts; mix_single leaves out all but the first. [T, spks]
         waves = [pad(wave, (0, length - len(wave))) for wave in waves[: self.num_spks]]
@@ -312,11 +312,6 @@ def segment_samples(segment_seconds: float | None, sample_rate: int) -> int | No
             f"The segment_seconds is {segment_seconds}: it must be above 0."
         )
     return samples
-
-
-def read_all(file: AudioFile) -> torch.Tensor:
-    """All samples of a file [T]."""
-    return torch.from_numpy(read_frames(file))
 
 
 def read_mixtures(path: Path, num_spks: int, mixture: str) -> list[dict[str, str]]:

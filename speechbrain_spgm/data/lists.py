@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from speechbrain_spgm.audio import AudioFile, open_audio, read_frames
+from speechbrain_spgm.choices import LENGTHS
 from speechbrain_spgm.data.recordings import read_table, to_number
 from speechbrain_spgm.errors import UserError
 
@@ -117,6 +118,8 @@ def mixed_length(lengths: Iterable[int], mode: str) -> int:
     >>> mixed_length([3, 5], "min"), mixed_length([3, 5], "max")
     (3, 5)
     """
-    if mode not in ("min", "max"):
-        raise UserError(f"The mixture mode is {mode}, but must be min or max.")
+    if mode not in LENGTHS:
+        raise UserError(
+            f"The mixture mode is {mode}, but must be {' or '.join(LENGTHS)}."
+        )
     return min(lengths) if mode == "min" else max(lengths)

@@ -35,7 +35,7 @@ from typing import NamedTuple
 
 from speechbrain_spgm.audio import open_audio
 from speechbrain_spgm.data.recordings import check_columns, read_table, to_number
-from speechbrain_spgm.errors import UserError
+from speechbrain_spgm.errors import UserError, writing
 from speechbrain_spgm.files import replacing
 
 
@@ -109,17 +109,12 @@ def write_manifest(path: str | Path, rows: Iterable[ManifestRow]) -> None:
 def write_if_new(path: Path, text: str) -> None:
     """Writes a text file, unless it already says the same; its folder is made."""
     content = text.encode(errors="surrogateescape")  # names are what they are on disk
-    try:
+    with writing(f"The file {path}", "take another output folder"):
         if path.is_file() and path.read_bytes() == content:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             temporary.write_bytes(content)
-    except OSError as error:
-        raise UserError(
-            f"The file {path} cannot be written ({error.strerror}): take another "
-            "output folder."
-        ) from None
 
 
 def portable(file: Path, folder: Path) -> str:

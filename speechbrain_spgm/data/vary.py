@@ -51,10 +51,22 @@ class Variation:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Draws a variation of a mixture [T] and its sources [T, spks], cut to most."""
         if self.speeds != [100]:
-            mix, sources = self._change_speeds(mix, sources, rate, rng)
+            rest = mix - sources.sum(-1)
+            waves = [
+                change_rate(wave.contiguous(), rate, rate, int(rng.choice(self.speeds)))
+                for wave in sources.T
+            ]
+            length = min(len(wave) for wave in (mix, *waves))
+            sources = torch.stack([wave[:length] for wave in waves], dim=-1)
+            mix = sources.sum(-1) + rest[:length]
         mix, sources = mix[:most], sources[:most]
         if self.augmentations.probabilities:
-            mix, sources = self._augment(mix, sources, rate, rng)
+            rest = (mix - sources.sum(-1)).numpy()
+            voices = sources.T.contiguous().numpy()
+            augmented = self.augmentations.voices(voices, rate, rng)
+            parts = np.vstack([keep_power(augmented, voices), rest])
+            parts = torch.from_numpy(self.augmentations.mixture(parts, rate, rng))
+            mix, sources = parts.sum(0), parts[:-1].T
         return mix, sources
 
     def frames_for(self, samples: int, rate: int) -> int:
@@ -66,37 +78,6 @@ class Variation:
         8400
         """
         return frames_needed(samples, rate, rate, max(100, *self.speeds))
-
-    def _change_speeds(
-        self,
-        mix: torch.Tensor,
-        sources: torch.Tensor,
-        rate: int,
-        rng: np.random.Generator,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        rest = mix - sources.sum(-1)
-        waves = [
-            change_rate(source.contiguous(), rate, rate, int(rng.choice(self.speeds)))
-            for source in sources.T
-        ]
-        length = min(len(wave) for wave in (mix, *waves))
-        sources = torch.stack([wave[:length] for wave in waves], dim=-1)
-        return sources.sum(-1) + rest[:length], sources
-
-    def _augment(
-        self,
-        mix: torch.Tensor,
-        sources: torch.Tensor,
-        rate: int,
-        rng: np.random.Generator,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        spks = sources.shape[-1]
-        rest = (mix - sources.sum(-1)).numpy()
-        voices = sources.T.contiguous().numpy()
-        augmented = self.augmentations.voices(voices, rate, rng)
-        parts = np.vstack([keep_power(augmented, voices), rest])
-        parts = torch.from_numpy(self.augmentations.mixture(parts, rate, rng))
-        return parts.sum(0), parts[:spks].T
 
 
 def keep_power(waves: np.ndarray, like: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from speechbrain_spgm.audio import Format, find_format
+from speechbrain_spgm.choices import MODES, STATISTICS
 from speechbrain_spgm.errors import UserError
 from speechbrain_spgm.inference.augment import check_views
 from speechbrain_spgm.inference.level import check_levels
@@ -17,9 +18,8 @@ from speechbrain_spgm.inference.long.assignment import check_speakers
 from speechbrain_spgm.inference.memory import parse_bytes
 from speechbrain_spgm.inference.progress import Progress
 from speechbrain_spgm.inference.separable import Separable
-from speechbrain_spgm.lobes.statistics import STATISTICS, Statistics, statistics_of
+from speechbrain_spgm.lobes.statistics import Statistics, statistics_of
 
-MODES = ("auto", "exact", "stitched")
 WRITING = ("format", "subtype")  # for files only
 
 

@@ -22,6 +22,7 @@ from speechbrain.utils.run_opts import RunOptions
 from torch import Tensor, nn
 
 from speechbrain_spgm.audio import Recording, Source, name_of
+from speechbrain_spgm.choices import PRECISIONS
 from speechbrain_spgm.errors import UserError
 from speechbrain_spgm.files import scratch
 from speechbrain_spgm.inference.augment import check_views, separate_augmented, views_of
@@ -83,7 +84,6 @@ from speechbrain_spgm.models.speechbrain import PARTS, card_config, load_weights
 logger = logging.getLogger(__name__)
 
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-PRECISIONS = ("fp32", *HALVES, "int8")
 
 
 class SPGMSeparation(SepformerSeparation):
@@ -176,7 +176,7 @@ class SPGMSeparation(SepformerSeparation):
     def from_hparams(
         cls,
         source: str | Path | FetchSource,
-        hparams_file: str = "hyperparams.yaml",
+        hparams_file: str = YAML_FILE,
         savedir: str | Path | None = None,
         *,
         revision: str | None = None,

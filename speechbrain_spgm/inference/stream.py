@@ -50,6 +50,7 @@ from numpy.typing import ArrayLike
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
+from speechbrain_spgm.choices import STREAM_VIEWS
 from speechbrain_spgm.errors import UserError
 from speechbrain_spgm.inference.level import mixture_gains
 from speechbrain_spgm.lobes import engine
@@ -64,7 +65,6 @@ MEAN_HORIZON = 10.0  # seconds in which an offset may drift
 ROWS_AT_ONCE = 16  # bounds the memory of a long push
 SILENCE = 1e-3  # of the mean power of what counts
 FADING = 3.0  # dB a minute, of that mean in silence
-MOST_VIEWS = 2
 LOUDEST = 1e30  # beyond, squares of squares do not fit
 
 
@@ -145,8 +145,9 @@ class SPGMStream:
         views: int = 1,
     ) -> None:
         check_seconds(warm_up, horizon)
-        if type(views) is not int or not 1 <= views <= MOST_VIEWS:
-            raise UserError(f"views is {views!r}, but a stream has 1 or {MOST_VIEWS}.")
+        if type(views) is not int or views not in STREAM_VIEWS:
+            known = " or ".join(map(str, STREAM_VIEWS))
+            raise UserError(f"views is {views!r}, but a stream has {known}.")
         if not isinstance(masknet, SPGMMaskNet):
             raise ModelError(
                 f"A {type(masknet).__name__} looks at whole recordings: only an SPGM "

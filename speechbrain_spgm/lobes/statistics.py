@@ -29,9 +29,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from speechbrain_spgm.choices import STATISTICS
 from speechbrain_spgm.lobes.norms import utterance_mean, utterance_moments
 
-STATISTICS = ("whole", "running", "window")
 MOST_CHUNKS = 2**31  # of a window: more than any recording has
 
 
@@ -55,16 +55,6 @@ class Statistics:
     def take(self, station: int, own: Tensor, weights: Sequence[int]) -> Tensor:
         """What to use in place of the utterances' own averages, ``[P, B, N]``."""
         return own
-
-    def spread(
-        self, planes: Tensor, past: Tensor | None, station: int = 0
-    ) -> tuple[Tensor, Tensor | None]:
-        """Weighted sums over what counts for each chunk, if there is one for each.
-
-        From quantities and weights of the chunks, ``[P + 1, S, N]``, and what is left
-        of those before, ``[P + 1, N]``, to both again.
-        """
-        raise NotImplementedError
 
 
 class Survey(Statistics):
@@ -157,7 +147,11 @@ class Running(Statistics):
     def spread(
         self, planes: Tensor, past: Tensor | None, station: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """Sums over the chunks so far."""
+        """Weighted sums over the chunks so far, for each.
+
+        From quantities and weights of the chunks, ``[P + 1, S, N]``, and what is left
+        of those before, ``[P + 1, N]``, to both again.
+        """
         sums, total = [], torch.zeros_like(planes[:, 0]) if past is None else past
         for chunk in planes.unbind(1):
             total = total * self.keep + chunk
@@ -295,7 +289,7 @@ def statistics_of(
     if name == "running":
         keep = keep_of(row_seconds, horizon)
         return Running(max(1, math.floor(warm_up / row_seconds + 1e-9)), keep)
-    raise ValueError(f"statistics are {name!r}, but must be whole, running or window.")
+    raise ValueError(f"statistics are {name!r}, but must be {', '.join(STATISTICS)}.")
 
 
 def keep_of(row_seconds: float, horizon: float | None) -> float:

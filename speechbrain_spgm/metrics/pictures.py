@@ -21,7 +21,7 @@ import torch
 from speechbrain_spgm.audio import write_audio
 from speechbrain_spgm.errors import MissingPackage, require
 from speechbrain_spgm.files import replacing
-from speechbrain_spgm.metrics.si_sdr import SILENCE, octaves, si_sdr
+from speechbrain_spgm.metrics.si_sdr import SILENCE, even, si_sdr
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -173,8 +173,7 @@ def draw_example(path: str | Path, example: Example, sample_rate: int) -> None:
     axes = figure.subplot_mosaic(
         [["mix", "mix"], *([f"est {k}", f"ref {k}"] for k in range(spks))]
     )
-    levelled = (x * octaves(x.abs().amax(0)) for x in example[2:])
-    scores = si_sdr(*(x[None] for x in levelled))[0]
+    scores = si_sdr(*(even(x, 0)[None] for x in example[2:]))[0]
     silent = is_silent(example.references, example.mix)
     panels = [("mix", f"Mixture {example.id}", example.mix, MIXTURE_COLOR)]
     for k in range(spks):

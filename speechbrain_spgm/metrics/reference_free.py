@@ -20,7 +20,7 @@ from torch import Tensor
 
 from speechbrain_spgm.audio import resample
 from speechbrain_spgm.errors import UserError, require
-from speechbrain_spgm.metrics.si_sdr import pit_si_sdr_loss
+from speechbrain_spgm.metrics.si_sdr import even, pit_si_sdr_loss
 
 WINDOW = 0.032  # seconds of a frame
 LIMIT_DB = 60.0  # what is given in dB is cut to plus or minus this
@@ -157,7 +157,7 @@ def measure_agreement(heard: Heard) -> list[float]:
     if len(heard.mix) <= 2 * start:
         return [0.0] * heard.voices.shape[1]
     again = -heard.separate(-heard.mix[start:])
-    first, second = (_even(x).unsqueeze(0) for x in (heard.voices[start:], again))
+    first, second = (even(x, 0)[None] for x in (heard.voices[start:], again))
     pit = pit_si_sdr_loss(second, first, torch.tensor([first.shape[1]]))
     order = pit.permutation[0].tolist()
     return [
@@ -270,12 +270,6 @@ def measure_all(names: Iterable[str], heard: Heard) -> list[dict[str, float]]:
         {name: round(float(values[voice]), 4) for name, values in found.items()}
         for voice in range(heard.voices.shape[1])
     ]
-
-
-def _even(signals: Tensor) -> Tensor:
-    """Signals ``[T, n]`` of peak 1, but silence."""
-    peak = signals.abs().amax(0)
-    return signals / peak.where(peak > 0, 1)
 
 
 def _si_sdr(signal: Tensor, reference: Tensor) -> float:

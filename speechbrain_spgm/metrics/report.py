@@ -33,6 +33,7 @@ from speechbrain_spgm.metrics.si_sdr import PitResult, reorder
 logger = get_logger(__name__)
 
 KEPT = 5  # worst utterances
+SUMMARY_FILE = "test_summary.json"
 
 
 class Worst:
@@ -112,7 +113,7 @@ def write_results(
     summary = {**(about or {}), **summarise(scores)}
     if parts:
         summary["groups"] = parts
-    write_text(folder / "test_summary.json", json.dumps(summary, indent=2))
+    write_text(folder / SUMMARY_FILE, json.dumps(summary, indent=2))
     tables = [format_table(scores), *map(format_groups, parts, parts.values())]
     write_text(folder / "test_results.md", "\n\n".join(tables))
 

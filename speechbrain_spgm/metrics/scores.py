@@ -24,6 +24,7 @@ from speechbrain_spgm.lobes.workers import single_threaded
 from speechbrain_spgm.metrics.si_sdr import (
     PitResult,
     centre,
+    even,
     is_active,
     octaves,
     pit_si_sdr_loss,
@@ -45,11 +46,6 @@ class Score(NamedTuple):
 
     id: str
     values: dict[str, float | None]
-
-    @property
-    def si_sdr(self) -> float:
-        """SI-SDR of the estimates in dB."""
-        return self.values["si_sdr"]
 
     @property
     def si_sdri(self) -> float:
@@ -230,11 +226,6 @@ def match(estimates: torch.Tensor, batch: MixtureBatch) -> PitResult:
     silent = ~is_active(together, batch.lengths)
     sources = sources.masked_fill(silent.unsqueeze(1), 0.0)
     return pit_si_sdr_loss(even(estimates, 1), even(sources, 1), batch.lengths)
-
-
-def even(signals: torch.Tensor, axis: int = -1) -> torch.Tensor:
-    """Signals along an axis with peaks from a half to 1, for what knows no level."""
-    return signals * octaves(signals.abs().amax(axis, keepdim=True))
 
 
 def score_batch(

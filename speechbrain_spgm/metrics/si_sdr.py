@@ -212,6 +212,11 @@ def octaves(peaks: torch.Tensor) -> torch.Tensor:
     return torch.where(peaks.isfinite() & (peaks > 0), gains, 1.0)
 
 
+def even(signals: torch.Tensor, axis: int = -1) -> torch.Tensor:
+    """Signals along an axis with peaks from a half to 1, for what knows no level."""
+    return signals * octaves(signals.abs().amax(axis, keepdim=True))
+
+
 def pairwise_si_sdr(estimates: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
     """SI-SDR of every estimate i with every reference j: [B, spks (i), spks (j)]."""
     # [B, spks, 1, T] against [B, 1, spks, T]

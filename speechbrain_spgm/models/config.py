@@ -37,17 +37,18 @@ LONGEST_POSITION = 2500  # where SpeechBrain's positional encoding ends
 
 
 class Rule(NamedTuple):
-    """What a field of config.json may hold, in words and as a test."""
+    """What a value may be, in words and as a test."""
 
     words: Callable[[], str]
     holds: Callable[[Any], bool]
 
 
-def whole(lowest: int, highest: int) -> Rule:
-    """A whole number within bounds."""
+def whole(least: int, most: int = 2**32 - 1) -> Rule:
+    """A whole number in a range."""
+    words = f"a whole number from {least}" + (f" to {most}" if most < 2**32 - 1 else "")
     return Rule(
-        lambda: f"a whole number from {lowest} to {highest}",
-        lambda value: type(value) is int and lowest <= value <= highest,
+        lambda: words,
+        lambda x: isinstance(x, int) and not isinstance(x, bool) and least <= x <= most,
     )
 
 

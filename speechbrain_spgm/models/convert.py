@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from speechbrain.lobes.models.dual_path import Decoder, Dual_Path_Model, Encoder
 from torch import Tensor, nn
 
@@ -34,10 +33,11 @@ from speechbrain_spgm.models.published import (
     WEIGHTS_FILES,
     YAML_FILE,
     ModelError,
-    WrongLayout,
     find_weights,
+    found,
     load_published,
     read_published,
+    write_published,
 )
 from speechbrain_spgm.models.safe_yaml import load_safely
 from speechbrain_spgm.models.speechbrain import (
@@ -51,7 +51,6 @@ README_FILE = "README.md"
 INTERFACE = "speechbrain_interface"  # how the Hub knows SpeechBrain's models
 INTERFACE_CLASS = "SepformerSeparation"
 MARK = ".converted.json"  # in folders that convert wrote, which it may replace
-LAYOUTS = ("published", "speechbrain")
 
 
 def write_speechbrain(
@@ -78,18 +77,6 @@ def write_speechbrain(
     with replacing(folder / YAML_FILE) as temporary:
         temporary.write_text(text or speechbrain_yaml(config), encoding="utf-8")
     write_json(folder / CONFIG_FILE, config)
-
-
-def write_published(
-    folder: str | Path, state: Mapping[str, Tensor], config: Mapping[str, Any]
-) -> None:
-    """Writes the published layout: see write_speechbrain."""
-    folder = Path(folder)
-    state = {name: value.clone().contiguous() for name, value in state.items()}
-    with replacing(folder / WEIGHTS_FILE) as temporary:
-        save_file(state, temporary, metadata={"format": "pt"})
-    kept = {name: value for name, value in config.items() if name != INTERFACE}
-    write_json(folder / CONFIG_FILE, kept)
 
 
 def convert(
@@ -136,11 +123,13 @@ def convert(
             parts[part].half()
     with replacing_folder(target) as temporary:
         if to == "published":
-            write_published(temporary, state, config)
+            kept = {name: value for name, value in config.items() if name != INTERFACE}
+            write_published(temporary, state, kept)
         else:
             fields = {**config, INTERFACE: INTERFACE_CLASS}
             write_speechbrain(temporary, state, fields)
-        _copy_card(find, temporary)
+        if card := found(find, README_FILE):
+            shutil.copyfile(card, temporary / README_FILE)
         write_json(temporary / MARK, {"layout": to})
         check_same(temporary, to, state, parts, config)
 
@@ -190,14 +179,14 @@ def read_model(
     weights = find_weights(find)
     if weights is not None:
         done = to == "published" and weights.name == WEIGHTS_FILE and not again
-        if done and not _has(find, YAML_FILE):
+        if done and not found(find, YAML_FILE):
             raise ModelError(f"{source} is in the published layout already.")
         model, state, config = read_published(find(CONFIG_FILE).parent)
         kept = {name: value.float() for name, value in state.items()}
         model.load_state_dict(kept, assign=True)
         return state, config, {part: model[part] for part in PARTS}
 
-    if not _has(find, YAML_FILE):
+    if not found(find, YAML_FILE):
         raise ModelError(
             f"{source} has no {', no '.join(WEIGHTS_FILES)} and no {YAML_FILE}: "
             "it is no model."
@@ -219,14 +208,6 @@ def _ckpts(
         own = read_ckpt(find(f"{part}.ckpt"), parts[part].state_dict())
         state |= {f"{part}.{name}": value for name, value in own.items()}
     return state
-
-
-def _has(find: Callable[[str], Path], name: str) -> bool:
-    try:
-        find(name)
-    except WrongLayout:
-        return False
-    return True
 
 
 def _config(
@@ -261,14 +242,6 @@ def _config(
 def _unused(field: str, config: Mapping[str, Any]) -> bool:
     """The rate of a dropout that only a hidden layer would have."""
     return field == "spgm_block_att_dropout" and config["spgm_block_att_h"] is None
-
-
-def _copy_card(find: Callable[[str], Path], folder: Path) -> None:
-    try:
-        card = find(README_FILE)
-    except WrongLayout:
-        return
-    shutil.copyfile(card, folder / README_FILE)
 
 
 def check_same(

@@ -30,6 +30,7 @@ from speechbrain_spgm.models.config import (
     check_config,
     show,
     with_defaults,
+    write_json,
 )
 from speechbrain_spgm.models.tensors import ModelError, open_file, outline, read_tensors
 
@@ -180,12 +181,15 @@ def is_model(folder: Path) -> bool:
 
 def find_weights(find: Callable[[str], Path]) -> Path | None:
     """The same of a source whose files ``find`` gives; no other file is asked for."""
-    for name in WEIGHTS_FILES:
-        try:
-            return find(name)
-        except WrongLayout:
-            continue
-    return None
+    return next(filter(None, (found(find, name) for name in WEIGHTS_FILES)), None)
+
+
+def found(find: Callable[[str], Path], name: str) -> Path | None:
+    """One file of such a source, if it is there."""
+    try:
+        return find(name)
+    except WrongLayout:
+        return None
 
 
 def load_published(folder: str | Path) -> PublishedModel:
@@ -279,10 +283,7 @@ def save_published(
     weights = folder / WEIGHTS_FILE
     check_config(config)
     parts = {"encoder": encoder, "masknet": masknet, "decoder": decoder}
-    state = {
-        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, value in nn.ModuleDict(parts).state_dict().items()
-    }
+    state = nn.ModuleDict(parts).state_dict()
     shapes = {name: list(value.shape) for name, value in state.items()}
     model = _blueprint(config, len(shapes), weights)
     _check_shapes(shapes, model.state_dict(), weights)
@@ -290,15 +291,25 @@ def save_published(
     if card is not None:
         config = {**config, CARD: card}
     try:
-        text = json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False)
+        json.dumps(config, indent=2, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ModelError(f"The card of {folder} is no JSON: {error}.") from None
 
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(weights) as temporary:
+    write_published(folder, state, config)
+
+
+def write_published(
+    folder: Path, state: Mapping[str, Tensor], config: Mapping[str, Any]
+) -> None:
+    """Writes both files of the layout; what they hold has been checked."""
+    state = {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in state.items()
+    }
+    with replacing(folder / WEIGHTS_FILE) as temporary:
         save_file(state, temporary, metadata={"format": "pt"})
-    with replacing(folder / CONFIG_FILE) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+    write_json(folder / CONFIG_FILE, config)
 
 
 def _blueprint(config: Mapping[str, Any], tensors: int, path: Path) -> nn.ModuleDict:

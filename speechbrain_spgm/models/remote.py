@@ -56,6 +56,7 @@ from speechbrain_spgm.models.published import (
     LARGEST_CONFIG,
     MOST_PARAMETERS,
     WEIGHTS_FILES,
+    YAML_FILE,
     ModelError,
     WrongLayout,
     check_inside,
@@ -85,7 +86,7 @@ def fetch_published(
     """
     lack = (
         f"has no {CONFIG_FILE} and {' or '.join(WEIGHTS_FILES)}: if it has a "
-        "hyperparams.yaml, load it by from_hparams"
+        f"{YAML_FILE}, load it by from_hparams"
     )
     find = HubFiles(repo, revision, token, cache_dir, lack)
     folder = find(CONFIG_FILE).parent

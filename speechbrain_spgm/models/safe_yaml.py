@@ -41,7 +41,7 @@ from torch.nn.modules.module import (
 )
 from torch.nn.parameter import is_lazy
 
-from speechbrain_spgm.models.published import MOST_PARAMETERS, ModelError
+from speechbrain_spgm.models.published import MOST_PARAMETERS, YAML_FILE, ModelError
 from speechbrain_spgm.models.tensors import outline
 
 LARGEST_TEXT = 2**17  # bytes of one yaml
@@ -117,7 +117,7 @@ REMEDY = (
 
 def load_safely(
     find: Callable[[str], Path],
-    name: str = "hyperparams.yaml",
+    name: str = YAML_FILE,
     overrides: Mapping[str, Any] | str | None = None,
     overrides_must_match: bool = True,
 ) -> dict[str, Any]:

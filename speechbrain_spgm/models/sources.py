@@ -19,6 +19,7 @@ SHIPPED_MODELS = Path(__file__).resolve().parents[1] / "pretrained"
 DEFAULT_MODEL = "spgm-small-8k"
 MODEL_FOLDER = "model"  # of a run's output folder
 CHECKPOINTS = "save"  # likewise
+COMMAND_FILE = "command.txt"  # likewise: how the run was started
 LONGEST_META = 10_000  # letters of a checkpoint's CKPT.yaml
 REPO_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 HUB_PAGE = re.compile(rf"https?://(?:huggingface\.co|hf\.co)/({REPO_ID.pattern})/?")

@@ -15,12 +15,17 @@ from speechbrain.utils.checkpoints import hook_on_loading_state_dict_checkpoint
 from speechbrain.utils.parameter_transfer import Pretrainer
 from torch import Tensor, nn
 
-from speechbrain_spgm.models.config import CONFIG_FILE
-from speechbrain_spgm.models.published import ModelError, misfit, read_fields
+from speechbrain_spgm.models.config import CONFIG_FILE, OBJECT_OF
+from speechbrain_spgm.models.published import (
+    ModelError,
+    check_values,
+    misfit,
+    read_fields,
+)
 from speechbrain_spgm.models.sources import is_run
 from speechbrain_spgm.models.tensors import read_tensors
 
-PARTS = ("encoder", "masknet", "decoder")
+PARTS = tuple(OBJECT_OF)  # encoder, masknet, decoder
 
 
 def loadables(hparams: Mapping[str, Any], source: str) -> dict[str, nn.Module]:
@@ -133,10 +138,5 @@ def fit(module: nn.Module, path: Path) -> None:
     speechbrain_spgm.models.tensors.ModelError: ... does not fit its yaml: ... bias.
     """
     state = read_ckpt(path, module.state_dict())
-    for name, value in state.items():
-        if value.is_floating_point() and not value.float().isfinite().all():
-            raise ModelError(
-                f"{path} holds NaN or infinity in {name}: the training went wrong, "
-                "take an earlier checkpoint."
-            )
+    check_values({k: v for k, v in state.items() if v.is_floating_point()}, path)
     module.load_state_dict(state)

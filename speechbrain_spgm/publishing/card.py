@@ -15,6 +15,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from speechbrain_spgm.models.config import count_parameters
 from speechbrain_spgm.models.published import ModelError
+from speechbrain_spgm.models.speechbrain import PARTS
 from speechbrain_spgm.publishing.source import NOTES_BEGIN, NOTES_END, Results, Source
 
 TAGS = [
@@ -170,7 +171,7 @@ def _slug(text: str) -> str:
 def _introduction(source: Source) -> str:
     config = source.config
     rate = config["sample_rate"]
-    parts = [source.model.mods[name] for name in ("encoder", "masknet", "decoder")]
+    parts = [source.model.mods[name] for name in PARTS]
     return (
         f"Separates the voices of {config['masknet_numspks']} people who talk at once: "
         f"speech at {rate} Hz, {count_parameters(parts):,} parameters. "

@@ -18,6 +18,7 @@ from speechbrain.lobes.models.dual_path import Dual_Path_Model
 from speechbrain_spgm.inference.augment import check_views, views_of
 from speechbrain_spgm.inference.separation import SPGMSeparation
 from speechbrain_spgm.lobes.spgm import SPGMBlock
+from speechbrain_spgm.metrics.report import SUMMARY_FILE
 from speechbrain_spgm.metrics.scores import METRICS
 from speechbrain_spgm.models.config import CONFIG_FILE, FIELDS, config_of
 from speechbrain_spgm.models.convert import YAML_FILE
@@ -30,6 +31,7 @@ from speechbrain_spgm.models.published import (
     weights_in,
 )
 from speechbrain_spgm.models.sources import (
+    COMMAND_FILE,
     MODEL_FOLDER,
     SHIPPED_MODELS,
     best_checkpoint,
@@ -39,8 +41,6 @@ from speechbrain_spgm.models.sources import (
 )
 from speechbrain_spgm.publishing.privacy import clean_command
 
-SUMMARY_FILE = "test_summary.json"
-COMMAND_FILE = "command.txt"  # how the run was started
 PICTURES = ("training_curves.png", "curves.png", "curve.png")
 PUBLISHED_EXAMPLE = "examples/mixture.flac"
 # Recordings that may be passed on; an example of other data must be asked for.

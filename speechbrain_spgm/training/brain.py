@@ -39,11 +39,7 @@ from speechbrain_spgm.metrics.scores import (
 )
 from speechbrain_spgm.metrics.si_sdr import is_kept, pit_si_sdr_loss, training_loss
 from speechbrain_spgm.training.activations import checkpoint_activations
-from speechbrain_spgm.training.averaging import (
-    copy_weights,
-    load_best_average,
-    moving_average,
-)
+from speechbrain_spgm.training.checkpoints import load_best_average, moving_average
 from speechbrain_spgm.training.interrupt import StopRequest, leave_signals_to_parent
 from speechbrain_spgm.training.progress import Progress
 from speechbrain_spgm.training.randomness import seed_step
@@ -543,7 +539,7 @@ class SeparationBrain(sb.Brain):
             )
             logger.info(f"Testing the average of {number} checkpoint(s)")
         if self._has_average:
-            copy_weights(self.ema.module, self.networks)
+            self.networks.load_state_dict(self.ema.module.state_dict())
 
     def _tested_recoverables(self) -> dict[str, torch.nn.Module]:
         """What holds the weights to test, by the names in the checkpoints."""

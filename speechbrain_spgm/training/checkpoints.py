@@ -1,11 +1,11 @@
-"""Checkpoints that are either whole or not there, on one or several processes."""
+"""Checkpoints that are whole or not there, and averages of the weights in them."""
 
 from __future__ import annotations
 
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from speechbrain.utils.checkpoints import (
 from speechbrain.utils.distributed import main_process_only
 from speechbrain.utils.logger import get_logger
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from speechbrain_spgm.errors import UserError, writing
 
@@ -121,10 +122,38 @@ def delete(folder: Path) -> None:
     shutil.rmtree(folder)
 
 
-def load_average(
-    checkpoints: Sequence[Checkpoint], modules: Mapping[str, nn.Module]
-) -> None:
-    """Gives modules, by name, the average of their parameters in several checkpoints.
+def moving_average(modules: nn.Module, decay: float) -> AveragedModel:
+    """An exponential moving average of parameters; it starts at the first update.
+
+    ``decay``, from 0 to below 1, is the share of the old average in the new one.
+
+    Example
+    -------
+    >>> net = nn.Linear(1, 1)
+    >>> average = moving_average(net, decay=0.75)
+    >>> for value in (0.0, 4.0):
+    ...     _ = nn.init.constant_(net.weight, value)
+    ...     average.update_parameters(net)
+    >>> average.module.weight.item()
+    1.0
+    """
+    if not 0 <= decay < 1:
+        raise UserError(f"The ema_decay is {decay}, but must be from 0 to below 1.")
+    average = AveragedModel(modules, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    return average.eval().requires_grad_(False)
+
+
+def load_best_average(
+    checkpointer: WholeCheckpointer,
+    modules: dict[str, nn.Module],
+    number: int,
+    max_key: str | None = None,
+    min_key: str | None = None,
+) -> int:
+    """Gives modules the mean of their parameters in the best checkpoints.
+
+    Checkpoints inside epochs, which nothing has scored, do not count. Returns how many
+    of at most ``number`` were averaged; with 0 the modules stay.
 
     Example
     -------
@@ -133,12 +162,19 @@ def load_average(
     >>> for value in (1.0, 3.0):
     ...     _ = nn.init.constant_(net.weight, value)
     ...     _ = checkpointer.save_checkpoint()
-    >>> load_average(checkpointer.list_checkpoints(), {"net": net})
-    >>> net.weight.item()
-    2.0
+    >>> load_best_average(checkpointer, {"net": net}, 2), net.weight.item()
+    (2, 2.0)
     """
-    for name, module in modules.items():
-        module.load_state_dict(average_checkpoints(checkpoints, name, load_state))
+    found = checkpointer.find_checkpoints(
+        max_key=max_key,
+        min_key=min_key,
+        max_num_checkpoints=number,
+        ckpt_predicate=lambda checkpoint: checkpoint.meta["end-of-epoch"],
+    )
+    if found:
+        for name, module in modules.items():
+            module.load_state_dict(average_checkpoints(found, name, load_state))
+    return len(found)
 
 
 def load_state(path: Path, map_location: str) -> dict[str, torch.Tensor]:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-COMMAND_FILE = "command.txt"
+from speechbrain_spgm.models.sources import COMMAND_FILE
 
 
 def record_command(

@@ -45,18 +45,16 @@ from speechbrain_spgm.training.command import record_command
 from speechbrain_spgm.training.initialise import initialise, start_from
 from speechbrain_spgm.training.ranks import part, rank
 from speechbrain_spgm.training.settings import (
+    TEST,
+    TRAIN,
+    VALID,
     Settings,
     check_continued,
-    check_settings,
     check_stride,
-    parse,
-    plain,
-    resolve,
 )
 
-TRAIN, VALID, TEST = "train", "valid", "test"
-# What a recipe knows of its corpus: from the built yaml and one of these three names to
-# the mixtures that lie in data_folder.
+# What a recipe knows of its corpus: from the built yaml and train, valid or test to the
+# mixtures that lie in data_folder.
 Scan = Callable[[Mapping[str, Any], str], list[ManifestRow]]
 # SpeechBrain greets everybody without torchvision, which no recipe uses.
 logging.getLogger("speechbrain.utils.train_logger").addFilter(
@@ -124,32 +122,6 @@ def user_errors() -> Iterator[None]:
 def complain(line: str) -> None:
     """Says something on stderr, wherever that leads."""
     Stream(sys.stderr).write(f"{line}\n")
-
-
-def load_hparams(path: str | Path, overrides: str = "") -> dict[str, Any]:
-    """Checks and builds what a HyperPyYAML file describes.
-
-    Arguments
-    ---------
-    path : str or Path
-        The file; ``!include:`` in it is relative to its folder.
-    overrides : str
-        Keys to replace, as yaml; they must be in the file.
-
-    Returns
-    -------
-    dict
-        The built values.
-
-    Raises
-    ------
-    UserError
-        If the file is missing or no yaml, a placeholder has no value, an override
-        names no key or is given twice, or a value cannot be right.
-    """
-    text = resolve(path, overrides)
-    check_settings(plain(parse(text)))
-    return build(path, text)
 
 
 def build(path: str | Path, text: str) -> dict[str, Any]:

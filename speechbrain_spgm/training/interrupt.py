@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import signal
-from contextlib import AbstractContextManager
 from types import FrameType
 from typing import NoReturn
 
-from speechbrain_spgm.console import Terminated, handling
+from speechbrain_spgm.console import Ending, Terminated
 
 
-class StopRequest:
+class StopRequest(Ending):
     """Remembers a signal until there is a good moment to stop.
 
     A second Ctrl-C does not wait for that moment.
@@ -24,22 +23,12 @@ class StopRequest:
     True
     """
 
-    def __init__(self) -> None:
-        self.number: int | None = None
-
-    @property
-    def asked(self) -> bool:
-        """Whether somebody wants the run to stop."""
-        return self.number is not None
-
-    def listening(self) -> AbstractContextManager[None]:
-        """Takes the signals inside the block, in the main thread."""
-        return handling(self._note, signal.SIGINT, signal.SIGTERM)
+    number: int | None = None  # of the first signal
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT == self.number:
             raise KeyboardInterrupt
-        self.number = self.number or number
+        self.number, self.asked = self.number or number, True
 
     def leave(self, line: str) -> NoReturn:
         """Ends the run with a line for its user."""

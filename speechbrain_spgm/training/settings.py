@@ -27,37 +27,24 @@ from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.tag import Tag
 from speechbrain.utils.run_opts import RunOptions
 
+from speechbrain_spgm.choices import LENGTHS, PRECISIONS, STATISTICS
 from speechbrain_spgm.data.lists import MIXTURES
 from speechbrain_spgm.errors import UserError, first_line
 from speechbrain_spgm.files import replacing
 from speechbrain_spgm.lobes.pooling import POOLINGS, find_pooling
-from speechbrain_spgm.lobes.statistics import STATISTICS
+from speechbrain_spgm.models.config import Rule, either, whole
 from speechbrain_spgm.models.published import YAML_FILE
+from speechbrain_spgm.training.initialise import FILTERBANKS
 from speechbrain_spgm.training.optimizers import OPTIMIZERS
 
 INCLUDE = "!include:"  # the beginning of HyperPyYAML's tag
-
-
-class Rule(NamedTuple):
-    """What a value must be, in words and as a function."""
-
-    words: str
-    holds: Callable[[Any], bool]
-
-
-def whole(least: int, most: int = 2**32 - 1) -> Rule:
-    """A whole number in a range."""
-    words = f"a whole number from {least}" + (f" to {most}" if most < 2**32 - 1 else "")
-    return Rule(
-        words,
-        lambda x: isinstance(x, int) and not isinstance(x, bool) and least <= x <= most,
-    )
+TRAIN, VALID, TEST = "train", "valid", "test"
 
 
 def number(words: str, holds: Callable[[float], bool] = lambda x: True) -> Rule:
     """A finite number for which something holds."""
     return Rule(
-        f"a number {words}".strip(),
+        lambda: f"a number {words}".strip(),
         lambda x: (
             isinstance(x, (int, float))
             and not isinstance(x, bool)
@@ -69,7 +56,7 @@ def number(words: str, holds: Callable[[float], bool] = lambda x: True) -> Rule:
 
 def one_of(names: Collection[str]) -> Rule:
     """One of some words, or of those that have come since."""
-    return Rule(" or ".join(names), lambda x: isinstance(x, str) and x in names)
+    return Rule(lambda: " or ".join(names), lambda x: isinstance(x, str) and x in names)
 
 
 def several(one: Rule, words: str, *numbers: int) -> Rule:
@@ -79,40 +66,35 @@ def several(one: Rule, words: str, *numbers: int) -> Rule:
         right = isinstance(x, (list, tuple)) and all(map(one.holds, x))
         return right and len(x) > 0 and (not numbers or len(x) in numbers)
 
-    return Rule(words, holds)
+    return Rule(lambda: words, holds)
 
 
-def either(*rules: Rule) -> Rule:
-    """What one of some rules allows."""
-    words = " or ".join(rule.words for rule in rules)
-    return Rule(words, lambda x: any(rule.holds(x) for rule in rules))
-
-
-NULL = Rule("null", lambda x: x is None)
-FLAG = Rule("True or False", lambda x: isinstance(x, bool))
-TEXT = Rule("a name", lambda x: isinstance(x, str) and bool(x.strip()))
+NULL = Rule(lambda: "null", lambda x: x is None)
+FLAG = Rule(lambda: "True or False", lambda x: isinstance(x, bool))
+TEXT = Rule(lambda: "a name", lambda x: isinstance(x, str) and bool(x.strip()))
 ABOVE_0 = number("above 0", lambda x: x > 0)
 FROM_0 = number("from 0", lambda x: x >= 0)
 MAYBE_TEXT, MAYBE_ABOVE_0 = either(TEXT, NULL), either(ABOVE_0, NULL)
 SHARE = number("from 0 to 1", lambda x: 0 <= x <= 1)
 RANGE_DB = several(number(""), "two numbers in dB, such as [-33, -25]", 2)
 SIZE = whole(1, 100_000)
-KEYS = Rule("keys with values, as in the yaml", lambda x: isinstance(x, dict))
+KEYS = Rule(lambda: "keys with values, as in the yaml", lambda x: isinstance(x, dict))
 BUILT = Rule(
-    "what !new: or !name: builds, as in the yaml", lambda x: isinstance(x, dict)
+    lambda: "what !new: or !name: builds, as in the yaml",
+    lambda x: isinstance(x, dict),
 )
 
 RULES = {
     "num_spks": whole(1, 20),
     "sample_rate": whole(1000, 384_000),
-    "mixture_mode": one_of(("min", "max")),
+    "mixture_mode": one_of(LENGTHS),
     "mixture_type": one_of(MIXTURES),
     **dict.fromkeys(
         [
             "data_folder",
             *(
                 f"{set_}_{kind}"
-                for set_ in ("train", "valid", "test")
+                for set_ in (TRAIN, VALID, TEST)
                 for kind in ("manifest", "list")
             ),
             "base_folder_dm",
@@ -128,7 +110,7 @@ RULES = {
     "dynamic_seconds": MAYBE_ABOVE_0,
     "speeds": several(whole(1, 1000), "a list of per cents, such as [95, 100, 105]"),
     "augmentations": Rule(
-        "names with probabilities, such as {shift: 0.5}",
+        lambda: "names with probabilities, such as {shift: 0.5}",
         lambda x: (
             (isinstance(x, list) and all(isinstance(name, str) for name in x))
             or (isinstance(x, dict) and all(map(SHARE.holds, x.values())))
@@ -157,12 +139,12 @@ RULES = {
     "eval_batch_size": whole(1),
     "metrics": several(TEXT, "a list of names, such as [si_sdr, sdr]"),
     "num_workers": whole(0, 1024),
-    "precision": one_of(("fp32", "bf16", "fp16")),
-    "eval_precision": one_of(("fp32", "bf16", "fp16")),
+    "precision": one_of(PRECISIONS[:3]),  # int8 does not train
+    "eval_precision": one_of(PRECISIONS[:3]),
     "ckpt_interval_minutes": FROM_0,
     "ckpt_interval_steps": whole(0),
     "num_examples": whole(0),
-    "filterbank": one_of(("random", "fourier")),
+    "filterbank": one_of(FILTERBANKS),
     "lr": ABOVE_0,
     "final_lr": FROM_0,
     "opt_name": one_of(OPTIMIZERS),
@@ -183,7 +165,7 @@ RULES = {
     **dict.fromkeys(["loss", "opt_class", "epoch_counter", "train_logger"], BUILT),
     # SpeechBrain's own options
     "debug_batches": whole(1),
-    "debug_epochs": Rule("a whole number", lambda x: isinstance(x, int)),
+    "debug_epochs": Rule(lambda: "a whole number", lambda x: isinstance(x, int)),
     "optimizer_step_limit": either(whole(1), NULL),
     "distributed_backend": one_of(("nccl", "gloo", "mpi")),
 }
@@ -470,7 +452,7 @@ def check_settings(values: Mapping[str, Any]) -> None:
     for key, rule in RULES.items():
         if key in values and not rule.holds(values[key]):
             raise UserError(
-                f"{key} is {in_words(values[key])}, but must be {rule.words}."
+                f"{key} is {in_words(values[key])}, but must be {rule.words()}."
             )
     width, heads = values.get("N"), values.get("nhead")
     if width is not None and heads is not None and width % heads:

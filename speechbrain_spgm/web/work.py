@@ -24,8 +24,7 @@ from speechbrain_spgm.metrics.pictures import (
     decibels,
     draw_wave,
 )
-from speechbrain_spgm.metrics.scores import even
-from speechbrain_spgm.metrics.si_sdr import pit_si_sdr_loss, si_sdr
+from speechbrain_spgm.metrics.si_sdr import even, pit_si_sdr_loss, si_sdr
 
 DRAWN = 60  # seconds of a recording, from its beginning
 SLACK = 0.05  # seconds by which a reference may be shorter or longer

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from speechbrain_spgm.models.config import config_of
-from speechbrain_spgm.training.experiment import load_hparams
+from tests.training.test_experiment import load_hparams
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = {

@@ -7,7 +7,15 @@ import sys
 import pytest
 
 from speechbrain_spgm.data import UserError
-from speechbrain_spgm.training.experiment import load_hparams, user_errors
+from speechbrain_spgm.training.experiment import build, user_errors
+from speechbrain_spgm.training.settings import check_settings, parse, plain, resolve
+
+
+def load_hparams(path, overrides=""):
+    """What a yaml describes, checked and built as a recipe does."""
+    text = resolve(path, overrides)
+    check_settings(plain(parse(text)))
+    return build(path, text)
 
 
 @pytest.fixture
