@@ -60,6 +60,7 @@ ELEMENTWISE = {torch.exp, torch.sin, torch.cos, Tensor.mul}
 MOST_SHARING = 16  # times that a number of a file may be in its tensors
 ZIP_END = struct.Struct("<4s4H2LH")
 ZIP64_END, ZIP64_PLACE = struct.Struct("<4sQ2H2L4Q"), struct.Struct("<4sLQL")
+ZIP_EXTRA, UNICODE_PATH = struct.Struct("<2H"), 0x7075  # a further name of a record
 Shapes = Mapping[str, list[int]]
 
 
@@ -201,6 +202,8 @@ def _records(path: Path) -> dict[str, zipfile.ZipInfo]:
             records = {item.filename.lower(): item for item in file.infolist()}
             if len(records) < len(file.infolist()):
                 raise ValueError
+            if any(map(_has_two_names, file.infolist())):
+                raise ValueError
     except ModelError:
         raise
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
@@ -215,6 +218,16 @@ def _records(path: Path) -> dict[str, zipfile.ZipInfo]:
     if others > LARGEST_PICKLE:
         raise _too_long(path, others)
     return records
+
+
+def _has_two_names(record: zipfile.ZipInfo) -> bool:
+    """Whether a record has a name that newer Pythons take, and torch does not."""
+    at, extra, kinds = 0, record.extra, set()
+    while at + ZIP_EXTRA.size <= len(extra):
+        kind, size = ZIP_EXTRA.unpack_from(extra, at)
+        kinds.add(kind)
+        at += ZIP_EXTRA.size + size
+    return UNICODE_PATH in kinds or record.filename != record.orig_filename
 
 
 def _is_read(record: str) -> bool:
