@@ -489,6 +489,7 @@ def test_config_files_of_strangers(folder, config):
         good.replace("8000", "9" * 5000): "not valid JSON",
         good.replace("8000", "1e400"): "sample_rate is Infinity, but must be a whole",
         good.replace("8000", '"8000"'): 'sample_rate is "8000", but must be a whole',
+        f'{good[:-1]}, "x": {"[" * 200}{"]" * 200}}}': "is nested too deeply",
         good + " " * 2**20: "more than 1048576 bytes",
         "[" * 10_000 + "]" * 10_000: "JSON",  # Python 3.14 reads it
     }.items():
