@@ -160,7 +160,11 @@ class _ShapesAlone(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple = (), kwargs: Any = None
     ) -> Any:
-        if func is torch.arange and not kwargs and all(type(x) is int for x in args):
+        kwargs = dict(kwargs or {})
+        if kwargs.get("device") is not None:  # named by whoever builds
+            kwargs["device"] = "meta"
+        plain = not kwargs.keys() - {"device"} and all(type(x) is int for x in args)
+        if func is torch.arange and plain:
             with suppress(OverflowError, TypeError, ValueError):
                 return torch.empty(len(range(*args)), dtype=torch.int64)
         elif func in ELEMENTWISE and not kwargs:
@@ -169,7 +173,7 @@ class _ShapesAlone(TorchFunctionMode):
                 if all(x.dtype == FLOAT for x in tensors):
                     shape = torch.broadcast_shapes(*(x.shape for x in tensors))
                     return torch.empty(shape, dtype=FLOAT)
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
 
 
 def _read_safetensors(path: Path, check: Callable[[Shapes], None]) -> dict[str, Tensor]:
