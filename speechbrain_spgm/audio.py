@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import stat
+import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -47,8 +48,9 @@ LARGEST_KERNEL = 10**7  # values in torchaudio's table of filters, one per phase
 # torchaudio's take 6 / 0.99, scipy's 10.
 REACH = 12
 LARGEST_RIFF = 2**32 - 2**16  # bytes of audio in a WAV file with sizes of 32 bits
-# libsndfile's errors are RuntimeErrors, FFmpeg's OSErrors and ValueErrors.
-DAMAGED = (RuntimeError, OSError, TypeError, ValueError)
+# libsndfile's errors are RuntimeErrors, FFmpeg's OSErrors and ValueErrors; struct's are
+# about headers that end too soon.
+DAMAGED = (RuntimeError, OSError, TypeError, ValueError, struct.error)
 
 
 class AudioFileError(UserError):
@@ -186,6 +188,7 @@ class _Mixer:
         self.longest, self.cut = longest, cut
         self.position = 0  # frames that were read or passed over
         self.rate = self.length = self.missing = self.left_out = 0
+        self.passed_over = 0  # samples at another rate than the first
         self.mean_power = self.power = 0.0
         self.remarks: list[str] = []
 
@@ -212,7 +215,10 @@ class _Mixer:
             self.rate = rate
         if rate != self.rate:
             self.left_out = rate
-            self.missing += round(len(block) * self.rate / rate)
+            passed_over = round(len(block) * self.rate / rate)
+            self.missing += passed_over
+            self.passed_over += passed_over
+            self._check_length()
             return
         begin, self.position = self.position, self.position + len(block)
         first, last = self.frame(rate) - begin, min(self._end() - begin, len(block))
@@ -235,7 +241,11 @@ class _Mixer:
             )
         self.use(mono)
         self.length += len(mono)
-        if self.longest is not None and self.length > self.longest * self.rate:
+        self._check_length()
+
+    def _check_length(self) -> None:
+        found = self.length + self.passed_over  # decoded, though not all is used
+        if self.longest is not None and found > self.longest * self.rate:
             raise AudioFileError(
                 f"{self.name} is longer than {self.longest / 60:g} minutes: cut it up."
             )
@@ -732,8 +742,9 @@ def voice_files(
                     )
                     for path in temporary
                 ]
-            for path in temporary:
-                _stop_clock(path)
+            if container in ("WAV", "RF64", "AIFF") and not form.clips:
+                for path in temporary:
+                    _stop_clock(path)
     except (OSError, soundfile.LibsndfileError) as error:
         reason = getattr(error, "strerror", None) or "no rights, or the disk is full"
         raise AudioFileError(f"{paths[0]} cannot be written: {reason}.") from None
@@ -742,9 +753,9 @@ def voice_files(
 def _stop_clock(path: Path) -> None:
     """Takes the time out of a file with a PEAK chunk: equal runs give equal files."""
     with path.open("r+b") as file:
-        at = file.read(2**12).find(b"PEAK")
-        if at >= 0:
-            file.seek(at + 12)  # name, size and version
+        found = re.search(b"PEAK|data|SSND", file.read(2**12))
+        if found and found[0] == b"PEAK":  # before the samples, which may hold it too
+            file.seek(found.start() + 12)  # name, size and version
             file.write(bytes(4))
 
 

@@ -263,6 +263,17 @@ def test_joined_recordings_of_other_rates_are_said():
     assert "joins recordings of 8000 and 16000 Hz" in found.remarks[0]
 
 
+def test_what_is_left_out_has_an_end_too():
+    """Few bytes of a second rate may be hours of silence."""
+    first, second = io.BytesIO(), io.BytesIO()
+    soundfile.write(first, loud_then_quiet(8000), 8000, format="FLAC")
+    soundfile.write(second, np.zeros(2 * 16000), 16000, format="FLAC")
+    data = first.getvalue() + second.getvalue()
+    assert audio.read_audio(data, longest=3).missing == 16000
+    with pytest.raises(AudioFileError, match=r"is longer than 0\.04.* minutes: cut it"):
+        audio.read_audio(data, longest=2.5)
+
+
 def test_channels_that_cancel_are_said_and_one_can_be_chosen():
     x = loud_then_quiet()
     file = io.BytesIO()
@@ -354,6 +365,23 @@ def test_many_channels_take_little_memory():
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"RF64\xff\xff\xff\xffWAVEds64\x1c\0\0\0" + bytes(8),
+        b".snd\0\0\0\x18" + bytes(8),
+        b".snd\0\0\1\0" + bytes(24),
+    ],
+    ids=["rf64", "au", "au with an offset"],
+)
+def test_headers_that_end_too_soon(tmp_path, data):
+    with pytest.raises(AudioFileError, match="is damaged or no audio file"):
+        audio.read_audio(data)
+    (tmp_path / "a.wav").write_bytes(data)
+    with pytest.raises(AudioFileError, match="is truncated or not audio: replace it"):
+        audio.open_audio(tmp_path / "a.wav")
+
+
 @pytest.mark.parametrize("rate", [0x7FFFFFFF, 100_000_007, 999, 1])
 def test_rates_out_of_bounds_are_refused_at_once(rate):
     data = bytearray(by_libsndfile("WAV", "PCM_16")[:46])
@@ -377,6 +405,14 @@ def test_equal_runs_give_equal_bytes(tmp_path, monkeypatch, form):
         seen.append([path.read_bytes() for path in paths])
         time.sleep(1.01 if form == Format() and len(seen) == 1 else 0)
     assert seen[0] == seen[1]
+
+
+@pytest.mark.parametrize("name", ["wav", "w64"])
+def test_no_samples_are_taken_for_a_clock(tmp_path, name):
+    letters = b"PEAK" * 8
+    voice = torch.from_numpy(np.frombuffer(letters, "<i2") / 32767).float()
+    audio.write_voices([tmp_path / "1"], voice[:, None], RATE, Format(name, "PCM_16"))
+    assert letters in (tmp_path / "1").read_bytes()
 
 
 @pytest.mark.parametrize(

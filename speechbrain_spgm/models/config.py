@@ -317,6 +317,19 @@ def config_of(
     encoder: Encoder, masknet: nn.Module, decoder: Decoder, sample_rate: int, name: str
 ) -> dict[str, Any]:
     """The config that describes built parts: the inverse of :func:`build`."""
+    try:
+        return _config_of(encoder, masknet, decoder, sample_rate, name)
+    except (AttributeError, IndexError, TypeError):
+        raise ModelError(
+            f"The network of {name} lacks layers, or has others than the published "
+            "layout can describe: it cannot be converted."
+        ) from None
+
+
+def _config_of(
+    encoder: Encoder, masknet: nn.Module, decoder: Decoder, sample_rate: int, name: str
+) -> dict[str, Any]:
+    """The same of parts that have all layers."""
     if not isinstance(masknet, Dual_Path_Model):
         raise ModelError(
             "The published layout holds mask networks with two paths, not a "

@@ -196,8 +196,8 @@ def read_model(
     hparams = load_safely(find, YAML_FILE)
     load_weights(hparams, source, find)
     parts = {part: hparams["modules"].get(part) for part in PARTS}
-    state = _ckpts(find, parts)
-    return state, _config(hparams, parts, card_config(find), source), parts
+    config = _config(hparams, parts, card_config(find), source)
+    return _ckpts(find, parts), config, parts
 
 
 def _ckpts(
@@ -226,7 +226,8 @@ def _config(
             )
     if "sample_rate" not in hparams:
         raise ModelError(f"The yaml of {source} names no sample_rate: add it.")
-    known = known or hparams.get("config") or {}
+    known = known or hparams.get("config")
+    known = known if isinstance(known, Mapping) else {}
     name = str(known.get("config_name", Path(source).name))
     config = config_of(**parts, sample_rate=hparams["sample_rate"], name=name)
     # The fields of config.json come back as they were, types and order included,

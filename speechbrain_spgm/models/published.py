@@ -42,6 +42,7 @@ WEIGHTS_FILES = (WEIGHTS_FILE, "pytorch_model.bin")  # what is read, the first t
 CARD = "speechbrain_spgm"  # key of our own card (licence, data, quality) in config.json
 TENSORS_PER_LAYER = 12  # of one layer of the intra transformer
 LARGEST_CONFIG = 2**20  # bytes
+DEEPEST_CONFIG = 100  # objects and lists within each other
 MOST_LAYERS = 2**10  # that are built before the weights are there
 WEIGHT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 MOST_PARAMETERS = 10**9  # 4 GB; spgm-base has 26 million
@@ -100,7 +101,18 @@ def read_fields(path: Path) -> dict[str, Any]:
         raise ModelError(f"{path} is not valid JSON: download it again.") from None
     if not isinstance(config, dict):
         raise ModelError(f"{path} must hold a JSON object of fields, but does not.")
+    if _is_deeper(config, DEEPEST_CONFIG):
+        raise ModelError(f"{path} is nested too deeply: write its card anew.")
     return config
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    """Whether values lie within more objects and lists than these."""
+    inside = [value]
+    for _ in range(levels):
+        nested = (x.values() if isinstance(x, dict) else x for x in inside)
+        inside = [x for part in nested for x in part if isinstance(x, dict | list)]
+    return bool(inside)
 
 
 class _Twice(ValueError):

@@ -12,7 +12,7 @@ from inspect import signature
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from tempfile import TemporaryDirectory
-from threading import Thread
+from threading import Event, Thread
 from time import monotonic
 from typing import Any
 from urllib.error import HTTPError
@@ -158,8 +158,9 @@ class HubFiles:
         seconds = answer_seconds()
         ask = partial(get_hf_file_metadata, url, timeout=seconds, **place)
         arguments = {"revision": self.revision, **self.place}
+        late = Event()
         if "tqdm_class" in signature(hf_hub_download).parameters:
-            arguments["tqdm_class"] = bounded(largest)
+            arguments["tqdm_class"] = bounded(largest, late)
         with quiet_client():
             size = 0
             with suppress(EntryNotFoundError):  # the download notes it in the cache
@@ -173,7 +174,7 @@ class HubFiles:
                 raise TooLarge(largest)
             seconds = SLOWEST_START + size / SLOWEST_RATE
             return within(
-                seconds, partial(hf_hub_download, self.repo, name, **arguments)
+                seconds, partial(hf_hub_download, self.repo, name, **arguments), late
             )
 
     def _cached(self, name: str) -> Any:
@@ -249,8 +250,10 @@ def answer_seconds() -> float:
     return float(given) if given.isdigit() else ANSWER_SECONDS
 
 
-def within(seconds: float, call: Callable[[], Any]) -> Any:
+def within(seconds: float, call: Callable[[], Any], late: Event | None = None) -> Any:
     """What a call gives; raises if it takes too long, and leaves it alone then.
+
+    ``late`` is set then, so that it can end by itself.
 
     Example
     -------
@@ -270,19 +273,28 @@ def within(seconds: float, call: Callable[[], Any]) -> Any:
     try:
         result, error = answers.get(timeout=seconds)
     except Empty:
+        if late is not None:
+            late.set()
         raise (TooSlow if seconds > SLOWEST_START else TimeoutError)() from None
     if error is not None:
         raise error
     return result
 
 
-def bounded(largest: int) -> type[tqdm]:
-    """A progress bar that ends a download of more bytes."""
+def bounded(largest: int, late: Event) -> type[tqdm]:
+    """A progress bar that ends a download of more bytes, or one that is ``late``."""
 
     class Bar(tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.seen = self.n  # which stands still where TQDM_DISABLE is set
+
         def update(self, n: float | None = 1) -> bool | None:
-            if self.n + (n or 0) > largest:
+            self.seen += n or 0
+            if self.seen > largest:
                 raise TooLarge(largest)
+            if late.is_set():
+                raise TooSlow
             return super().update(n)
 
     return Bar

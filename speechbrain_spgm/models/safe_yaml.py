@@ -19,7 +19,7 @@ import posixpath
 import pydoc
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from copy import deepcopy
 from functools import partial
 from io import StringIO
@@ -40,6 +40,7 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 from torch.nn.parameter import is_lazy
+from torch.overrides import TorchFunctionMode
 
 from speechbrain_spgm.models.published import MOST_PARAMETERS, YAML_FILE, ModelError
 from speechbrain_spgm.models.tensors import outline
@@ -367,22 +368,83 @@ def _build(text: str, name: str, trusted: set[str]) -> dict[str, Any]:
     builder = _Builder(text)
     root = builder.get_single_node()
     _check(root, name, trusted, resolved=True)
-    with _bounded(name) as check:
+    with _bounded(name) as (check, sizes):
         if not trusted:  # else what the user named would run twice
-            with suppress(NotImplementedError, RuntimeError, TypeError):
-                with outline():
-                    builder.construct_document(root)
+            builder.outlined = True
+            with sizes, outline():
+                builder.construct_document(root)
+            builder.outlined = False
             check(builder.built)
         builder.built.clear()
-        with torch.device("cpu"):  # whatever the user's default device is
+        # What has no outline may make more than its outline did.
+        sizes.first_on_meta = True
+        careful = nullcontext() if builder.complete and not trusted else sizes
+        with careful, torch.device("cpu"):  # whatever the user's default device is
             hparams = builder.construct_document(root)
     return {k: v for k, v in hparams.items() if not str(k).startswith("__")}
 
 
+class _Sizes(TorchFunctionMode):
+    """Tells of the numbers of each tensor that takes memory of its own.
+
+    ``first_on_meta``: before it takes any.
+    """
+
+    def __init__(self, tell: Callable[[int], None]) -> None:
+        super().__init__()
+        self.tell, self.first_on_meta = tell, False
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: Any = None
+    ) -> Any:
+        kwargs, known = kwargs or {}, None
+        if self.first_on_meta:
+            # It fails where numbers are asked for.
+            with suppress(Exception), outline():
+                args_alike, kwargs_alike = _on_meta(args), _on_meta([*kwargs.items()])
+                made = func(*args_alike, **dict(kwargs_alike))
+                known = _numbers(made, (args_alike, kwargs_alike))
+            self.tell(known or 0)
+        made = func(*args, **kwargs)
+        if known is None:
+            self.tell(_numbers(made, (args, [*kwargs.items()])))
+        return made
+
+
+def _on_meta(value: Any) -> Any:
+    """The arguments of a function of torch, without memory for their numbers."""
+    if isinstance(value, Tensor):
+        return value.to("meta")
+    if type(value) in (list, tuple):
+        return type(value)(map(_on_meta, value))
+    if isinstance(value, dict):
+        raise TypeError("a dictionary may be there to be changed")
+    return value
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors in arguments or results."""
+    if isinstance(value, list | tuple):
+        for inner in value:
+            yield from _tensors(inner)
+    elif isinstance(value, Tensor) and not is_lazy(value):
+        if value.layout == torch.strided:
+            yield value
+
+
+def _numbers(made: Any, given: Any) -> int:
+    """How many numbers a result has in memory of its own, not in that of arguments."""
+    old = {tensor.untyped_storage()._cdata for tensor in _tensors(given)}
+    new = (x for x in _tensors(made) if x.untyped_storage()._cdata not in old)
+    return sum(tensor.numel() for tensor in new)
+
+
 @contextmanager
-def _bounded(name: str) -> Iterator[Callable[[list[nn.Module]], None]]:
+def _bounded(
+    name: str,
+) -> Iterator[tuple[Callable[[list[nn.Module]], None], _Sizes]]:
     """Refuses too many modules or numbers as they are made; gives a check of all."""
-    here, parts, numbers = get_ident(), 0, 0
+    here, parts, numbers, all_numbers = get_ident(), 0, 0, 0
 
     def refuse(found: str) -> None:
         raise ModelError(f"{name} describes a network of more than {found}.")
@@ -399,9 +461,15 @@ def _bounded(name: str) -> Iterator[Callable[[list[nn.Module]], None]]:
         if numbers > MOST_PARAMETERS:
             refuse(f"{MOST_PARAMETERS:,} parameters")
 
+    def add(made: int) -> None:
+        nonlocal all_numbers
+        all_numbers += made
+        if made > MOST_PARAMETERS or all_numbers > 2 * MOST_PARAMETERS:
+            refuse(f"{MOST_PARAMETERS:,} parameters")
+
     def check(modules: list[nn.Module]) -> None:
-        nonlocal parts, numbers
-        parts = numbers = 0
+        nonlocal parts, numbers, all_numbers
+        parts = numbers = all_numbers = 0
         tensors = {
             id(tensor): 0 if is_lazy(tensor) else tensor.numel()
             for module in modules
@@ -417,7 +485,7 @@ def _bounded(name: str) -> Iterator[Callable[[list[nn.Module]], None]]:
             register_module_buffer_registration_hook,
         ):
             hooks.callback(register(count).remove)
-        yield check
+        yield check, _Sizes(add)
 
 
 def _check(
@@ -527,6 +595,7 @@ class _Builder(SafeLoader):
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self.built: list[nn.Module] = []
+        self.outlined, self.complete = False, True
 
     def construct_object(self, node: Node, deep: bool = True) -> Any:
         """Builds a node with all that it holds, so that no argument is half-built."""
@@ -557,7 +626,13 @@ class _Builder(SafeLoader):
             args = self.construct_sequence(node, deep=True)
         if kind == "name":
             return partial(purpose, *args, **kwargs) if args or kwargs else purpose
-        made = purpose(*args, **kwargs)
+        try:
+            made = purpose(*args, **kwargs)
+        except Exception as error:
+            if not self.outlined or isinstance(error, ModelError):
+                raise
+            self.complete = False  # it asks for numbers, or is wrong in any case
+            return None
         if isinstance(made, nn.Module):
             self.built.append(made)
         return made

@@ -60,6 +60,7 @@ ELEMENTWISE = {torch.exp, torch.sin, torch.cos, Tensor.mul}
 MOST_SHARING = 16  # times that a number of a file may be in its tensors
 ZIP_END = struct.Struct("<4s4H2LH")
 ZIP64_END, ZIP64_PLACE = struct.Struct("<4sQ2H2L4Q"), struct.Struct("<4sLQL")
+ZIP_EXTRA, UNICODE_PATH = struct.Struct("<2H"), 0x7075  # a further name of a record
 Shapes = Mapping[str, list[int]]
 
 
@@ -159,7 +160,11 @@ class _ShapesAlone(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple = (), kwargs: Any = None
     ) -> Any:
-        if func is torch.arange and not kwargs and all(type(x) is int for x in args):
+        kwargs = dict(kwargs or {})
+        if kwargs.get("device") is not None:  # named by whoever builds
+            kwargs["device"] = "meta"
+        plain = not kwargs.keys() - {"device"} and all(type(x) is int for x in args)
+        if func is torch.arange and plain:
             with suppress(OverflowError, TypeError, ValueError):
                 return torch.empty(len(range(*args)), dtype=torch.int64)
         elif func in ELEMENTWISE and not kwargs:
@@ -168,7 +173,7 @@ class _ShapesAlone(TorchFunctionMode):
                 if all(x.dtype == FLOAT for x in tensors):
                     shape = torch.broadcast_shapes(*(x.shape for x in tensors))
                     return torch.empty(shape, dtype=FLOAT)
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
 
 
 def _read_safetensors(path: Path, check: Callable[[Shapes], None]) -> dict[str, Tensor]:
@@ -201,6 +206,8 @@ def _records(path: Path) -> dict[str, zipfile.ZipInfo]:
             records = {item.filename.lower(): item for item in file.infolist()}
             if len(records) < len(file.infolist()):
                 raise ValueError
+            if any(map(_has_two_names, file.infolist())):
+                raise ValueError
     except ModelError:
         raise
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
@@ -215,6 +222,16 @@ def _records(path: Path) -> dict[str, zipfile.ZipInfo]:
     if others > LARGEST_PICKLE:
         raise _too_long(path, others)
     return records
+
+
+def _has_two_names(record: zipfile.ZipInfo) -> bool:
+    """Whether a record has a name that newer Pythons take, and torch does not."""
+    at, extra, kinds = 0, record.extra, set()
+    while at + ZIP_EXTRA.size <= len(extra):
+        kind, size = ZIP_EXTRA.unpack_from(extra, at)
+        kinds.add(kind)
+        at += ZIP_EXTRA.size + size
+    return UNICODE_PATH in kinds or record.filename != record.orig_filename
 
 
 def _is_read(record: str) -> bool:

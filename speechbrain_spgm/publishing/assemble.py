@@ -26,7 +26,7 @@ from speechbrain_spgm.audio import read_audio, resample
 from speechbrain_spgm.errors import first_line, require
 from speechbrain_spgm.files import replacing_folder
 from speechbrain_spgm.inference.separation import SPGMSeparation
-from speechbrain_spgm.models.config import write_json
+from speechbrain_spgm.models.config import CONFIG_FILE, show, write_json
 from speechbrain_spgm.models.convert import (
     INTERFACE,
     INTERFACE_CLASS,
@@ -195,7 +195,7 @@ def copy_picture(source: Path, target: Path) -> None:
             if picture.width * picture.height > MOST_PIXELS:
                 raise ValueError("too many pixels")
             pixels = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, image.DecompressionBombError) as error:
         raise ModelError(
             f"{source} is damaged or no PNG picture ({first_line(error)}): take it "
             "out of the folder, or plot it again."
@@ -239,8 +239,13 @@ def list_files(folder: Path) -> dict[str, int]:
 
 def _datasets(card: Mapping[str, Any]) -> tuple[str, ...]:
     """The data sets of the Hub that a card names."""
-    given = card.get("datasets") or ()
+    given = card.get("datasets") or []
     given = [given] if isinstance(given, str) else given
+    if not isinstance(given, list):
+        raise ModelError(
+            f"The card's datasets is {show(given)}, but must be a name or a list of "
+            f"names: correct it in {CONFIG_FILE}."
+        )
     return tuple(str(name) for name in given)
 
 

@@ -82,6 +82,7 @@ MACHINES = (STORAGE, REMOTE, LOGIN)
 
 SECRET_OPTION = re.compile(r"token|secret|passw|credential|api_?key|access_?key", re.I)
 LONGEST_PIECE, OVERLAP = 2000, 300  # characters
+TEXTS = (".json", ".md", ".yaml")  # that are read whatever bytes they hold
 SLASHES = str.maketrans(dict.fromkeys("\u2044\u2215\u29f8\uff0f", "/"))
 ESCAPED = re.compile(r"\\(?:u00|x)([0-7][0-9a-fA-F])")
 
@@ -152,6 +153,7 @@ def _spellings(line: str) -> Iterator[str]:
     plain = "".join(c for c in line if unicodedata.category(c) != "Cf")
     seen = []
     for _ in range(4):  # an escape may itself be escaped
+        plain = plain.replace("\0", "")  # which readers pass over
         if plain in seen:
             return
         seen.append(plain)
@@ -202,6 +204,8 @@ def check_folder(folder: Path) -> None:
 
 def _read_text(path: Path) -> str | None:
     content = path.read_bytes()
+    if path.suffix in TEXTS:
+        return content.decode("utf-8", errors="replace")
     try:
         return None if b"\0" in content else content.decode("utf-8")
     except UnicodeDecodeError:

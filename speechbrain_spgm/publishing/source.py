@@ -7,8 +7,9 @@ the command, the versions, the curves and a separated example.
 from __future__ import annotations
 
 import json
-import math
 import re
+import sys
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,6 +46,7 @@ PICTURES = ("training_curves.png", "curves.png", "curve.png")
 PUBLISHED_EXAMPLE = "examples/mixture.flac"
 # Recordings that may be passed on; an example of other data must be asked for.
 FREE_DATA = re.compile(r"libri", re.IGNORECASE)
+LARGEST = sys.float_info.max
 VAGUE = ("", "test", "tt")  # names of a test set that do not say of which corpus
 
 
@@ -250,7 +252,8 @@ def _is_measured(value: Mapping[str, Any]) -> bool:
     if "ci95" not in value:
         return False
     numbers += [] if value["ci95"] is None else [value["ci95"]]
-    return all(type(x) in (int, float) and math.isfinite(x) for x in numbers)
+    # Whole numbers of JSON may be beyond all floats.
+    return all(type(x) in (int, float) and abs(x) <= LARGEST for x in numbers)
 
 
 def _test_set(run: Path | None) -> str:
@@ -276,7 +279,7 @@ def _command(places: list[Path], card: Mapping[str, Any]) -> str | None:
     path = _first(places, [COMMAND_FILE])
     lines = []
     if path is not None:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = _text(path).splitlines()
     elif isinstance(card.get("command"), str):
         lines = card["command"].splitlines()
     commands = [clean_command(line) for line in lines if line.strip()]
@@ -301,8 +304,17 @@ def _versions(run: Path | None) -> dict[str, str]:
 
 def _lines(folder: Path | None, name: str) -> Iterator[str]:
     if folder is not None and (folder / name).is_file():
-        text = (folder / name).read_text(encoding="utf-8", errors="replace")
-        yield from text.splitlines()
+        yield from _text(folder / name).splitlines()
+
+
+def _text(path: Path) -> str:
+    """A text of UTF-8 or, as Windows PowerShell writes it, of UTF-16."""
+    content = path.read_bytes()
+    wide = content.startswith((BOM_UTF16_BE, BOM_UTF16_LE))
+    text = content.decode("utf-16" if wide else "utf-8", errors="replace")
+    if "\0" in text:
+        raise ModelError(f"{path} holds a zero byte: save it as text of UTF-8.")
+    return text
 
 
 def _first(places: list[Path], names: tuple[str, ...] | list[str]) -> Path | None:

@@ -57,8 +57,10 @@ def upload(assembled: Assembled, token: str | bool | None = None) -> Uploaded:
         or is public though it should be private.
     """
     folder, terms = assembled.folder, assembled.terms
+    if isinstance(token, str):  # a copied one may end with a space or a line
+        token = token.strip()
     api = HfApi(token=token)
-    with upload_errors(terms.repo, bool(token or get_token())):
+    with upload_errors(terms.repo, token or get_token()):
         api.create_repo(terms.repo, private=terms.private or None, exist_ok=True)
         before = _state(api, terms.repo, terms.revision)
         _check_repository(before, terms.repo, terms.private)
@@ -110,8 +112,8 @@ def _check_repository(info: ModelInfo, repo: str, private: bool) -> None:
 
 
 @contextmanager
-def upload_errors(repo: str, has_token: bool) -> Iterator[None]:
-    """Turns the errors of the Hub's client into one sentence each."""
+def upload_errors(repo: str, token: str | bool | None) -> Iterator[None]:
+    """Turns errors of the Hub's client into one sentence each, without the token."""
     try:
         yield
     except ModelError:
@@ -119,7 +121,9 @@ def upload_errors(repo: str, has_token: bool) -> Iterator[None]:
     except OfflineModeIsEnabled:
         reason = "HF_HUB_OFFLINE is set: unset it (--dry-run works offline)"
     except Exception as error:  # of the client or of whatever HTTP library it uses
-        reason = _reason(error, has_token)
+        reason = _reason(error, bool(token))
+        if token and isinstance(token, str):  # in a header that cannot be sent, say
+            reason = reason.replace(repr(token)[1:-1], "...").replace(token, "...")
     else:
         return
     raise ModelError(f"{repo} was not published: {reason}.") from None

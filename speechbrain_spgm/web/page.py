@@ -6,6 +6,7 @@ import html
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
@@ -19,8 +20,9 @@ from speechbrain_spgm.web.work import Outcome, separate
 
 MODELS = (DEFAULT_MODEL, *SHORT_NAMES)
 MOST_VOICES = 5  # players on the page
-HOUR = 3600
+HOUR, MINUTE = 3600, 60
 LARGEST = "2gb"  # of a file that is uploaded
+UPLOADS = "gradio"  # the folder of these, and of what is handed out
 
 Loader = Callable[[str], SPGMSeparation]
 
@@ -56,10 +58,13 @@ def serve(
     Raises
     ------
     UserError
-        If the port is taken, or Gradio is not installed.
+        If the port is taken or no port, Gradio is not installed or cannot begin.
     """
+    if port is not None and not 1 <= port < 2**16:
+        raise UserError(f"The port is {port}, but must be from 1 to 65535.")
     with temporary_folder() as folder:
         page = build_page(load, models, max_minutes, folder)
+        pass_by_proxies(host)
         try:
             _, address, public = page.launch(
                 server_name=host,
@@ -78,19 +83,43 @@ def serve(
                 f"the page cannot be shown on {host}, port {port or '7860 to 7959'}: "
                 "take another --port."
             ) from None
+        except UserError:
+            raise
+        except Exception as error:  # of Gradio or of the network
+            raise UserError(
+                f"the page cannot be shown on {host} ({first_line(error)}): check "
+                "--host and your network."
+            ) from None
         try:
             say(f"The page is at {public or address} (Ctrl-C ends it).")
             while True:
-                time.sleep(1)
+                time.sleep(MINUTE)
+                remove_old(folder / UPLOADS, 2 * HOUR)
         finally:
             page.close(verbose=False)
+
+
+def pass_by_proxies(host: str) -> None:
+    """Gradio asks its own page whether it is there, which no proxy can see."""
+    known = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+    hosts = ",".join(filter(None, (known, "localhost", "127.0.0.1", host)))
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = hosts
+
+
+def remove_old(folder: Path, seconds: float) -> None:
+    """Removes older files: of uploads that broke off, of which Gradio knows nothing."""
+    for place, _, names in os.walk(folder):
+        for path in (Path(place, name) for name in names):
+            with suppress(OSError):  # Gradio may be quicker
+                if time.time() - path.stat().st_ctime > seconds:
+                    path.unlink()
 
 
 def gradio(folder: Path) -> Any:
     """Gradio, told to report nothing to anybody and to keep its files in a folder."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    os.environ["GRADIO_TEMP_DIR"] = str(folder / "gradio")
+    os.environ["GRADIO_TEMP_DIR"] = str(folder / UPLOADS)
     return require("gradio", "gradio", "The page")
 
 

@@ -1,6 +1,7 @@
 """From one layout to the other: no bit of weights and no word of a card is lost."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from speechbrain.inference.separation import SepformerSeparation
 from speechbrain_spgm.cli import main
 from speechbrain_spgm.inference import SPGMSeparation, save_published
 from speechbrain_spgm.models.config import build
+from speechbrain_spgm.models.safe_yaml import load_safely
 from tests.inference.test_separation import (
     DUAL_PATH,
     PACKED,
@@ -167,6 +169,38 @@ def test_what_cannot_be_converted(published, tmp_path, capsys):
         assert words in error and error.count("\n") == 1
         assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("edits", "words"),
+    [
+        ({"sample_rate:": "config: text\nsample_rate:"}, None),
+        ({"    decoder: !ref <Decoder>\n": ""}, "The decoder of .* is a NoneType, but"),
+        (
+            {
+                "        decoder: !ref <Decoder>\n": "",
+                "    decoder: !ref <Decoder>\n": "    decoder: 3\n",
+            },
+            "The decoder of .* is a int, but",
+        ),
+        ({"num_layers: 1\n": "num_layers: 0\n"}, "lacks layers, or has others than"),
+    ],
+)
+def test_a_strangers_yaml(published, tmp_path, capsys, edits, words):
+    assert convert(published, tmp_path / "a", "speechbrain") == 0
+    (tmp_path / "a" / "config.json").unlink()
+    yaml = tmp_path / "a" / "hyperparams.yaml"
+    for old, new in edits.items():
+        assert old in yaml.read_text()
+        yaml.write_text(yaml.read_text().replace(old, new))
+    masknet = load_safely(yaml.parent.joinpath)["modules"]["masknet"]
+    if "num_layers: 0" in yaml.read_text():
+        torch.save(masknet.state_dict(), yaml.with_name("masknet.ckpt"))
+    capsys.readouterr()
+    assert convert(tmp_path / "a", tmp_path / "b", "published") == (2 if words else 0)
+    error = capsys.readouterr().err
+    if words:
+        assert re.search(words, error) and error.count("\n") == 1
 
 
 def test_only_earlier_conversions_are_replaced(published, tmp_path, capsys):

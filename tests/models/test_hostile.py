@@ -13,6 +13,7 @@ import pytest
 import torch
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.inference.separation import SepformerSeparation
+from torch.overrides import TorchFunctionMode
 
 from speechbrain_spgm.cli import main
 from speechbrain_spgm.inference import ModelError, SPGMSeparation
@@ -489,6 +490,7 @@ def test_config_files_of_strangers(folder, config):
         good.replace("8000", "9" * 5000): "not valid JSON",
         good.replace("8000", "1e400"): "sample_rate is Infinity, but must be a whole",
         good.replace("8000", '"8000"'): 'sample_rate is "8000", but must be a whole',
+        f'{good[:-1]}, "x": {"[" * 200}{"]" * 200}}}': "is nested too deeply",
         good + " " * 2**20: "more than 1048576 bytes",
         "[" * 10_000 + "]" * 10_000: "JSON",  # Python 3.14 reads it
     }.items():
@@ -520,6 +522,67 @@ def test_sizes_that_the_weights_do_not_have_take_no_memory(published, tmp_path, 
         (folder / "config.json").write_text(json.dumps(config | {field: value}))
         with pytest.raises(ModelError, match=words):
             SPGMSeparation.from_pretrained(folder)
+
+
+class Largest(TorchFunctionMode):
+    """How many numbers the largest tensor has that takes memory."""
+
+    numbers = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor) and not made.is_meta:
+            self.numbers = max(self.numbers, made.numel())
+        return made
+
+
+NET = "!new:speechbrain.nnet"
+# It asks for numbers while it is built.
+GABOR = f"{NET}.CNN.GaborConv1d {{out_channels: 8, kernel_size: 9, stride: 1, "
+GABOR += "in_channels: 1}"
+SINC = f"{NET}.CNN.SincConv {{out_channels: 1, in_channels: 1, kernel_size: %d}}"
+POSITIONS = "!new:speechbrain.lobes.models.transformer.Transformer.PositionalEncoding"
+LARGE = {
+    "device": "x: !new:torch.nn.BatchNorm1d {num_features: 200000, affine: false, "
+    "device: cpu}",
+    "no parameters": f"x: {SINC % 400_001}",
+    "many without parameters": "x:" + f"\n  - {SINC % 20_001}" * 9,
+    "dummy input": f"x: {NET}.containers.Sequential {{input_shape: [1, 200000, 1], "
+    "a: !name:speechbrain.nnet.linear.Linear {n_neurons: 1}}",
+    "after what has no outline": f"x: {GABOR}\ny: {POSITIONS} "
+    "{input_size: 2, max_len: 200000}",
+    "in what has no outline": f"x: {NET}.containers.Sequential {{a: {GABOR}, "
+    "input_shape: [1, 50000, 1], b: !name:speechbrain.nnet.linear.Linear "
+    "{n_neurons: 1}}",
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_memory_is_bounded_before_it_is_taken(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("speechbrain_spgm.models.safe_yaml.MOST_PARAMETERS", 10**5)
+    (tmp_path / "a.yaml").write_text(LARGE[name] + "\n")
+    with Largest() as made, pytest.raises(ModelError, match="more than 100,000 param"):
+        load_safely(tmp_path.joinpath, "a.yaml")
+    assert made.numbers <= 10**5
+
+
+def test_what_has_no_outline_is_built_all_the_same(tmp_path):
+    (tmp_path / "a.yaml").write_text(
+        f"x: {GABOR}\n"
+        f"y: {NET}.containers.Sequential {{input_shape: [1, 99, 3], "
+        "a: !name:speechbrain.nnet.RNN.LSTM {hidden_size: 4}}\n"
+        "z: [!ref <x>, !ref <y>]\n"
+    )
+    made = load_safely(tmp_path.joinpath, "a.yaml")
+    torch.manual_seed(0)
+    with open(tmp_path / "a.yaml", encoding="utf-8") as file:
+        expected = load_hyperpyyaml(file)
+    assert made["z"][0] is made["x"] and made["z"][1] is made["y"]
+    for name in "xy":
+        for ours, theirs in zip(
+            made[name].parameters(), expected[name].parameters(), strict=True
+        ):
+            assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("name", ["sepformer", "resepformer", "training"])

@@ -11,8 +11,10 @@ import re
 import resource
 import shutil
 import struct
+import sys
 import tarfile
 import zipfile
+import zlib
 from pathlib import Path
 
 import huggingface_hub
@@ -367,6 +369,29 @@ def test_a_zip_file_that_readers_see_in_two_ways(folder):
     with zipfile.ZipFile(file) as seen:  # the trap works
         assert large not in seen.read("pytorch_model/data.pkl")
     assert large in torch._C.PyTorchFileReader(str(file)).get_record("data.pkl")
+    assert "truncated or no file of weights" in refused(folder)
+
+
+def test_a_zip_file_whose_records_have_two_names(folder):
+    """Newer Pythons take the one in Info-ZIP's field, torch the other."""
+    file = folder / "pytorch_model.bin"
+    with zipfile.ZipFile(file) as old:
+        records = {item.filename: old.read(item) for item in old.infolist()}
+    honest = records["pytorch_model/data.pkl"]
+    records["pytorch_model/data.pkl"] = b"\x80\x02cbuiltins\nbytearray\nK\x05\x85R."
+    names = {"pytorch_model/y": "pytorch_model/data.pkl"}
+    names |= {name: name.replace("data.pkl", "x") for name in records}
+    with zipfile.ZipFile(file, "w") as new:
+        for name, content in {**records, "pytorch_model/y": honest}.items():
+            item, other = zipfile.ZipInfo(name), names[name].encode()
+            head = (0x7075, 5 + len(other), 1, zlib.crc32(name.encode()))
+            item.extra = b"UT\0\0" + struct.pack("<2HBL", *head) + other
+            new.writestr(item, content)
+    with zipfile.ZipFile(file) as seen:  # the trap works
+        if sys.version_info >= (3, 13):
+            assert seen.read("pytorch_model/data.pkl") == honest
+    theirs = torch._C.PyTorchFileReader(str(file)).get_record("data.pkl")
+    assert b"bytearray" in theirs
     assert "truncated or no file of weights" in refused(folder)
 
 

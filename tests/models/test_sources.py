@@ -1,6 +1,7 @@
 """What a model may be named by, and a Hub that answers late, oddly or not at all."""
 
 import contextlib
+import io
 import json
 import socket
 import threading
@@ -257,6 +258,30 @@ def test_a_body_without_end_is_cut(hub, published, monkeypatch):
     hub.repositories["user/endless"].commit("main", files)
     with pytest.raises(ModelError, match="holds a file of more than the|could not be"):
         SPGMSeparation.from_pretrained("user/endless")
+
+
+@pytest.mark.parametrize("disable", [False, True])
+def test_a_bar_ends_what_is_too_long_or_late(disable):
+    """Also one that TQDM_DISABLE switches off, and in a thread that was left alone."""
+    late, ended = threading.Event(), threading.Event()
+    bar = remote.bounded(10, late)(initial=4, file=io.StringIO(), disable=disable)
+    bar.update(6)
+    bar.update(-6)  # a download that begins again
+    bar.update(6)
+    with pytest.raises(remote.TooLarge):
+        bar.update(1)
+
+    bar = remote.bounded(10, late)(file=io.StringIO(), disable=disable)
+
+    def trickle() -> None:
+        with pytest.raises(remote.TooSlow):
+            while True:
+                bar.update(0)
+        ended.set()
+
+    with pytest.raises(TimeoutError):
+        remote.within(0.01, trickle, late)
+    assert ended.wait(5)
 
 
 @pytest.mark.network

@@ -356,6 +356,20 @@ def test_every_hit_is_named_with_its_line(tmp_path):
     assert "\n" not in message and "more" not in message
 
 
+def test_zero_bytes_hide_nothing(tmp_path):
+    """Neither those of a file of UTF-16 nor single ones, as they are or in JSON."""
+    token = secrets(9)["hf"]
+    (tmp_path / "a.md").write_text(f"# A\n{token}\n/home/ann\n", encoding="utf-16")
+    (tmp_path / "b.md").write_text(f"# B\0\n{token}")
+    (tmp_path / "c.json").write_text("\n" + "\\u0000".join(token))
+    (tmp_path / "d.yaml").write_bytes(b"\xff\n" + token.encode())
+    with pytest.raises(ModelError) as refused:
+        check_folder(tmp_path)
+    for name in ("a.md", "b.md", "c.json", "d.yaml"):
+        assert f"{name}, line 2, holds a Hugging Face token" in str(refused.value)
+    assert "a.md, line 3, holds a local path" in str(refused.value)
+
+
 def test_a_very_long_line_takes_no_time_that_grows_with_its_square():
     for unit in ("a-", "/", "//", "a.", "key", "ssh "):
         line = unit * (6000 // len(unit)) + " password=" + "hunter2"

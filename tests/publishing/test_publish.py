@@ -4,8 +4,10 @@ import json
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import huggingface_hub
@@ -33,6 +35,7 @@ from speechbrain_spgm.publishing import (
 )
 from speechbrain_spgm.publishing.assemble import copy_picture
 from speechbrain_spgm.publishing.privacy import clean_command, find_leaks
+from speechbrain_spgm.publishing.source import read_source
 from speechbrain_spgm.publishing.upload import upload_errors
 from tests.hub_server import TOKEN, Hub, Repository
 
@@ -292,6 +295,14 @@ def test_each_refusal_of_the_hub_is_one_sentence(
         upload(ready, token)
 
 
+def test_a_token_is_not_shown(hub: Hub, ready: Assembled):
+    assert upload(ready, f" {TOKEN}\r\n").commit is not None
+    for token in (f"{SECRET}\rx", f"{SECRET} \x00"):
+        with pytest.raises(ModelError, match="was not published") as refused:
+            upload(ready, token)
+        assert SECRET not in str(refused.value)
+
+
 def test_a_repository_that_is_public_or_somebody_elses(hub: Hub, ready: Assembled):
     private = ready._replace(terms=ready.terms._replace(private=True))
     upload(private)
@@ -364,7 +375,18 @@ def test_pictures_are_written_again_from_their_pixels(tmp_path, mode):
     assert b"/home/ann" not in new.read_bytes()
 
 
-@pytest.mark.parametrize("content", [b"", b"GIF89a", b"\x89PNG\r\n\x1a\n cut"])
+def png_that_claims(width: int, height: int) -> bytes:
+    """A picture of which there is no more than its size."""
+    head = b"IHDR" + struct.pack(">2I5B", width, height, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head))
+    return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT" + bytes(4)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"GIF89a", b"\x89PNG\r\n\x1a\n cut", png_that_claims(20_000, 10_000)],
+    ids=["empty", "GIF", "cut", "huge"],
+)
 def test_a_damaged_picture_is_one_sentence(run, tmp_path, content):
     (run / "curves.png").write_bytes(content)
     with pytest.raises(ModelError, match="curves.png is damaged or no PNG picture"):
@@ -431,6 +453,15 @@ def empty_results(run: Path) -> None:
     (run / "test_summary.json").write_text('{"n": 0, "si_sdri": {"mean": NaN}}')
 
 
+def endless_results(run: Path) -> None:
+    text = json.dumps(SUMMARY | {"si_sdri": {"mean": 10**400, "ci95": 0}})
+    (run / "test_summary.json").write_text(text)
+
+
+def one_dataset(run: Path) -> None:
+    edit_card(run, datasets=5)
+
+
 def no_licence(run: Path) -> None:
     edit_card(run, licence="")
 
@@ -445,6 +476,16 @@ def windows_path(run: Path) -> None:
 
 def secret(run: Path) -> None:
     (run / "model" / "README.md").write_text(f"# Mine\nexport HF_TOKEN={SECRET}\n")
+
+
+def secret_in_utf16(run: Path) -> None:
+    """As Windows PowerShell writes it by >."""
+    text = f"# Mine\r\nexport HF_TOKEN={SECRET}\r\n"
+    (run / "model" / "README.md").write_bytes(text.encode("utf-16"))
+
+
+def zero_byte(run: Path) -> None:
+    (run / "model" / "README.md").write_text("# Mine\0\n")
 
 
 def no_model(run: Path) -> None:
@@ -510,11 +551,15 @@ def edit_card(run: Path, **changes: object) -> None:
     [
         (no_results, "No measured results: there is no test_summary.json.*--results"),
         (empty_results, "No measured results: .*must hold n"),
+        (endless_results, "No measured results: .*must hold n"),
+        (one_dataset, "datasets is 5, but must be a name or a list .*config.json"),
         (other_views, "measured with views 4, but the model's card asks for 1: test"),
         (no_licence, "No licence: give one by --license"),
         (private_path, r"config.json, line \d+, holds a local path \(/data/wsj0\)"),
         (windows_path, r"config.json, line \d+, holds a local path \(D:"),
         (secret, r"README.md, line \d+, holds a Hugging Face token \(hf_a\.\.\.\)"),
+        (secret_in_utf16, r"README.md, line \d+, holds a Hugging Face token"),
+        (zero_byte, "README.md holds a zero byte: save it as text of UTF-8"),
         (no_model, "has no folder model: test it by train.py --test_only"),
         (bad_weights, "NaN or infinity in encoder"),
         (no_spgm, "is no SPGM separator"),
@@ -551,6 +596,13 @@ def test_the_authors_words_are_kept(run, tmp_path):
     assert "license: other\nlicense_name: my-own" in card
     second = assemble(first.folder, tmp_path / "2", REPO)
     assert (second.folder / "README.md").read_text() == card
+
+
+def test_a_command_of_utf16_is_read(run):
+    text = "python train.py hparams/spgm.yaml --data_folder /home/ann/wsj0\r\n"
+    (run / "command.txt").write_bytes(text.encode("utf-16"))
+    found = read_source(run).command
+    assert found == "python train.py hparams/spgm.yaml --data_folder /path/to/wsj0"
 
 
 def test_recordings_of_unknown_data_are_not_published(run, tmp_path):
