@@ -965,10 +965,17 @@ def resample(samples: Tensor, old_rate: int, new_rate: int) -> Tensor:
     torch.Size([8000])
     """
     old, new, _ = periods(old_rate, new_rate)
-    if old * new <= LARGEST_KERNEL:
-        with samples.device:  # where torchaudio names none
-            return torchaudio_resample(samples, old, new)
-    return _interpolate(samples, old, new)
+    T = samples.shape[-1]
+    if old == new or not T:  # torchaudio takes no empty tensors
+        return samples
+    if old * new > LARGEST_KERNEL:
+        return _interpolate(samples, old, new)
+    length = resampled_length(T, old, new)
+    # torchaudio counts in float32, and may leave out the last sample of a long signal.
+    if math.ceil(np.float32(new * T / old)) < length:
+        samples = torch.nn.functional.pad(samples, (0, old + T // 2**20))
+    with samples.device:  # where torchaudio names none
+        return torchaudio_resample(samples, old, new)[..., :length]
 
 
 def periods(old_rate: int, new_rate: int) -> tuple[int, int, int]:

@@ -279,6 +279,17 @@ def test_voices_are_written_together_or_not_at_all(tmp_path, monkeypatch, error)
 
 
 def test_resampled_length_is_rounded_up():
-    for old, new, T in [(44100, 8000, 1), (8000, 44100, 7), (7999, 8000, 100)]:
+    for old, new, T in [
+        *((44100, 8000, 1), (8000, 44100, 7), (7999, 8000, 100)),
+        *((44100, 8000, 361_835), (44100, 8000, 0), (7999, 8000, 0)),
+    ]:
         resampled = audio_module.resample(torch.zeros(2, T), old, new)
         assert resampled.shape == (2, math.ceil(T * new / old))
+
+
+def test_the_last_sample_of_a_long_signal_is_what_a_short_one_has():
+    """It is the first of its period: a fraction that float32 does not hold."""
+    long = torch.randn(361_835)
+    whole = audio_module.resample(long, 44100, 8000)
+    short = audio_module.resample(long[441 * 800 :], 44100, 8000)
+    assert torch.allclose(whole[80 * 810 :], short[80 * 10 :], rtol=0, atol=1e-6)
