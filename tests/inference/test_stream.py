@@ -389,6 +389,25 @@ def test_wrong_input_is_one_sentence_and_changes_nothing(model: SPGMSeparation) 
         SPGMStream(*parts)
 
 
+def test_threads_that_begin_during_a_push_keep_their_number(monkeypatch) -> None:
+    model, mix, block, seen = separator(), talk(1500), engine._Rows.block, []
+
+    def watched(rows: engine._Rows, part: torch.nn.Module) -> None:
+        with ThreadPoolExecutor(1) as new:
+            begun = new.submit(torch.get_num_threads).result()
+        seen.append((torch.get_num_threads(), begun))
+        block(rows, part)
+
+    monkeypatch.setattr(engine._Rows, "block", watched)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        in_pieces(model.stream(0.1), mix, [500])
+        assert set(seen) == {(1, 2)} and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 @pytest.mark.parametrize("before", [True, False])
 def test_two_workers_share_a_wide_row_and_change_no_bit(
