@@ -21,7 +21,13 @@ from speechbrain.utils.fetching import FetchConfig, FetchSource, LocalStrategy
 from speechbrain.utils.run_opts import RunOptions
 from torch import Tensor, nn
 
-from speechbrain_spgm.audio import Recording, Source, name_of
+from speechbrain_spgm.audio import (
+    AudioFileError,
+    Recording,
+    Source,
+    name_of,
+    to_tensor,
+)
 from speechbrain_spgm.errors import UserError
 from speechbrain_spgm.files import scratch
 from speechbrain_spgm.inference.augment import check_views, separate_augmented, views_of
@@ -456,8 +462,7 @@ class SPGMSeparation(SepformerSeparation):
         statistics: Statistics | None,
         watch: Watch | None,
     ) -> Tensor:
-        if not isinstance(mix, Tensor):
-            mix = torch.as_tensor(mix, device="cpu")
+        mix = to_tensor(mix)
         if mix.ndim != 2 or mix.numel() == 0 or mix.is_complex():
             raise UserError(
                 f"mix has shape {list(mix.shape)} and type {mix.dtype}, but must be "
@@ -705,6 +710,8 @@ class SPGMSeparation(SepformerSeparation):
         """
         check_levels(normalize, consistent)
         samples, rate, name = recording[:3]
+        if not len(samples):
+            raise AudioFileError(f"{name} holds no samples: copy or record it again.")
         centre = find_centre([samples])
         check_peak(name, centre)
         mix = resample_in_pieces(centre.of(samples).float(), (rate, self.sample_rate))

@@ -50,6 +50,7 @@ from numpy.typing import ArrayLike
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
+from speechbrain_spgm.audio import to_tensor
 from speechbrain_spgm.errors import UserError
 from speechbrain_spgm.inference.level import mixture_gains
 from speechbrain_spgm.lobes import engine
@@ -252,8 +253,7 @@ class SPGMStream:
             finished; it then stays as it was.
         """
         state = self.state
-        if not isinstance(samples, Tensor):
-            samples = torch.as_tensor(samples, device="cpu")
+        samples = to_tensor(samples)
         if state.finished:
             raise UserError("the stream is finished: begin another.")
         if samples.ndim != 1 or samples.is_complex():

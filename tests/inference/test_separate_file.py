@@ -127,7 +127,7 @@ def test_bytes_objects_and_arrays_give_what_the_file_gives(model, tmp_path):
     facts = model.separate_to_files(path.read_bytes(), outputs, subtype="16")
     assert facts["file"] == "the recording" and facts["missing_samples"] == 0
     assert {soundfile.info(output).subtype for output in outputs} == {"PCM_16"}
-    for rate in (100, 10**7, 8000.5):
+    for rate in (100, 10**7, 8000.5, None, math.nan, math.inf, "8k"):
         with pytest.raises(AudioFileError, match=f"a sample rate of {rate}"):
             model.separate_audio(floats, rate)
 

@@ -3,10 +3,12 @@
 import copy
 import math
 import pickle
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -387,6 +389,21 @@ def test_wrong_input_is_one_sentence_and_changes_nothing(model: SPGMSeparation) 
     parts = (model.mods.encoder, torch.nn.Identity(), model.mods.decoder, RATE)
     with pytest.raises(ModelError, match="Identity looks at whole recordings"):
         SPGMStream(*parts)
+
+
+def test_arrays_of_every_kind_are_taken(model: SPGMSeparation) -> None:
+    mix = talk(3000)
+    voices = in_pieces(model.stream(0.1), mix, [1000])
+    batch = model.separate_batch(mix.unsqueeze(0))
+    plain = mix.numpy()
+    for samples in (
+        *(plain, plain[::-1].copy()[::-1], plain.astype(">f4")),
+        np.frombuffer(plain.tobytes(), np.float32),  # read-only
+    ):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert torch.equal(in_pieces(model.stream(0.1), samples, [1000]), voices)
+            assert torch.equal(model.separate_batch(samples[None]), batch)
 
 
 def test_threads_that_begin_during_a_push_keep_their_number(monkeypatch) -> None:
