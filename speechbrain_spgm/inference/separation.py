@@ -522,7 +522,7 @@ class SPGMSeparation(SepformerSeparation):
         UserError
             If a number of seconds or of views is wrong.
         ModelError
-            If the model is no SPGM network.
+            If the model is no SPGM network, or in training mode.
         """
         return SPGMStream(
             self.mods.encoder,

@@ -149,7 +149,8 @@ class SPGMStream:
     UserError
         If a number of seconds or of views is wrong.
     ModelError
-        If the model is no SPGM network with SpeechBrain's encoder and decoder.
+        If the model is no SPGM network with SpeechBrain's encoder and decoder, or in
+        training mode.
 
     Example
     -------
@@ -184,6 +185,11 @@ class SPGMStream:
             raise ModelError(
                 "Only models with SpeechBrain's own encoder and decoder, one channel "
                 "and no bias, can be streamed."
+            )
+        if any(part.training for part in masknet.modules()):
+            raise ModelError(
+                "The model is in training mode, where dropout spoils the voices: call "
+                "its eval() before it is streamed."
             )
         self.encoder, self.masknet, self.decoder = encoder, masknet, decoder
         self.sample_rate, self.autocast = sample_rate, autocast

@@ -5,6 +5,7 @@ import math
 import pickle
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 
@@ -404,6 +405,19 @@ def test_arrays_of_every_kind_are_taken(model: SPGMSeparation) -> None:
             warnings.simplefilter("error")
             assert torch.equal(in_pieces(model.stream(0.1), samples, [1000]), voices)
             assert torch.equal(model.separate_batch(samples[None]), batch)
+
+
+def test_a_model_in_training_and_int8_where_it_is_not_for_are_refused() -> None:
+    for precision in ("fp32", "int8"):
+        model = separator(precision)
+        stream = model.stream(0.1)
+        with pytest.raises(ModelError, match=r"is in training mode.*call its eval\(\)"):
+            model.train().stream()
+    for mode in (nullcontext(), torch.autocast("cpu", torch.bfloat16)):
+        with mode, pytest.raises(ValueError, match="A network in int8 runs on the CPU"):
+            stream.push(talk(4000))
+        model.eval()
+        stream = model.stream(0.1)
 
 
 def test_threads_that_begin_during_a_push_keep_their_number(monkeypatch) -> None:
