@@ -819,7 +819,7 @@ def packed(masknet: nn.Module) -> nn.Module:
     """Runs a Dual_Path_Model with SPGM blocks as an SPGMMaskNet on the same parameters.
 
     The network itself if it has no SPGM blocks or cannot be packed; then its blocks are
-    told to keep utterances apart.
+    told to keep utterances apart. One in int8 is another model's: it is run in float.
 
     Example
     -------
@@ -831,8 +831,12 @@ def packed(masknet: nn.Module) -> nn.Module:
     >>> type(packed(Dual_Path_Model(8, 8, intra, intra, K=20))).__name__
     'Dual_Path_Model'
     """
+    if isinstance(masknet, SPGMMaskNet):
+        if masknet.int8 is None:
+            return masknet
+        return SPGMMaskNet.from_dual_path(masknet, masknet.rows_per_step)
     blocks = [part for part in masknet.modules() if isinstance(part, SPGMBlock)]
-    if isinstance(masknet, SPGMMaskNet) or not blocks:
+    if not blocks:
         return masknet
     try:
         return SPGMMaskNet.from_dual_path(masknet)
