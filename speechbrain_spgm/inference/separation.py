@@ -664,7 +664,8 @@ class SPGMSeparation(SepformerSeparation):
         AudioFileError
             If the file cannot be read or the outputs cannot be written.
         UserError
-            If an option is wrong, or the exact mode is asked for and does not fit.
+            If an option is wrong, two files would have one name, or the exact mode is
+            asked for and does not fit.
         """
         paths = [Path(output) for output in outputs]
         chosen = Options.of({"normalize": normalize, **options})
