@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -124,7 +125,8 @@ class SPGMSeparation(SepformerSeparation):
     Raises
     ------
     ModelError
-        If a module is missing, or the device or the precision cannot be used.
+        If a module is missing, a run option does nothing here, or the device or the
+        precision cannot be used.
 
     Example
     -------
@@ -152,18 +154,10 @@ class SPGMSeparation(SepformerSeparation):
             given = (run_opts.get("device"), hparams.get("device"))
             device = next((x for x in given if x not in (None, "")), infer_device())
             run_opts["device"] = usable_device(device)
-        chosen = run_opts.as_dict() if isinstance(run_opts, RunOptions) else run_opts
-        for name in ("data_parallel_backend", "distributed_launch"):
-            if chosen.get(name):
-                raise ModelError(
-                    f"{name} is for training, not for separating: load a model on each "
-                    "device, and give each its share of the recordings."
-                )
+        masknet = packed(modules["masknet"])
+        check_run_opts(run_opts, masknet, precision)
         super().__init__(
-            {**modules, "masknet": packed(modules["masknet"])},
-            dict(hparams),
-            run_opts,
-            freeze_params,
+            {**modules, "masknet": masknet}, dict(hparams), run_opts, freeze_params
         )
         self.precision = prepare_precision(precision, self.mods, self.device)
 
@@ -814,6 +808,38 @@ def check_hparams(hparams: Mapping[str, Any], hparams_file: str) -> None:
             f"{hparams_file} has a {type(encoder).__name__} as encoder, but it must be "
             "SpeechBrain's Encoder, with conv1d."
         )
+
+
+def check_run_opts(
+    run_opts: Mapping[str, Any] | RunOptions, masknet: nn.Module, precision: str | None
+) -> None:
+    """Refuses run options that a separator would not heed."""
+    if not isinstance(run_opts, RunOptions):
+        known = RunOptions().as_dict()
+        for name in map(str, run_opts):
+            if name not in known:
+                near = get_close_matches(name, known, 1)
+                remedy = f"did you mean {near[0]}?" if near else "leave it out."
+                raise ModelError(f"SpeechBrain has no run option {name}: {remedy}")
+    for name in ("data_parallel_backend", "distributed_launch"):
+        if run_opts.get(name):
+            raise ModelError(
+                f"{name} is for training, not for separating: load a model on each "
+                "device, and give each its share of the recordings."
+            )
+    for name in ("precision", "eval_precision"):
+        value = run_opts.get(name)
+        if value not in (None, "fp32", precision):
+            raise ModelError(
+                f"The run option {name}, {value!r}, has no effect on a separator: give "
+                f"the argument precision={value!r} instead."
+            )
+    for name in ("jit", "jit_module_keys"):
+        if run_opts.get(name) and isinstance(masknet, SPGMMaskNet):
+            raise ModelError(
+                f"The run option {name} has no effect on an SPGM network: leave it "
+                "out, or give compile."
+            )
 
 
 def packed(masknet: nn.Module) -> nn.Module:
