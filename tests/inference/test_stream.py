@@ -420,6 +420,16 @@ def test_a_model_in_training_and_int8_where_it_is_not_for_are_refused() -> None:
         stream = model.stream(0.1)
 
 
+def test_a_model_in_int8_and_its_stream_are_pickled() -> None:
+    model, mix = separator("int8"), talk(4000)
+    stream = model.stream(0.1)
+    stream.push(mix[:2000])
+    again, twin = pickle.loads(pickle.dumps((model, stream)))
+    assert torch.equal(twin.push(mix[2000:]), stream.push(mix[2000:]))
+    batch = mix.unsqueeze(0)
+    assert torch.equal(again.separate_batch(batch), model.separate_batch(batch))
+
+
 def test_threads_that_begin_during_a_push_keep_their_number(monkeypatch) -> None:
     model, mix, block, seen = separator(), talk(1500), engine._Rows.block, []
 
