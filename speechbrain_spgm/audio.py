@@ -23,6 +23,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 import soundfile
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 from torchaudio.functional import resample as torchaudio_resample
 
@@ -509,12 +510,33 @@ def from_array(
             f"{name} has shape {list(samples.shape)}, but must be [T, channels]: "
             "transpose it."
         )
-    if isinstance(rate, bool) or rate != int(rate):
+    try:
+        whole = not isinstance(rate, bool) and rate == int(rate)
+    except (TypeError, ValueError, OverflowError):  # None, "8k", NaN, infinity
+        whole = False
+    if not whole:
         raise AudioFileError(f"{name} has a sample rate of {rate}: give whole Hz.")
     mixer = _Mixer(use, name, channel, None, Cut())
     for start in range(0, len(samples), BLOCK):
         mixer.add(to_float(samples[start : start + BLOCK]), int(rate))
     return mixer.end()
+
+
+def to_tensor(samples: ArrayLike | Tensor) -> Tensor:
+    """Samples as a tensor; where they are an array, on the CPU.
+
+    Example
+    -------
+    >>> to_tensor(np.frombuffer(bytes([1, 0, 2, 0]), ">i2")[::-1])
+    tensor([512, 256], dtype=torch.int16)
+    """
+    if isinstance(samples, Tensor):
+        return samples
+    if isinstance(samples, np.ndarray):
+        # torch takes no foreign byte order, no array backwards, and warns of memory
+        # that is read-only.
+        samples = samples.astype(samples.dtype.newbyteorder("="), order="C")
+    return torch.as_tensor(samples, device="cpu")
 
 
 def to_float(values: np.ndarray) -> np.ndarray:
@@ -822,10 +844,17 @@ def resample(samples: Tensor, old_rate: int, new_rate: int) -> Tensor:
     torch.Size([8000])
     """
     old, new, _ = periods(old_rate, new_rate)
-    if old * new <= LARGEST_KERNEL:
-        with samples.device:  # where torchaudio names none
-            return torchaudio_resample(samples, old, new)
-    return _interpolate(samples, old, new)
+    T = samples.shape[-1]
+    if old == new or not T:  # torchaudio takes no empty tensors
+        return samples
+    if old * new > LARGEST_KERNEL:
+        return _interpolate(samples, old, new)
+    length = resampled_length(T, old, new)
+    # torchaudio counts in float32, and may leave out the last sample of a long signal.
+    if math.ceil(np.float32(new * T / old)) < length:
+        samples = torch.nn.functional.pad(samples, (0, old + T // 2**20))
+    with samples.device:  # where torchaudio names none
+        return torchaudio_resample(samples, old, new)[..., :length]
 
 
 def periods(old_rate: int, new_rate: int) -> tuple[int, int, int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
@@ -33,7 +34,7 @@ from speechbrain_spgm.audio import (
     write_voices,
 )
 from speechbrain_spgm.errors import UserError
-from speechbrain_spgm.files import replacing, temporary_folder
+from speechbrain_spgm.files import check_writable, replacing, temporary_folder
 from speechbrain_spgm.inference.long.spool import Spool
 from speechbrain_spgm.inference.long.stitching import Seam, Stitcher
 from speechbrain_spgm.inference.memory import (
@@ -115,9 +116,9 @@ def separate_to_files(
     if options.full_band is None:
         options = replace(options, full_band=True)
     form = options.form
+    make_room([*outputs, *([report] if report else [])])
     home, seams, gain = Path(outputs[0]).parent, [], 1.0
     try:
-        home.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             # Beside the outputs: folders for temporary files may lie in memory.
             folder = stack.enter_context(temporary_folder(home))
@@ -160,6 +161,27 @@ def separate_to_files(
     if gain < 1:
         logger.warning("%s", explain({**facts, "mode": "exact"})[-1])
     return facts
+
+
+def make_room(places: Sequence[Path]) -> None:
+    """Makes the folders of files to write, which must be different ones."""
+    known = set()
+    for place in places:
+        real = os.path.join(os.path.realpath(place.parent), place.name)
+        if real in known:
+            raise UserError(
+                f"{place} is named for two files: give each voice, and the report, a "
+                "name of its own."
+            )
+        known.add(real)
+    for place in {place.parent: place for place in reversed(places)}.values():
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            check_writable(place.parent)
+        except OSError as error:
+            raise AudioFileError(
+                f"{place} cannot be written: {error.strerror}."
+            ) from None
 
 
 def _separate_exactly(model: Separable, source: _Source, options: Options) -> Tensor:

@@ -12,6 +12,7 @@ import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -143,8 +144,9 @@ def export_onnx(model: SPGMSeparation, path: str | Path) -> dict[float, float]:
             f"ONNX files are made of SPGM models, but this one is a "
             f"{type(masknet).__name__}."
         )
-    model.mods.float().cpu().eval()
-    plain = PlainSeparator(model.mods.encoder, masknet, model.mods.decoder).eval()
+    model = deepcopy(model)  # the caller's stays what and where it is
+    mods = model.mods.float().cpu().eval()
+    plain = PlainSeparator(mods.encoder, mods.masknet, mods.decoder).eval()
     program = trace(plain, model.sample_rate)
     program.model.metadata_props.update(metadata(model))
     path = Path(path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,7 +22,13 @@ from speechbrain.utils.fetching import FetchConfig, FetchSource, LocalStrategy
 from speechbrain.utils.run_opts import RunOptions
 from torch import Tensor, nn
 
-from speechbrain_spgm.audio import Recording, Source, name_of
+from speechbrain_spgm.audio import (
+    AudioFileError,
+    Recording,
+    Source,
+    name_of,
+    to_tensor,
+)
 from speechbrain_spgm.choices import PRECISIONS
 from speechbrain_spgm.errors import UserError
 from speechbrain_spgm.files import scratch
@@ -118,7 +125,8 @@ class SPGMSeparation(SepformerSeparation):
     Raises
     ------
     ModelError
-        If a module is missing, or the device or the precision cannot be used.
+        If a module is missing, a run option does nothing here, or the device or the
+        precision cannot be used.
 
     Example
     -------
@@ -146,18 +154,10 @@ class SPGMSeparation(SepformerSeparation):
             given = (run_opts.get("device"), hparams.get("device"))
             device = next((x for x in given if x not in (None, "")), infer_device())
             run_opts["device"] = usable_device(device)
-        chosen = run_opts.as_dict() if isinstance(run_opts, RunOptions) else run_opts
-        for name in ("data_parallel_backend", "distributed_launch"):
-            if chosen.get(name):
-                raise ModelError(
-                    f"{name} is for training, not for separating: load a model on each "
-                    "device, and give each its share of the recordings."
-                )
+        masknet = packed(modules["masknet"])
+        check_run_opts(run_opts, masknet, precision)
         super().__init__(
-            {**modules, "masknet": packed(modules["masknet"])},
-            dict(hparams),
-            run_opts,
-            freeze_params,
+            {**modules, "masknet": masknet}, dict(hparams), run_opts, freeze_params
         )
         self.precision = prepare_precision(precision, self.mods, self.device)
 
@@ -456,8 +456,7 @@ class SPGMSeparation(SepformerSeparation):
         statistics: Statistics | None,
         watch: Watch | None,
     ) -> Tensor:
-        if not isinstance(mix, Tensor):
-            mix = torch.as_tensor(mix, device="cpu")
+        mix = to_tensor(mix)
         if mix.ndim != 2 or mix.numel() == 0 or mix.is_complex():
             raise UserError(
                 f"mix has shape {list(mix.shape)} and type {mix.dtype}, but must be "
@@ -517,7 +516,7 @@ class SPGMSeparation(SepformerSeparation):
         UserError
             If a number of seconds or of views is wrong.
         ModelError
-            If the model is no SPGM network.
+            If the model is no SPGM network, or in training mode.
         """
         return SPGMStream(
             self.mods.encoder,
@@ -659,7 +658,8 @@ class SPGMSeparation(SepformerSeparation):
         AudioFileError
             If the file cannot be read or the outputs cannot be written.
         UserError
-            If an option is wrong, or the exact mode is asked for and does not fit.
+            If an option is wrong, two files would have one name, or the exact mode is
+            asked for and does not fit.
         """
         paths = [Path(output) for output in outputs]
         chosen = Options.of({"normalize": normalize, **options})
@@ -705,6 +705,8 @@ class SPGMSeparation(SepformerSeparation):
         """
         check_levels(normalize, consistent)
         samples, rate, name = recording[:3]
+        if not len(samples):
+            raise AudioFileError(f"{name} holds no samples: copy or record it again.")
         centre = find_centre([samples])
         check_peak(name, centre)
         mix = resample_in_pieces(centre.of(samples).float(), (rate, self.sample_rate))
@@ -808,11 +810,43 @@ def check_hparams(hparams: Mapping[str, Any], hparams_file: str) -> None:
         )
 
 
+def check_run_opts(
+    run_opts: Mapping[str, Any] | RunOptions, masknet: nn.Module, precision: str | None
+) -> None:
+    """Refuses run options that a separator would not heed."""
+    if not isinstance(run_opts, RunOptions):
+        known = RunOptions().as_dict()
+        for name in map(str, run_opts):
+            if name not in known:
+                near = get_close_matches(name, known, 1)
+                remedy = f"did you mean {near[0]}?" if near else "leave it out."
+                raise ModelError(f"SpeechBrain has no run option {name}: {remedy}")
+    for name in ("data_parallel_backend", "distributed_launch"):
+        if run_opts.get(name):
+            raise ModelError(
+                f"{name} is for training, not for separating: load a model on each "
+                "device, and give each its share of the recordings."
+            )
+    for name in ("precision", "eval_precision"):
+        value = run_opts.get(name)
+        if value not in (None, "fp32", precision):
+            raise ModelError(
+                f"The run option {name}, {value!r}, has no effect on a separator: give "
+                f"the argument precision={value!r} instead."
+            )
+    for name in ("jit", "jit_module_keys"):
+        if run_opts.get(name) and isinstance(masknet, SPGMMaskNet):
+            raise ModelError(
+                f"The run option {name} has no effect on an SPGM network: leave it "
+                "out, or give compile."
+            )
+
+
 def packed(masknet: nn.Module) -> nn.Module:
     """Runs a Dual_Path_Model with SPGM blocks as an SPGMMaskNet on the same parameters.
 
     The network itself if it has no SPGM blocks or cannot be packed; then its blocks are
-    told to keep utterances apart.
+    told to keep utterances apart. One in int8 is another model's: it is run in float.
 
     Example
     -------
@@ -824,8 +858,12 @@ def packed(masknet: nn.Module) -> nn.Module:
     >>> type(packed(Dual_Path_Model(8, 8, intra, intra, K=20))).__name__
     'Dual_Path_Model'
     """
+    if isinstance(masknet, SPGMMaskNet):
+        if masknet.int8 is None:
+            return masknet
+        return SPGMMaskNet.from_dual_path(masknet, masknet.rows_per_step)
     blocks = [part for part in masknet.modules() if isinstance(part, SPGMBlock)]
-    if isinstance(masknet, SPGMMaskNet) or not blocks:
+    if not blocks:
         return masknet
     try:
         return SPGMMaskNet.from_dual_path(masknet)

@@ -50,6 +50,7 @@ from numpy.typing import ArrayLike
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
+from speechbrain_spgm.audio import to_tensor
 from speechbrain_spgm.choices import STREAM_VIEWS
 from speechbrain_spgm.errors import UserError
 from speechbrain_spgm.inference.level import mixture_gains
@@ -121,7 +122,8 @@ class SPGMStream:
     UserError
         If a number of seconds or of views is wrong.
     ModelError
-        If the model is no SPGM network with SpeechBrain's encoder and decoder.
+        If the model is no SPGM network with SpeechBrain's encoder and decoder, or in
+        training mode.
 
     Example
     -------
@@ -157,6 +159,11 @@ class SPGMStream:
             raise ModelError(
                 "Only models with SpeechBrain's own encoder and decoder, one channel "
                 "and no bias, can be streamed."
+            )
+        if any(part.training for part in masknet.modules()):
+            raise ModelError(
+                "The model is in training mode, where dropout spoils the voices: call "
+                "its eval() before it is streamed."
             )
         self.encoder, self.masknet, self.decoder = encoder, masknet, decoder
         self.sample_rate, self.autocast = sample_rate, autocast
@@ -226,8 +233,7 @@ class SPGMStream:
             finished; it then stays as it was.
         """
         state = self.state
-        if not isinstance(samples, Tensor):
-            samples = torch.as_tensor(samples, device="cpu")
+        samples = to_tensor(samples)
         if state.finished:
             raise UserError("the stream is finished: begin another.")
         if samples.ndim != 1 or samples.is_complex():

@@ -205,11 +205,7 @@ def advance(
     """
     net = _Rows(masknet, len(rows), rows, averages, rows_per_step=1)
     net.halves = net.row_bytes(masknet.dual_mdl[0].intra_mdl) >= WIDE_ROW
-    with single_threaded():  # OpenMP's threads would wait on the workers' cores
-        net.embed(rows, valid)
-        for block in masknet.dual_mdl:
-            net.block(block)
-        return net.x if net.pending is None else _affine(net.x, net.pending, out=net.x)
+    return net.pass_through(rows, valid)
 
 
 class _Rows:
@@ -235,6 +231,16 @@ class _Rows:
         self.rows_per_step, self.halves = rows_per_step, False
         self.workers = count_workers()
         self.scratch = [Scratch(like) for _ in range(self.workers)]
+
+    @single_threaded  # OpenMP's threads would wait on the workers' cores
+    def pass_through(self, rows: Tensor, valid: Tensor) -> Tensor:
+        """From encoder frames ``[S, K, N]`` to the state behind all blocks."""
+        self.embed(rows, valid)
+        for block in self.net.dual_mdl:
+            self.block(block)
+        if self.pending is None:
+            return self.x
+        return _affine(self.x, self.pending, out=self.x)
 
     def embed(self, rows: Tensor, valid: Tensor) -> None:
         """Level, norm and 1x1 convolution of encoder frames ``[S, K, N]``."""

@@ -12,6 +12,8 @@ number of workers are, so those play no part in the result, as in float32.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from copy import deepcopy
 from functools import cache
 
 import torch
@@ -51,9 +53,6 @@ class Int8Linear:
                 "precision fp32."
             ) from error
 
-    def __deepcopy__(self, memo: dict) -> Int8Linear:
-        return self  # nothing in it changes, and packed weights cannot be copied
-
     def of(self, x: Tensor, scratch: Scratch) -> Tensor:
         """``linear(x)``, ``[M, in]`` to ``[M, out]``."""
         return self._product(x, "none", scratch)
@@ -79,6 +78,32 @@ class Int8Linear:
         )
 
 
+class Int8Layers(dict[nn.Module, Linears]):
+    """The linears of transformer layers in 8 bits, by layer.
+
+    Packed weights can be neither copied nor pickled: a copy shares them, as nothing in
+    them changes, and a pickle holds the layers, of whose weights they are made again.
+    """
+
+    def __init__(self, layers: Iterable[nn.Module] = ()) -> None:
+        for layer in layers:
+            linears = linears_of(layer)[:4]
+            self[layer] = Linears(
+                *(
+                    Int8Linear(part.weight.detach(), part.bias.detach())
+                    for part in linears
+                )
+            )
+
+    def __deepcopy__(self, memo: dict) -> Int8Layers:
+        twin = Int8Layers()
+        twin.update((deepcopy(layer, memo), self[layer]) for layer in self)
+        return twin
+
+    def __reduce__(self) -> tuple:
+        return Int8Layers, (list(self),)
+
+
 def _round(x: Tensor, levels: int, scratch: Scratch) -> tuple[Tensor, float, int]:
     """x as 0 to ``levels`` in uint8, the step between them, and which of them is 0."""
     low, high = (bound.item() for bound in x.aminmax())
@@ -102,8 +127,10 @@ def _saturates() -> bool:
     largest = torch.full((1, 64), 255, dtype=torch.uint8, device="cpu")
     weight = torch.full((8, 64), 127, dtype=torch.int8, device="cpu")
     packed = torch.ops.onednn.qlinear_prepack(weight, None)
+    scales = torch.ones(8, dtype=torch.float32, device="cpu")
+    zeros = torch.zeros(8, dtype=torch.long, device="cpu")
     product = torch.ops.onednn.qlinear_pointwise(
-        *(largest, 1.0, 0, packed, torch.ones(8), torch.zeros(8, dtype=torch.long)),
+        *(largest, 1.0, 0, packed, scales, zeros),
         *(None, 1.0, 0, torch.float32, "none", [], ""),
     )
     return bool((product / (64 * 255 * 127) - 1).abs().max() > 0.01)
@@ -141,14 +168,7 @@ def quantise(masknet: nn.Module) -> SPGMMaskNet:
             f"{weight.device}: take precision bf16, or the device cpu."
         )
     masknet = SPGMMaskNet.from_dual_path(masknet, masknet.rows_per_step)
-    masknet.int8 = {
-        layer: Linears(
-            *(
-                Int8Linear(linear.weight.detach(), linear.bias.detach())
-                for linear in linears_of(layer)[:4]
-            )
-        )
-        for block in masknet.dual_mdl
-        for layer in block.intra_mdl.mdl.layers
-    }
+    masknet.int8 = Int8Layers(
+        layer for block in masknet.dual_mdl for layer in block.intra_mdl.mdl.layers
+    )
     return masknet

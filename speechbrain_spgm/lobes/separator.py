@@ -82,6 +82,7 @@ def separate(
         and (max(frames) > DECODED_AT_ONCE or masknet.int8 is not None)
         and engine.suits(masknet, mix)
         and engine.suits_ends(encoder, decoder)
+        and not (torch.is_grad_enabled() and (_learns(encoder) or _learns(decoder)))
     ):
         return engine.separate(
             encoder, masknet, decoder, mix, samples, frames, statistics, watch
@@ -99,6 +100,10 @@ def separate(
     est = torch.stack(voices, dim=-1)  # [B, T', spks]
     est = F.pad(est, (0, 0, 0, max(0, T - est.shape[1])))[:, :T]
     return est.where(valid.unsqueeze(-1), 0)
+
+
+def _learns(part: nn.Module) -> bool:
+    return any(weight.requires_grad for weight in part.parameters())
 
 
 def count_frames(samples: int, kernel: int, stride: int) -> int:

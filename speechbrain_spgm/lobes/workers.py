@@ -13,12 +13,13 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
-from typing import TypeVar
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 import torch
 
 Item = TypeVar("Item")
+Given, Result = ParamSpec("Given"), TypeVar("Result")
 
 
 def count_cores() -> int:
@@ -84,22 +85,37 @@ def run(step: Callable[[Item, int], None], items: Iterable[Item], workers: int) 
         future.result()
 
 
-@contextmanager
-def single_threaded() -> Iterator[None]:
-    """PyTorch's operators of this thread take one thread inside the block.
+def single_threaded(work: Callable[Given, Result]) -> Callable[Given, Result]:
+    """A function in which PyTorch's operators take one thread.
+
+    It runs in a thread that has only one, for a number that is set, be it for a moment,
+    is also that of all threads which begin meanwhile, for good.
 
     Example
     -------
-    >>> with single_threaded():
-    ...     torch.get_num_threads()
+    >>> single_threaded(torch.get_num_threads)()
     1
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+
+    @wraps(work)
+    def alone(*args: Given.args, **kwargs: Given.kwargs) -> Result:
+        if torch.get_num_threads() == 1:
+            return work(*args, **kwargs)
+        # Modes of the thread.
+        inference, grad = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+
+        def there() -> Result:
+            with torch.inference_mode(inference), torch.set_grad_enabled(grad):
+                return work(*args, **kwargs)
+
+        future = _pool.get("spgm-alone").submit(there)  # no worker: it waits for them
+        try:
+            return future.result()
+        except BaseException:  # Ctrl-C, say: nobody may still write
+            wait([future])
+            raise
+
+    return alone
 
 
 def drain(items: Iterator) -> None:
@@ -112,20 +128,22 @@ class _Pool:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.executor: ThreadPoolExecutor | None = None
+        self.executors: dict[str, ThreadPoolExecutor] = {}
 
-    def get(self) -> ThreadPoolExecutor:
+    def get(self, name: str = "spgm") -> ThreadPoolExecutor:
         with self.lock:
-            if self.executor is None:
-                self.executor = _start_threads(count_cores())
-            return self.executor
+            if name not in self.executors:
+                self.executors[name] = _start_threads(count_cores(), name)
+            return self.executors[name]
 
 
-def _start_threads(count: int) -> ThreadPoolExecutor:
+def _start_threads(count: int, name: str) -> ThreadPoolExecutor:
     """An executor whose threads run PyTorch's operators single-threaded."""
     # torch.set_num_threads holds for its thread and for those that PyTorch has not seen
-    # yet. So each worker is seen, then sets itself to 1; the caller puts back the rest.
-    threads = torch.get_num_threads()
+    # yet. So each worker is seen, then sets itself to 1; a thread that was seen before
+    # gives the others back what they would have had.
+    keeper = ThreadPoolExecutor(1)
+    threads = keeper.submit(torch.get_num_threads).result()
     started = threading.Barrier(count + 1)
 
     def settle() -> None:
@@ -133,11 +151,12 @@ def _start_threads(count: int) -> ThreadPoolExecutor:
         torch.set_num_threads(1)
         started.wait()
 
-    executor = ThreadPoolExecutor(count, thread_name_prefix="spgm")
+    executor = ThreadPoolExecutor(count, thread_name_prefix=name)
     for _ in range(count):  # each waits for all, so each has a thread of its own
         executor.submit(settle)
     started.wait()
-    torch.set_num_threads(threads)
+    keeper.submit(torch.set_num_threads, threads).result()
+    keeper.shutdown()
     return executor
 
 

@@ -89,7 +89,7 @@ def measure_si_sdr(
 
 
 # With more, MKL factors the matrices of a batch wrongly or hangs (pytorch#142815).
-@single_threaded()
+@single_threaded
 def measure_sdr(
     signals: torch.Tensor, references: torch.Tensor, *_: Any
 ) -> torch.Tensor:

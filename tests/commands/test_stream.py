@@ -96,6 +96,16 @@ def test_other_rates_come_back_at_their_own_with_no_sample_lost(
     assert np.array_equal(np.frombuffer(one, "<f4"), voices[:, 1])
 
 
+@pytest.mark.parametrize("rate", [8000, 16000, 44100, 7999])
+def test_no_sound_gives_empty_files(run, rate, tmp_path) -> None:
+    raw = ("--format", "s16le", "--rate", rate)
+    for data, options in ((b"", raw), (wav(noise(0), rate), ())):
+        code, _, _ = run(data, *options, "--output", tmp_path)
+        facts = [soundfile.info(path) for path in tmp_path.iterdir()]
+        assert code == 0
+        assert [(fact.frames, fact.samplerate) for fact in facts] == 2 * [(0, rate)]
+
+
 @pytest.mark.parametrize(
     ("code", "dtype", "subtype"),
     [

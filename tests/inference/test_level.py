@@ -155,6 +155,11 @@ def test_consistent_on_the_command_line(published, tmp_path, capsys) -> None:
     assert abs(sum(voices) - mix).max() < 3e-7 * abs(mix).max()
 
 
+def test_a_recording_without_samples_is_one_sentence(model: SPGMSeparation) -> None:
+    with pytest.raises(AudioFileError, match="^x holds no samples: copy or record it"):
+        model.separate_recording(Recording(torch.zeros(0), RATE, "x"))
+
+
 @pytest.mark.parametrize("options", [{}, {"level": True}, {"views": 2, "level": True}])
 def test_gradients_on_request(model: SPGMSeparation, options: dict) -> None:
     parts = {name: deepcopy(part).double() for name, part in model.mods.items()}

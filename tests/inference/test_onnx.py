@@ -91,18 +91,38 @@ def test_export(config, tmp_path, capsys, monkeypatch):
     assert (torch.from_numpy(written) - voices[:, 1]).abs().max() <= 1e-4
 
 
+class Program:
+    """In place of what PyTorch exports."""
+
+    def __init__(self):
+        self.model = self
+        self.metadata_props = {}
+
+    def save(self, path):
+        path.write_bytes(b"")
+
+
+@needs_onnx
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_the_callers_model_stays_as_it_is(published, tmp_path, monkeypatch, precision):
+    model = SPGMSeparation.from_pretrained(published, device="cpu", precision=precision)
+    model.mods.double().train()
+    compared = []
+
+    def compare(path, model):
+        compared.extend(model.mods.parameters())
+        return {1.0: 0.0}
+
+    monkeypatch.setattr(onnx, "trace", lambda *_: Program())
+    monkeypatch.setattr(onnx, "compare", compare)
+    onnx.export_onnx(model, tmp_path / "a.onnx")
+    assert all(part.training for part in model.mods.modules())
+    assert {weight.dtype for weight in model.mods.parameters()} == {torch.float64}
+    assert {weight.dtype for weight in compared} == {torch.float32}
+
+
 @needs_onnx
 def test_a_file_that_differs_is_not_written(model, tmp_path, monkeypatch):
-    class Program:
-        """In place of what PyTorch exports."""
-
-        def __init__(self):
-            self.model = self
-            self.metadata_props = {}
-
-        def save(self, path):
-            path.write_bytes(b"")
-
     monkeypatch.setattr(onnx, "trace", lambda *_: Program())
     monkeypatch.setattr(onnx, "compare", lambda *_: {1.0: 0.0, 30.0: 3e-4})
     with pytest.raises(onnx.ModelError, match="differ by 3.0e-04 at 30.0 s"):

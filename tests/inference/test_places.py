@@ -257,6 +257,33 @@ def test_options_of_training(published, option):
         SPGMSeparation.from_pretrained(published, run_opts={option: True, **CPU})
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("precision", "bf16", "precision, 'bf16', has no .* argument precision='bf16'"),
+        ("eval_precision", "fp16", "eval_precision, 'fp16', has no effect"),
+        ("jit", True, "jit has no effect on an SPGM network: leave it out"),
+        ("jit_module_keys", ["encoder"], "jit_module_keys has no effect"),
+        ("precison", "bf16", "no run option precison: did you mean precision?"),
+        ("nonsense", 1, "no run option nonsense: leave it out"),
+    ],
+)
+def test_run_options_without_effect_are_refused(
+    published, speechbrain, option, value, said
+):
+    for load, source in (
+        (SPGMSeparation.from_pretrained, published),
+        (SPGMSeparation.from_hparams, speechbrain),
+    ):
+        with pytest.raises(ModelError, match=said):
+            load(source, run_opts={option: value, **CPU})
+
+
+def test_run_options_that_say_what_is_so_are_taken(published):
+    options = {"precision": "bf16", "eval_precision": "fp32", "jit": False, **CPU}
+    SPGMSeparation.from_pretrained(published, run_opts=options, precision="bf16")
+
+
 def test_a_file_in_place_of_a_model(published, tmp_path):
     with pytest.raises(ModelError, match="is a file, no model: give the folder"):
         SPGMSeparation.from_pretrained(published / "model.safetensors")

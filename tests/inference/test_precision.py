@@ -52,6 +52,9 @@ def test_a_model_may_be_used_in_two_precisions(exact: SPGMSeparation) -> None:
     int8 = SPGMSeparation(dict(exact.mods), {}, {"device": "cpu"}, precision="int8")
     assert not torch.equal(int8.separate_batch(mix), before)
     assert torch.equal(exact.separate_batch(mix), before)
+    again = SPGMSeparation(dict(int8.mods), {}, {"device": "cpu"})
+    assert again.precision == "fp32"
+    assert torch.equal(again.separate_batch(mix), before)
 
 
 def test_unusable_precisions_are_refused(exact: SPGMSeparation) -> None:

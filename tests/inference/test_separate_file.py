@@ -13,6 +13,7 @@ from torchaudio.functional import resample as torchaudio_resample
 
 from speechbrain_spgm import audio as audio_module
 from speechbrain_spgm.audio import read_audio, write_audio, write_voices
+from speechbrain_spgm.errors import UserError
 from speechbrain_spgm.inference import AudioFileError
 from speechbrain_spgm.inference.level import fit_mixture, scale_to_peak
 
@@ -127,9 +128,31 @@ def test_bytes_objects_and_arrays_give_what_the_file_gives(model, tmp_path):
     facts = model.separate_to_files(path.read_bytes(), outputs, subtype="16")
     assert facts["file"] == "the recording" and facts["missing_samples"] == 0
     assert {soundfile.info(output).subtype for output in outputs} == {"PCM_16"}
-    for rate in (100, 10**7, 8000.5):
+    for rate in (100, 10**7, 8000.5, None, math.nan, math.inf, "8k"):
         with pytest.raises(AudioFileError, match=f"a sample rate of {rate}"):
             model.separate_audio(floats, rate)
+
+
+def test_outputs_that_cannot_be_are_named_before_anything_is_read(model, tmp_path):
+    voice, report = tmp_path / "v.wav", tmp_path / "new" / "r.json"
+    same = tmp_path / "new" / ".." / "v.wav"
+    for outputs, options in (
+        *(([voice, voice], {}), ([voice, same], {})),
+        ([tmp_path / "w.wav", voice], {"report": voice}),
+    ):
+        with pytest.raises(UserError, match="v.wav is named for two files"):
+            model.separate_to_files("absent.wav", outputs, **options)
+    (tmp_path / "file").touch()
+    for outputs, options in (
+        ([tmp_path / "a" / "1.wav", tmp_path / "file" / "x"], {}),
+        ([voice, tmp_path / "w.wav"], {"report": tmp_path / "file" / "x"}),
+    ):
+        with pytest.raises(AudioFileError, match="file/x cannot be written: File exis"):
+            model.separate_to_files("absent.wav", outputs, **options)
+    soundfile.write(tmp_path / "a.wav", noise(500), 8000)
+    outputs = [tmp_path / "b" / "1.wav", tmp_path / "c" / "2.wav"]
+    model.separate_to_files(tmp_path / "a.wav", outputs, report=report)
+    assert all(path.is_file() for path in (*outputs, report))
 
 
 def test_nothing_is_printed_or_left_behind(model, tmp_path, monkeypatch, capfd):
@@ -279,6 +302,17 @@ def test_voices_are_written_together_or_not_at_all(tmp_path, monkeypatch, error)
 
 
 def test_resampled_length_is_rounded_up():
-    for old, new, T in [(44100, 8000, 1), (8000, 44100, 7), (7999, 8000, 100)]:
+    for old, new, T in [
+        *((44100, 8000, 1), (8000, 44100, 7), (7999, 8000, 100)),
+        *((44100, 8000, 361_835), (44100, 8000, 0), (7999, 8000, 0)),
+    ]:
         resampled = audio_module.resample(torch.zeros(2, T), old, new)
         assert resampled.shape == (2, math.ceil(T * new / old))
+
+
+def test_the_last_sample_of_a_long_signal_is_what_a_short_one_has():
+    """It is the first of its period: a fraction that float32 does not hold."""
+    long = torch.randn(361_835)
+    whole = audio_module.resample(long, 44100, 8000)
+    short = audio_module.resample(long[441 * 800 :], 44100, 8000)
+    assert torch.allclose(whole[80 * 810 :], short[80 * 10 :], rtol=0, atol=1e-6)

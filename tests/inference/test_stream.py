@@ -3,10 +3,13 @@
 import copy
 import math
 import pickle
+import warnings
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -387,6 +390,63 @@ def test_wrong_input_is_one_sentence_and_changes_nothing(model: SPGMSeparation) 
     parts = (model.mods.encoder, torch.nn.Identity(), model.mods.decoder, RATE)
     with pytest.raises(ModelError, match="Identity looks at whole recordings"):
         SPGMStream(*parts)
+
+
+def test_arrays_of_every_kind_are_taken(model: SPGMSeparation) -> None:
+    mix = talk(3000)
+    voices = in_pieces(model.stream(0.1), mix, [1000])
+    batch = model.separate_batch(mix.unsqueeze(0))
+    plain = mix.numpy()
+    for samples in (
+        *(plain, plain[::-1].copy()[::-1], plain.astype(">f4")),
+        np.frombuffer(plain.tobytes(), np.float32),  # read-only
+    ):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert torch.equal(in_pieces(model.stream(0.1), samples, [1000]), voices)
+            assert torch.equal(model.separate_batch(samples[None]), batch)
+
+
+def test_a_model_in_training_and_int8_where_it_is_not_for_are_refused() -> None:
+    for precision in ("fp32", "int8"):
+        model = separator(precision)
+        stream = model.stream(0.1)
+        with pytest.raises(ModelError, match=r"is in training mode.*call its eval\(\)"):
+            model.train().stream()
+    for mode in (nullcontext(), torch.autocast("cpu", torch.bfloat16)):
+        with mode, pytest.raises(ValueError, match="A network in int8 runs on the CPU"):
+            stream.push(talk(4000))
+        model.eval()
+        stream = model.stream(0.1)
+
+
+def test_a_model_in_int8_and_its_stream_are_pickled() -> None:
+    model, mix = separator("int8"), talk(4000)
+    stream = model.stream(0.1)
+    stream.push(mix[:2000])
+    again, twin = pickle.loads(pickle.dumps((model, stream)))
+    assert torch.equal(twin.push(mix[2000:]), stream.push(mix[2000:]))
+    batch = mix.unsqueeze(0)
+    assert torch.equal(again.separate_batch(batch), model.separate_batch(batch))
+
+
+def test_threads_that_begin_during_a_push_keep_their_number(monkeypatch) -> None:
+    model, mix, block, seen = separator(), talk(1500), engine._Rows.block, []
+
+    def watched(rows: engine._Rows, part: torch.nn.Module) -> None:
+        with ThreadPoolExecutor(1) as new:
+            begun = new.submit(torch.get_num_threads).result()
+        seen.append((torch.get_num_threads(), begun))
+        block(rows, part)
+
+    monkeypatch.setattr(engine._Rows, "block", watched)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        in_pieces(model.stream(0.1), mix, [500])
+        assert set(seen) == {(1, 2)} and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])

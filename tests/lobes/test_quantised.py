@@ -1,6 +1,7 @@
 """int8: close to float32, and as independent of everything else as float32 is."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -90,7 +91,10 @@ def test_masks_are_close_to_float32(kwargs: dict) -> None:
     assert similarity(int8(x), before) > 25
     assert not torch.equal(int8(x), before)
     assert torch.equal(net(x), before)  # the network itself stays as it is
-    assert torch.equal(copy.deepcopy(int8)(x), int8(x))
+    twin = copy.deepcopy(int8)
+    assert torch.equal(twin(x), int8(x))
+    for each in (int8, twin):
+        assert torch.equal(pickle.loads(pickle.dumps(each))(x), int8(x))
     assert int8.state_dict().keys() == net.state_dict().keys()
 
 

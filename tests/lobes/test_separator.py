@@ -9,6 +9,7 @@ from speechbrain.lobes.models.dual_path import (
     SBTransformerBlock,
 )
 
+from speechbrain_spgm.lobes import separator
 from speechbrain_spgm.lobes.masknet import SPGMMaskNet
 from speechbrain_spgm.lobes.separator import count_frames, separate
 from speechbrain_spgm.lobes.spgm import SPGMBlock
@@ -60,6 +61,18 @@ def test_count_frames_is_the_encoders(kernel: int) -> None:
     for T in range(kernel, 5 * kernel):
         frames = encoder(torch.zeros(1, T)).shape[-1]
         assert count_frames(T, kernel, kernel // 2) == frames
+
+
+@pytest.mark.parametrize("learning", [0, 2])
+def test_an_end_alone_learns_from_long_mixtures(learning: int, monkeypatch) -> None:
+    monkeypatch.setattr(separator, "DECODED_AT_ONCE", 10)
+    model = parts(16, packed=True)
+    for part in model:
+        part.eval().requires_grad_(False)
+    model[learning].requires_grad_()
+    separate(*model, torch.randn(1, 400)).square().sum().backward()
+    (weight,) = model[learning].parameters()
+    assert weight.grad.isfinite().all() and weight.grad.any()
 
 
 @torch.no_grad()

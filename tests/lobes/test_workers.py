@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from speechbrain_spgm.lobes.workers import count_workers, run
+from speechbrain_spgm.lobes.workers import count_workers, run, single_threaded
 
 
 def test_every_item_is_done_once_and_no_worker_twice_at_a_time() -> None:
@@ -57,6 +57,30 @@ def test_steps_have_one_thread_and_leave_everybody_else_theirs() -> None:
     assert later == [before]
 
 
+@pytest.mark.parametrize(
+    "mode", [torch.no_grad, torch.enable_grad, torch.inference_mode]
+)
+def test_single_threaded_work_is_as_if_the_caller_did_it(mode) -> None:
+    def work(x: torch.Tensor, fails: bool = False) -> tuple[bool, bool, int]:
+        if fails:
+            raise ZeroDivisionError("as asked")
+        x.add_(1)
+        modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        return *modes, torch.get_num_threads()
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with mode():
+            x = torch.zeros(1)
+            wanted = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), 1
+            assert single_threaded(work)(x) == wanted and x == 1
+            with pytest.raises(ZeroDivisionError, match="as asked"):
+                single_threaded(work)(x, fails=True)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_callers_thread_count_is_a_bound() -> None:
     before = torch.get_num_threads()
     try:
@@ -78,7 +102,7 @@ import os
 import threading
 
 import torch
-from speechbrain_spgm.lobes.workers import run
+from speechbrain_spgm.lobes.workers import run, single_threaded
 
 torch.set_num_threads(2)
 
@@ -86,6 +110,7 @@ def work():
     done = []
     run(lambda item, worker: done.append(item), range(50), workers=2)
     assert sorted(done) == list(range(50))
+    assert single_threaded(torch.get_num_threads)() == 1
     torch.ones(10**7).add_(1)  # OpenMP's threads: a child that waits for them hangs
 
 work()
