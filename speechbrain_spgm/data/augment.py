@@ -133,7 +133,9 @@ def match_colour(
     colours = np.stack([powers[:, bands == b].sum(-1) for b in range(8)], axis=-1)
     loudest = np.maximum(colours.max(-1, keepdims=True), np.finfo(np.float32).tiny)
     colours = 10 * np.log10(np.maximum(colours / loudest, 1e-6))
-    moves = rng.uniform(*share) * (colours.mean(0) - colours)
+    heard = powers.sum(-1) > 0  # silence has no colour
+    mean = colours[heard].mean(0) if heard.any() else 0
+    moves = rng.uniform(*share) * (mean - colours)
     moves = np.clip(moves, -most_db, most_db)
     return recolour(waves, rate, np.sqrt(edges[:-1] * edges[1:]), moves)
 

@@ -260,9 +260,11 @@ class DynamicMixing(SeededDataset):
         parts = [self._at_speed(file, speed)]
         start = int(rng.integers(max(1, len(parts[0]))))
         missing = start + self.segment - len(parts[0])
+        waiting = [other for other in files if other is not file]
         while missing > 0:
             pause = int(rng.integers(1, 1 + round(MAX_PAUSE * self.sample_rate)))
-            following = files[rng.integers(len(files))]
+            waiting = waiting or [*files]  # again, when all were heard
+            following = waiting.pop(rng.integers(len(waiting)))
             parts += [np.zeros(pause, np.float32), self._at_speed(following, speed)]
             missing -= pause + len(parts[-1])
         return np.concatenate(parts)[start : start + self.segment]

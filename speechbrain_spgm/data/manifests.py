@@ -33,7 +33,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from speechbrain_spgm.audio import open_audio
+from speechbrain_spgm.audio import open_all, open_audio
 from speechbrain_spgm.data.recordings import check_columns, read_table, to_number
 from speechbrain_spgm.errors import UserError, writing
 from speechbrain_spgm.files import replacing
@@ -124,7 +124,7 @@ def portable(file: Path, folder: Path) -> str:
 
 
 def read_manifest(path: str | Path, num_spks: int | None = None) -> list[ManifestRow]:
-    """Reads a manifest, sorted by id; the audio files themselves are not opened.
+    """Reads a manifest, sorted by id; files are opened where it tells no lengths.
 
     If given, ``num_spks`` is how many sources each mixture must have.
     """
@@ -179,7 +179,7 @@ def translate(table: list[dict[str, str]], path: Path) -> list[dict[str, str]]:
     >>> translate([row], Path("train.csv"))
     [{'id': 'a', 'duration': '1', 'mix': 'm.wav', 's1': 's.wav'}]
     """
-    if {"ID", "mix_wav"} <= table[0].keys():
+    if theirs := {"ID", "mix_wav"} <= table[0].keys():
         names = {name: name.removesuffix("_wav") for name in table[0]} | {"ID": "id"}
     elif {"mixture_ID", "mixture_path"} <= table[0].keys():
         names = {
@@ -194,4 +194,9 @@ def translate(table: list[dict[str, str]], path: Path) -> list[dict[str, str]]:
         for line, row in enumerate(table, start=2):
             samples = parse_duration(row["length"], f"Line {line} of the list {path}")
             row["duration"] = repr(samples / rate)
+    elif theirs and all(row.get("duration") == "1.0" for row in table):
+        # What SpeechBrain's recipes write, however long a mixture is.
+        files = open_all(path.parent / row["mix"] for row in table)
+        for row, file in zip(table, files, strict=True):
+            row["duration"] = repr(file.seconds)
     return table

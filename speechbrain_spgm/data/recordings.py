@@ -6,7 +6,7 @@ import csv
 import logging
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
@@ -84,6 +84,8 @@ def find_voices(folder: str | Path, splits: str | Iterable[str] = "*") -> list[V
             )
         if not any(folder.glob(f"{split}/*/*")) and fnmatch(folder.name, split):
             folder, split = given.parent, given.name  # the split itself was given
+        elif any(map(is_of_a_chapter, folder.glob(f"{split}/*/*"))):
+            folder, split = given.parent, given.name  # and matched its speakers
         # <split>/<speaker>/<name> and <split>/<speaker>/<chapter>/<name>
         direct = [(path.parts[-2], path) for path in folder.glob(f"{split}/*/*")]
         deeper = [(path.parts[-3], path) for path in folder.glob(f"{split}/*/*/*")]
@@ -103,6 +105,17 @@ def find_voices(folder: str | Path, splits: str | Iterable[str] = "*") -> list[V
     return [
         Voice(speaker, file) for (speaker, _), file in zip(named, opened, strict=True)
     ]
+
+
+def is_of_a_chapter(path: Path) -> bool:
+    """Whether a file is called as LibriSpeech calls those of a chapter.
+
+    Example
+    -------
+    >>> is_of_a_chapter(Path("19/198/19-198-0000.flac"))
+    True
+    """
+    return path.name.startswith("-".join(path.parts[-3:-1]) + "-")
 
 
 def find_noise(source: str | Path, split: str = "train") -> list[AudioFile]:
@@ -133,7 +146,9 @@ def find_noise(source: str | Path, split: str = "train") -> list[AudioFile]:
         ]
     else:
         paths = sorted(
-            path for path in source.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES
+            path
+            for path in files_below(source)
+            if path.suffix.lower() in AUDIO_SUFFIXES
         )
     if not paths:
         raise UserError(
@@ -141,6 +156,18 @@ def find_noise(source: str | Path, split: str = "train") -> list[AudioFile]:
             "or a CSV file with a column path."
         )
     return open_all(paths, mono=False)
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """Files in a folder and all below it; links are followed, loops are not."""
+    entered = set()
+    for root, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(root)
+        if real in entered:
+            folders.clear()
+            continue
+        entered.add(real)
+        yield from (Path(root, name) for name in files)
 
 
 def read_voices(
@@ -190,7 +217,7 @@ def read_table(path: Path, columns: Iterable[str]) -> list[dict[str, str]]:
         if not path.is_file():
             raise UserError(f"The list {path} does not exist.")
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
+            reader = csv.DictReader(file, strict=True)
             rows, header = list(reader), reader.fieldnames or []
     except OSError as error:
         raise UserError(

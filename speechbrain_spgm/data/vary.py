@@ -14,6 +14,8 @@ from speechbrain_spgm.audio import change_rate, frames_needed
 from speechbrain_spgm.data.augment import Augmentations
 from speechbrain_spgm.errors import UserError
 
+MOST_GAIN = np.float32(4)  # 12 dB
+
 
 class Variation:
     """Gives the sources of a mixture other speeds and augments it.
@@ -81,9 +83,13 @@ class Variation:
 
 
 def keep_power(waves: np.ndarray, like: np.ndarray) -> np.ndarray:
-    """Rows as loud as those of another array; a silent row stays silent."""
+    """Rows as loud as those of another array, as far as ``MOST_GAIN`` brings them.
+
+    A silent row stays silent; what is left of a voice may be a pause, whose noise is no
+    voice.
+    """
     old, new = (np.square(rows).sum(-1, keepdims=True) for rows in (like, waves))
-    return waves * np.sqrt(old / np.where(new > 0, new, 1))
+    return waves * np.minimum(np.sqrt(old / np.where(new > 0, new, 1)), MOST_GAIN)
 
 
 def check_speeds(speeds: Iterable[int]) -> list[int]:

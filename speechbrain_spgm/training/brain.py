@@ -5,6 +5,7 @@ Axes: B utterances, T samples, spks sources.
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -466,7 +467,9 @@ class SeparationBrain(sb.Brain):
         if self._option("lr_annealing") is not None:
             anneal(self.hparams.lr_annealing, self.optimizer, epoch, -stats["si_sdr"])
         if self.checkpointer is not None:
-            self.checkpointer.save_checkpoint(meta={"epoch": epoch, **stats})
+            # Else NaN would count as the best.
+            known = {k: v if math.isfinite(v) else -math.inf for k, v in stats.items()}
+            self.checkpointer.save_checkpoint(meta={"epoch": epoch, **known})
             self.checkpointer.keep_newest_and_best(self._averaged(), "si_sdri")
         self._show()
 

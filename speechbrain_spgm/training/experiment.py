@@ -53,6 +53,7 @@ from speechbrain_spgm.training.settings import (
     check_stride,
 )
 
+logger = logging.getLogger(__name__)
 # What a recipe knows of its corpus: from the built yaml and train, valid or test to the
 # mixtures that lie in data_folder.
 Scan = Callable[[Mapping[str, Any], str], list[ManifestRow]]
@@ -411,6 +412,7 @@ def open_mixing(hparams: Mapping[str, Any]) -> DynamicMixing:
 def keep_apart(datasets: Mapping[str, Any]) -> None:
     """Makes sure that no speaker of validation or test is trained on, where known."""
     trained = getattr(datasets.get(TRAIN), "speakers", set())
+    noises = {file.path.resolve() for file in getattr(datasets.get(TRAIN), "noise", ())}
     for name in (VALID, TEST):
         held_out = datasets.get(name)
         shared = sorted(trained & getattr(held_out, "speakers", set()))
@@ -418,6 +420,14 @@ def keep_apart(datasets: Mapping[str, Any]) -> None:
             raise UserError(
                 f"Speaker {shared[0]} of the list {held_out.path} is also among the "
                 "training recordings: separate their splits."
+            )
+        heard = [file.path for file, _ in getattr(held_out, "noises", ())]
+        heard = [path for path in heard if path.resolve() in noises]
+        if heard and if_main_process():
+            logger.warning(
+                f"{len(heard)} mixtures of the list {held_out.path} hold noise that "
+                f"is also trained on, such as {heard[0]}: give as noise_folder a part "
+                "for training alone, such as wham_noise/tr."
             )
 
 

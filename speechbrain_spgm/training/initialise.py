@@ -225,8 +225,8 @@ def widen(weight: Tensor, like: Tensor) -> Tensor:
     #     |------|~~~~~~|         incoming, and their bias: old rows, then random ones
     #     |------|000000|         outgoing: old columns, then zeros
     new = [more - less for more, less in zip(like.shape, weight.shape, strict=False)]
-    if weight.ndim != like.ndim or min(new) < 0 or max(new) == 0:
-        return weight
+    if weight.ndim != like.ndim or min(new) < 0 or sum(n > 0 for n in new) != 1:
+        return weight  # of another network than a wider one
     if new[0] > 0:
         return torch.cat([weight, like[len(weight) :]])
     return nn.functional.pad(weight, (0, new[1]))

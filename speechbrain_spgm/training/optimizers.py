@@ -33,7 +33,9 @@ class MuonAdam(Optimizer):
     """
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float) -> None:
-        params = list(params)
+        # SpeechBrain's groups differ in the weight decay, which is none here.
+        groups = [p["params"] if isinstance(p, dict) else [p] for p in params]
+        params = [p for group in groups for p in group]
         matrices = [p for p in params if p.ndim == 2]
         others = [p for p in params if p.ndim != 2]
         self.parts = (

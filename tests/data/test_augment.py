@@ -21,6 +21,7 @@ from speechbrain_spgm.data.augment import (
     reverberate,
     shift,
 )
+from speechbrain_spgm.data.vary import keep_power
 
 RATE = 8000
 
@@ -99,7 +100,14 @@ def test_match_colour_makes_two_microphones_one():
     alone = noise(1)
     np.testing.assert_allclose(match_colour(alone, RATE, rng(1)), alone, atol=1e-5)
     silent = waves * np.array([[1], [0]], dtype=np.float32)
-    assert np.isfinite(match_colour(silent, RATE, rng(1))).all()
+    np.testing.assert_allclose(match_colour(silent, RATE, rng(1)), silent, atol=1e-5)
+
+
+def test_what_is_left_of_a_voice_is_not_raised_without_end():
+    voice = noise(1)
+    for left, gain in ((0.5, 2), (1e-4, 4), (0, 0)):
+        loud = np.abs(keep_power(left * voice, voice)).max() / np.abs(voice).max()
+        assert loud == pytest.approx(left * gain, rel=1e-5)
 
 
 def test_shift_moves_in_both_directions_and_fills_with_zeros():

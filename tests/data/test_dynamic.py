@@ -174,6 +174,27 @@ def test_short_recordings_are_joined_to_fill_the_crop(folder, write_tone):
         )
 
 
+def test_all_recordings_are_joined_before_one_is_heard_again(
+    tmp_path, write_tone, monkeypatch
+):
+    for hertz in (400.0, 700.0, 1000.0, 1300.0):
+        write_tone("50", hertz, 0.5)
+    write_tone("60", 2000.0, 5.0)
+    dataset = DynamicMixing(
+        find_voices(tmp_path, "train"), 2, 8000, 3.0, join_recordings=True
+    )
+    files, heard, read = dataset.files["50"], [], dataset._at_speed
+    monkeypatch.setattr(
+        dataset,
+        "_at_speed",
+        lambda file, *where: heard.append(file) or read(file, *where),
+    )
+    for seed in range(20):
+        heard.clear()
+        dataset._joined(files[0], files, 100, np.random.default_rng(seed))
+        assert len(heard) > 4 and len({file.path for file in heard[:4]}) == 4
+
+
 def longest_silence(source: torch.Tensor) -> float:
     """Seconds of a source [T] at 8 kHz without sound."""
     loud = np.flatnonzero(source.abs() > 1e-3)
@@ -241,6 +262,28 @@ def test_noise_is_in_the_mixture_and_in_no_source(folder, noise, kind):
     low, high = (5, 10) if kind == "snr" else (-38, -30)
     assert low - 0.1 < min(measured) < low + 2 and high - 2 < max(measured) < high + 0.1
     assert torch.equal(dataset[3].mix, mixing(folder, **options)[3].mix)
+
+
+def test_linked_folders_of_noise_are_searched(noise, tmp_path):
+    (tmp_path / "n").mkdir()
+    (tmp_path / "n" / "linked").symlink_to(noise)
+    (tmp_path / "n" / "loop").symlink_to(tmp_path / "n")
+    assert len(find_noise(tmp_path / "n")) == len(find_noise(noise))
+
+
+def test_a_quote_without_its_end_takes_no_voices(folder):
+    manifest = folder / "voices.csv"
+    manifest.write_text('path,speaker\ntrain/10/1/0.flac,"10\ntrain/20/1/0.flac,20\n')
+    with pytest.raises(UserError, match="is not a CSV file: unexpected end of data"):
+        read_voices(manifest)
+
+
+def test_a_split_of_librispeech_given_itself_has_its_speakers(tmp_path):
+    place = tmp_path / "train-clean-100" / "19" / "198"
+    place.mkdir(parents=True)
+    soundfile.write(place / "19-198-0000.flac", np.full(800, 0.1), 8000)
+    for given in (tmp_path, tmp_path / "train-clean-100"):
+        assert [voice.speaker for voice in find_voices(given, "*")] == ["19"]
 
 
 def test_noise_from_a_list(noise):

@@ -3,6 +3,7 @@
 import copy
 import csv
 import json
+import math
 import os
 import sys
 from statistics import fmean
@@ -360,6 +361,18 @@ def test_the_best_checkpoints_are_kept_and_averaged(tmp_path):
         mean = {key: (first[key] + second[key]) / 2 for key in first}
         assert_same(brain.networks[name].state_dict(), mean, rtol=0, atol=1e-7)
         assert not torch.equal(first[key := next(iter(first))], second[key])
+
+
+def test_a_validation_without_a_number_is_never_the_best(tmp_path, monkeypatch):
+    values = iter([3.0, 9.0, math.nan, 4.0])
+
+    def average(scores):
+        return dict.fromkeys(("si_sdr", "si_sdri"), next(values))
+
+    monkeypatch.setattr(brain_module, "average", average)
+    brain = make_brain(tmp_path / "run", epochs=4)
+    fit(brain)
+    assert brain.checkpointer.find_checkpoint(max_key="si_sdri").meta["si_sdri"] == 9
 
 
 def test_bfloat16_keeps_weights_loss_and_residual_in_float32(tmp_path):

@@ -63,8 +63,10 @@ def test_training_goes_on_from_narrower_feed_forward_layers(tmp_path: Path) -> N
     ffn = wide.mdl.layers[0].pos_ffn.ffn
     assert torch.count_nonzero(ffn[3].weight.grad[:, 4:])
     assert torch.count_nonzero(ffn[0].weight[4:])
-    with pytest.raises(UserError, match="of another network"):
-        start_from({"masknet": block(d_ffn=2)}, tmp_path / "narrow")
+    wider = partial(SBTransformerBlock, num_layers=2, d_model=16, nhead=2)
+    for other in (block(d_ffn=2), wider(d_ffn=12)):
+        with pytest.raises(UserError, match="of another network"):
+            start_from({"masknet": other}, tmp_path / "narrow")
 
 
 def test_training_goes_on_from_fewer_layers(tmp_path: Path) -> None:

@@ -53,6 +53,15 @@ def test_each_weight_moves_as_with_pytorchs_optimizer_alone() -> None:
 
 
 @needs_muon
+def test_takes_groups_of_parameters_as_speechbrain_makes_them() -> None:
+    one, other = network(), network()
+    train(one, [MuonAdam(one.parameters(), 0.01)], 2)
+    groups = [{"params": [p], "weight_decay": 0.0} for p in other.parameters()]
+    train(other, [MuonAdam(groups, 0.01)], 2)
+    assert equal(one, other)
+
+
+@needs_muon
 def test_goes_on_from_a_checkpoint_and_follows_the_learning_rate() -> None:
     net = network()
     optimizer = MuonAdam(net.parameters(), 0.01)
