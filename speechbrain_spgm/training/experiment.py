@@ -54,6 +54,7 @@ from speechbrain_spgm.training.settings import (
 )
 
 logger = logging.getLogger(__name__)
+KINDS = ("manifest", "list")  # of files that name mixtures
 # What a recipe knows of its corpus: from the built yaml and train, valid or test to the
 # mixtures that lie in data_folder.
 Scan = Callable[[Mapping[str, Any], str], list[ManifestRow]]
@@ -144,6 +145,7 @@ def build(path: str | Path, text: str) -> dict[str, Any]:
             f"{path} cannot be built with these values ({type(error).__name__}: "
             f"{reason}): check the command line."
         ) from error
+    check_loss(hparams.get("loss"), hparams.get("num_spks", 2))
     modules = hparams.get("modules") or {}
     encoder, decoder = (modules.get(name) for name in ("encoder", "decoder"))
     convolution = getattr(encoder, "conv1d", encoder)
@@ -152,6 +154,24 @@ def build(path: str | Path, text: str) -> dict[str, Any]:
             check_stride(*convolution.kernel_size, *decoder.stride)
             break
     return hparams
+
+
+def check_loss(loss: Callable | None, num_spks: int) -> None:
+    """Tries a loss on a second of noise, before a recording is opened."""
+    if loss is None:
+        return
+    # The draws of the run stay as they are; the default device may be another.
+    with torch.random.fork_rng([]), torch.device("cpu"):
+        est, ref = torch.rand(2, 1, 8000, num_spks).unbind()
+        try:
+            found = tuple(loss(est, ref, torch.tensor([8000])).loss.shape)
+        except Exception as error:
+            found = f"{type(error).__name__}: {first_line(error)[:200]}"
+    if found != (1,):
+        raise UserError(
+            f"loss gives no loss of each utterance ({found}): it must take estimates, "
+            "references and lengths, and return what pit_si_sdr_loss does."
+        )
 
 
 def join_processes(run_opts: Any) -> None:
@@ -305,6 +325,21 @@ def check_mixing(hparams: Mapping[str, Any]) -> None:
                 f"{name} is {hparams[name]}, but dynamic_mixing is {mixing}: give "
                 f"--dynamic_mixing {not mixing}, or leave {name} out."
             )
+    listed = []
+    for name in (TRAIN, VALID, TEST):
+        manifest, by_list = (hparams.get(f"{name}_{kind}") for kind in KINDS)
+        if manifest is not None and by_list is not None:
+            raise UserError(
+                f"{name}_manifest and {name}_list are both given: leave one out."
+            )
+        listed += [name] if by_list is not None else []
+    clean = hparams.get("mixture_type", "mix_clean") == "mix_clean"
+    if hparams.get("noise_folder") is not None and not mixing and (clean or not listed):
+        raise UserError(
+            f"noise_folder is {hparams['noise_folder']}, but nothing is mixed with its "
+            "noise: give --dynamic_mixing True, or lists and --mixture_type mix_both, "
+            "or leave it out."
+        )
 
 
 def find_manifests(

@@ -28,6 +28,7 @@ from ruamel.yaml.tag import Tag
 from speechbrain.utils.run_opts import RunOptions
 
 from speechbrain_spgm.choices import LENGTHS, PRECISIONS, STATISTICS
+from speechbrain_spgm.data.levels import LEVELS
 from speechbrain_spgm.data.lists import MIXTURES
 from speechbrain_spgm.errors import UserError, first_line
 from speechbrain_spgm.files import replacing
@@ -128,7 +129,7 @@ RULES = {
     "train_splits": either(TEXT, several(TEXT, "a list of names")),
     "mixtures_per_epoch": either(whole(1), NULL),
     "speaker_power": SHARE,
-    "levels": TEXT,
+    "levels": one_of(LEVELS),
     "loudness_db": RANGE_DB,
     "noise_loudness_db": RANGE_DB,
     "seed": whole(0),
@@ -196,6 +197,8 @@ NETWORK = {"num_spks", "sample_rate", "net", "modules", "statistics", "ema_decay
     *("N", "kernel_size", "stride", "K", "num_blocks", "num_layers", "d_ffn"),
     *("nhead", "pool", "att_h"),
 }
+# Recordings of which the recipe's card knows nothing.
+OWN_DATA = ("train_manifest", "extra_voices")
 # Made of the values above, or the place of the data, which every command names.
 UNNAMED = FREE | {"seed", "data_folder"}
 
@@ -269,6 +272,8 @@ def pairs_of(words: Sequence[str]) -> Iterator[tuple[str, str]]:
             given[key] = [value] if equals else []
         elif key is None:
             raise UserError(f"{word} belongs to no option: check the command line.")
+        elif given[key] and given[key][0][:1] not in ("[", "{", "!", "'", '"'):
+            raise UserError(f"{word} belongs to no option: check the command line.")
         else:
             given[key].append(word)
     for key, parts in given.items():
@@ -318,10 +323,22 @@ def read_settings(argv: Sequence[str]) -> Settings:
         overrides["output_folder"] = json.dumps(str(place), ensure_ascii=False)
     text = resolve(file, as_yaml(overrides))
     values = plain(parse(text))
+    if "card" not in overrides and any(values.get(key) is not None for key in OWN_DATA):
+        text = without_card(text)
     given = {key: run_opts[key] for key in RULES.keys() & run_opts.overridden_args}
     check_settings({**values, **given})
     check_device(run_opts, {**values, **given})
     return Settings(file, run_opts, overrides, text, values)
+
+
+def without_card(text: str) -> str:
+    """A yaml whose card says nothing: it is the recipe's corpus that it speaks of."""
+    yaml, stream = YAML(), StringIO()
+    tree = yaml.load(text)
+    if "card" in tree:
+        tree["card"] = {}
+    yaml.dump(tree, stream)
+    return stream.getvalue()
 
 
 def with_limit(run_opts: RunOptions) -> RunOptions:
@@ -549,7 +566,13 @@ def check_continued(settings: Settings) -> None:
     only those in its network.
     """
     folder, record = settings.output_folder, settings.output_folder / YAML_FILE
-    if not record.is_file() or not any(folder.glob("save/CKPT*/CKPT.yaml")):
+    trained = any(folder.glob("save/CKPT*/CKPT.yaml"))
+    if settings.run_opts.test_only and not trained:
+        raise UserError(
+            f"There is no checkpoint in {folder}: train first, or give the "
+            "--output_folder of a run."
+        )
+    if not record.is_file() or not trained:
         return
     try:
         before = plain(parse(record.read_text(encoding="utf-8")))

@@ -149,6 +149,28 @@ def test_a_loss_is_one_key(
     assert "!name:own_losses.loss" in (output / "hyperparams.yaml").read_text()
 
 
+def test_a_word_without_dashes_belongs_to_no_value() -> None:
+    yaml = str(ROOT / "recipes/LibriMix/separation/hparams/spgm.yaml")
+    with pytest.raises(UserError, match="lr belongs to no option"):
+        read_settings([yaml, "--output_folder", "out", "lr", "0.1"])
+    assert read_settings([yaml, "--speeds", "[90,", "100]"]).values["speeds"] == [
+        90,
+        100,
+    ]
+
+
+@pytest.mark.parametrize(
+    "name, licence",
+    [("LibriMix-spgm", "CC-BY-4.0"), ("LibriMix-spgm-small", None)],
+)
+def test_the_card_speaks_of_the_recipes_own_corpus_only(
+    name: str, licence: str | None, train: Callable[..., Path]
+) -> None:
+    config = json.loads((train(name) / "model" / "config.json").read_text())
+    assert config["speechbrain_spgm"].get("licence") == licence
+    assert ("training_data" in config["speechbrain_spgm"]) == bool(licence)
+
+
 def test_only_testing_needs_no_training_data(train: Callable[..., Path]) -> None:
     train("LibriMix-spgm-small")
     own = "tests/samples/own"
@@ -276,6 +298,26 @@ MISTAKES = {
         ["--base_folder_dm=tests/samples/wsj0"],
         "give --dynamic_mixing True, or leave base_folder_dm out.",
     ),
+    "a list beside a manifest": (
+        "LibriMix-spgm-small",
+        ["--train_list=tests/samples/train.csv"],
+        "train_manifest and train_list are both given",
+    ),
+    "noise for nothing": (
+        "WSJ0Mix-spgm",
+        ["--noise_folder=tests/samples/noise"],
+        "nothing is mixed with its noise",
+    ),
+    "a test of nothing": (
+        "LibriMix-spgm-small",
+        ["--test_only"],
+        "There is no checkpoint in",
+    ),
+    "no loss": (
+        "LibriMix-spgm-small",
+        ["--loss=!new:torch.nn.L1Loss"],
+        "loss gives no loss of each utterance (TypeError",
+    ),
     "a split that is a path": (
         "WSJ0Mix-spgm-tiny",
         ["--train_splits=/tests/samples/wsj0/si_tr_s"],
@@ -348,6 +390,7 @@ WRONG = {
     "--train_logger=!new:no.such.Class": "There is no such class as no.such.Class",
     "--lr_annealing=!new:torch.nn.Linear": "cannot be built with these values",
     "--optimizer_step_limit=x": "optimizer_step_limit is",
+    "--levels=loud": 'levels is "loud", but must be librimix or wsj0mix.',
     "--loss=si_snr": 'loss is "si_snr"',
     "--loss=!name:no.such.loss": "There is no such entity as no.such.loss",
     "--card=x": 'card is "x", but must be keys with values',
