@@ -153,10 +153,8 @@ def test_a_word_without_dashes_belongs_to_no_value() -> None:
     yaml = str(ROOT / "recipes/LibriMix/separation/hparams/spgm.yaml")
     with pytest.raises(UserError, match="lr belongs to no option"):
         read_settings([yaml, "--output_folder", "out", "lr", "0.1"])
-    assert read_settings([yaml, "--speeds", "[90,", "100]"]).values["speeds"] == [
-        90,
-        100,
-    ]
+    values = read_settings([yaml, "--speeds", "[90,", "100]"]).values
+    assert values["speeds"] == [90, 100]
 
 
 @pytest.mark.parametrize(
@@ -166,9 +164,13 @@ def test_a_word_without_dashes_belongs_to_no_value() -> None:
 def test_the_card_speaks_of_the_recipes_own_corpus_only(
     name: str, licence: str | None, train: Callable[..., Path]
 ) -> None:
-    config = json.loads((train(name) / "model" / "config.json").read_text())
+    output = train(name)
+    config = json.loads((output / "model" / "config.json").read_text())
     assert config["speechbrain_spgm"].get("licence") == licence
     assert ("training_data" in config["speechbrain_spgm"]) == bool(licence)
+    train(name, "--test_only", "--card={licence: MIT, training_data: mine}")
+    config = json.loads((output / "model" / "config.json").read_text())
+    assert config["speechbrain_spgm"]["licence"] == "MIT"
 
 
 def test_only_testing_needs_no_training_data(train: Callable[..., Path]) -> None:
@@ -471,7 +473,7 @@ def test_lower_rates_are_said_once(
 
 
 def test_lists_with_noise_validate_and_test_with_noise(
-    train: Callable[..., Path], corpora: Path, capsys: pytest.CaptureFixture
+    train: Callable[..., Path], corpora: Path, capsys, caplog
 ) -> None:
     lines = (corpora / "tests/samples/dev.csv").read_text().splitlines()
     noisy = corpora / "tests/samples/noisy.csv"
@@ -480,6 +482,7 @@ def test_lists_with_noise_validate_and_test_with_noise(
     lists = [f"--valid_list={noisy}", f"--test_list={noisy}"]
     flags = ["--mixture_type=mix_both", "--noise_folder=tests/samples/noise", *lists]
     output = train("LibriMix-spgm-tiny", *flags)
+    assert "noise that is also trained on" in caplog.text
     summary = json.loads((output / "test_summary.json").read_text())
     other = train("LibriMix-spgm-tiny", f"--output_folder={output}2")
     clean = json.loads((other / "test_summary.json").read_text())
