@@ -16,7 +16,7 @@ unexport PYTHONDONTWRITEBYTECODE
 help:
 	@echo "make demo   separate a mixture of two people, with numbers and a picture"
 	@echo "make test   run all tests and the examples in the docstrings"
-	@echo "make test-network   load the authors' models from the Hub (210 MB)"
+	@echo "make test-network   load the authors' models from the Hub (270 MB)"
 	@echo "make lint   check the code's style"
 
 demo: $(STAMP)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.evidence import mean
-from benchmarks.testlist import run_study
+from benchmarks.testlist import made_by, run_study
 from speechbrain_spgm.data import Mixture, MixtureList
 from speechbrain_spgm.data.augment import (
     filter_rows,
@@ -167,10 +167,10 @@ def report(scores: dict[str, list[float]], name: str) -> str:
     count = len(scores[PLAIN])
     lines = [
         "# Other conditions than those of the test list\n",
-        f"Made by `python -m benchmarks.conditions --mixtures {count}` with {name}, "
-        f"one view of each mixture: the voices of {count} test mixtures, with one "
-        "thing changed at a time. ± is the 95% confidence interval of the mean (of the "
-        "difference, paired by mixture).\n",
+        f"{made_by('conditions', count)} with {name}, one view of each mixture: "
+        f"the voices of {count} test mixtures, with one thing changed at a time. ± is "
+        "the 95% confidence interval of the mean (of the difference, paired by "
+        "mixture).\n",
         "| condition | SI-SDRi, dB | against the first, dB |",
         "|---|---|---|",
     ]

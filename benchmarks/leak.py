@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.evidence import mean
-from benchmarks.testlist import run_study
+from benchmarks.testlist import made_by, run_study
 from speechbrain_spgm.audio import Recording
 from speechbrain_spgm.data import MixtureList
 from speechbrain_spgm.inference import SPGMSeparation
@@ -107,12 +107,12 @@ def report(leaks: Leaks, name: str) -> str:
         return f"| {what} | {len(values)} | {mean(values)} | {max(values):.1f} |"
 
     text = (
-        f"Made by `python -m benchmarks.leak --mixtures {count}` with {name}, one "
-        f"view, exact mode: the voices of {count} test mixtures, the first {SECONDS:g} "
-        "s, equally loud. In a conversation the second voice begins before the first "
-        f"has ended, so that both talk in {OVERLAP:.0%} of the time. A leak is the "
-        "power of the output whose voice is silent against that of the voice that "
-        "talks; ± is the 95% confidence interval."
+        f"{made_by('leak', count)} with {name}, one view, exact mode: the voices "
+        f"of {count} test mixtures, the first {SECONDS:g} s, equally loud. In a "
+        "conversation the second voice begins before the first has ended, so that both "
+        f"talk in {OVERLAP:.0%} of the time. A leak is the power of the output whose "
+        "voice is silent against that of the voice that talks; ± is the 95% confidence "
+        "interval."
     )
     lines = [
         f"# What leaks into an output that should be silent\n\n{text}\n",

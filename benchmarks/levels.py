@@ -20,7 +20,7 @@ import soundfile
 import torch
 from torch import Tensor
 
-from benchmarks.testlist import open_list, parse, publish
+from benchmarks.testlist import made_by, open_list, parse, publish
 from speechbrain_spgm.audio import Recording
 from speechbrain_spgm.data import MixtureBatch
 from speechbrain_spgm.inference import SPGMSeparation
@@ -100,10 +100,9 @@ def report(scores: dict[tuple[str, str], dict[str, list[float]]], name: str) -> 
     count = min(len(values) for row in scores.values() for values in row.values())
     lines = [
         "# Levels and offsets\n",
-        f"Made by `python -m benchmarks.levels --mixtures {count}` with {name}: mean "
-        f"SI-SDRi in dB of {count} test mixtures, one view of each, whose samples are "
-        "multiplied by a gain or raised by an offset. Spread: the largest less the "
-        "smallest mean.\n",
+        f"{made_by('levels', count)} with {name}: mean SI-SDRi in dB of {count} "
+        "test mixtures, one view of each, whose samples are multiplied by a "
+        "gain or raised by an offset. Spread: the largest less the smallest mean.\n",
         f"| precision | way | {' | '.join(CHANGES)} | spread |",
         f"|---|---|{'---|' * len(CHANGES)}---|",
     ]

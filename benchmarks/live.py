@@ -219,9 +219,10 @@ def report(results: list[Result], model: str, part: str) -> str:
         groups.setdefault(f"{result.study} {length}".strip(), []).append(result)
     tables = [f"**{name}**\n\n{table(rows)}" for name, rows in groups.items()]
     return (
-        f"Made by `python -m benchmarks.live` with {model} on {part}, one view unless "
-        "two are named; intervals are 95%, of differences those of paired ones.\n\n"
-        + "\n\n".join(tables)
+        "Made by `python -m benchmarks.live --data-folder LibriSpeech --list "
+        f"libri2mix_test-clean.csv` with {model} on {part}, one view "
+        "unless two are named; intervals are 95%, of differences those of paired "
+        "ones.\n\n" + "\n\n".join(tables)
     )
 
 

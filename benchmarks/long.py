@@ -240,7 +240,8 @@ def write(folder: Path, results: list[Result], window: float, name: str) -> None
     """The table, the numbers and the picture."""
     folder.mkdir(parents=True, exist_ok=True)
     text = (
-        "# Quality against length\n\nMade by `python -m benchmarks.long` with "
+        "# Quality against length\n\nMade by `python -m benchmarks.long "
+        "--data-folder LibriSpeech/test-clean` with "
         f"{name}: conversations of two test speakers with pauses and overlaps, n of "
         f"each length; stitched windows of {window:g} s share a third. "
         "Intervals are 95%. A swap: the 10 s before and after a seam prefer different "

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.evidence import mean
-from benchmarks.testlist import open_list, parse, publish
+from benchmarks.testlist import made_by, open_list, parse, publish
 from speechbrain_spgm.data import MixtureList
 from speechbrain_spgm.inference.separation import find_published
 from speechbrain_spgm.lobes.chunking import overlap_add
@@ -179,9 +179,9 @@ def report(found: Found, name: str) -> str:
     reference = found.scores["as trained"]
     lines = [
         "# What the modulation does\n",
-        f"Made by `python -m benchmarks.modulation` with {name} on {B} "
-        "mixtures of two test speakers. ± is the 95% confidence interval of the mean "
-        "(of the difference, paired by mixture).\n",
+        f"{made_by('modulation', B)} with {name} on {B} mixtures of two "
+        "test speakers. ± is the 95% confidence interval of the mean (of the "
+        "difference, paired by mixture).\n",
         "| factors | SI-SDRi, dB | against the trained way, dB |",
         "|---|---|---|",
     ]

@@ -45,6 +45,14 @@ def publish(arguments: argparse.Namespace, name: str, text: str) -> None:
     print(text)
 
 
+def made_by(name: str, count: int) -> str:
+    """What a page says of its origin: the command, by the usual names of its data."""
+    return (
+        f"Made by `python -m benchmarks.{name} --list libri2mix_test-clean.csv "
+        f"--data-folder LibriSpeech --mixtures {count}`"
+    )
+
+
 def run_study(
     name: str,
     argv: list[str] | None,

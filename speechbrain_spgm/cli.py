@@ -2,6 +2,7 @@
 
 Results go to stdout, everything else to stderr. Exit codes: 0 all is well, 2 wrong
 input (arguments, model, or at least one of the files), 130 interrupted, 143 terminated.
+Both signals end ``spgm stream`` with 0, its files whole.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 """Recordings of any kind, as training takes them: voices for --extra_voices.
 
     python convert_voices.py --voices list.csv --output_folder voices
-    python train.py hparams/spgm.yaml --extra_voices voices/voices.csv ...
+    python train.py hparams/spgm-small.yaml --extra_voices voices/voices.csv ...
 
 The list has the columns path (relative to it) and speaker. Each recording becomes a WAV
 file of one channel (the first) at one rate, without the silence around the voice; what

@@ -34,7 +34,7 @@ def add_device_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--device",
         metavar="NAME",
-        help="cpu, cuda, ...; by default a GPU if there is one",
+        help="cpu, cuda, ...; by default a CUDA GPU if there is one, else the CPU",
     )
     command.add_argument(
         "--trust-remote-code",

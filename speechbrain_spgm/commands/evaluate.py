@@ -84,8 +84,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--metrics",
         default="si_sdr,sdr",
         metavar="LIST",
-        help="some of si_sdr,sdr,pesq,stoi with commas between (default: si_sdr,sdr); "
-        "pesq and stoi need the packages pesq and pystoi",
+        help="si_sdr, and if you like sdr, pesq, stoi, with commas between (default: "
+        "si_sdr,sdr); pesq and stoi need the packages pesq and pystoi",
     )
     command.add_argument(
         "--speakers",

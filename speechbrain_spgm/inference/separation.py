@@ -432,8 +432,9 @@ class SPGMSeparation(SepformerSeparation):
         Returns
         -------
         est : torch.Tensor
-            ``[B, T, spks]`` on the model's device, in the model's precision; zero
-            beyond the lengths. Without gradient unless ``grad`` is given.
+            ``[B, T, spks]`` on the model's device, in the type of its weights, float32
+            as a rule; zero beyond the lengths. Without gradient unless ``grad`` is
+            given.
 
         Raises
         ------

@@ -201,7 +201,7 @@ def build_page(
                     list(models),
                     value=models[0],
                     label="model",
-                    info="spgm-base and spgm-opt are downloaded once, 105 MB each",
+                    info="spgm-base (115 MB) and spgm-opt (152 MB) are downloaded once",
                 )
                 with gr.Accordion("I have the voices themselves", open=False):
                     references = gr.File(
