@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -20,7 +21,7 @@ from speechbrain_spgm.commands.common import (
     say,
 )
 from speechbrain_spgm.console import Ending, lead_nowhere
-from speechbrain_spgm.errors import UserError, count
+from speechbrain_spgm.errors import UserError, count, writing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -277,14 +278,26 @@ def outputs(arguments: argparse.Namespace, spks: int) -> list[Path]:
     return [folder / f"{arguments.name}_spk{k + 1}.wav" for k in range(spks)]
 
 
+def check_places(places: list[Path]) -> None:
+    """Refuses, before a talk rather than after it, what cannot become a file."""
+    from speechbrain_spgm.inference.files import make_room
+
+    make_room(places)
+    for place in places:
+        with writing(place, "give another --name"), suppress(FileNotFoundError):
+            os.lstat(place)  # knows names that are too long
+
+
 @contextmanager
 def to_files(arguments: argparse.Namespace, rate: int, spks: int) -> Iterator[Write]:
     """One WAV file per voice, which has its name when the block ends."""
     from speechbrain_spgm.audio import LARGEST_RIFF, voice_files
 
     make_folder(Path(arguments.output))
+    places = outputs(arguments, spks)
+    check_places(places)
     left = LARGEST_RIFF // 4  # samples
-    with voice_files(outputs(arguments, spks), rate, frames=0) as files:
+    with voice_files(places, rate, frames=0) as files:
 
         def write(voices: np.ndarray) -> None:
             nonlocal left

@@ -6,6 +6,7 @@ Axes: B utterances, T samples, spks sources.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
@@ -658,20 +659,18 @@ class SPGMSeparation(SepformerSeparation):
         AudioFileError
             If the file cannot be read or the outputs cannot be written.
         UserError
-            If an option is wrong, two files would have one name, or the exact mode is
-            asked for and does not fit.
+            If an option is wrong, two files would have one name, one would take the
+            recording's place, or the exact mode is asked for and does not fit.
         """
         paths = [Path(output) for output in outputs]
         chosen = Options.of({"normalize": normalize, **options})
         chosen = chosen.checked(self, next(iter(paths), ""))
+        report = None if report is None else Path(report)
         with local_audio(path) as local:
+            if isinstance(local, Path):
+                spare(local, [*paths, *([report] if report else [])])
             return separate_to_files(
-                self,
-                from_file(local),
-                name_of(path),
-                paths,
-                chosen,
-                Path(report) if report is not None else None,
+                self, from_file(local), name_of(path), paths, chosen, report
             )
 
     def separate_recording(
@@ -742,6 +741,13 @@ class SPGMSeparation(SepformerSeparation):
         )
         for start, stop in pieces_of(len(est), rate):
             est[start:stop] += (band.split(start, stop) * centre.peak).float()
+
+
+def spare(recording: Path, places: Sequence[Path]) -> None:
+    """Refuses to write over the recording that is read."""
+    for place in places:
+        if os.path.realpath(place) == os.path.realpath(recording):
+            raise UserError(f"{place} is the recording itself: name another file.")
 
 
 def find_published(

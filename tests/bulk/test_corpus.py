@@ -439,6 +439,10 @@ def test_scores_stand_in_the_rows(model, published, recordings, capsys):
     for more in (["--limit", "5"], ["--metrics", "sdr"], ["--jobs", "2"]):
         assert main(["evaluate", "--no-references", *map(str, words), *more]) == 2
         assert f"{more[0]} needs references: leave it out." in capsys.readouterr().err
+    write(recordings / "bad.jsonl", [{"audio_filepath": "gone.wav"}])
+    bad = ["--manifest", recordings / "bad.jsonl", "--model", published]
+    assert main(["evaluate", "--no-references", *map(str, bad)]) == 2
+    assert "bad.jsonl could be separated: check it." in capsys.readouterr().err
     assert main(["evaluate", *map(str, words), "--scores", "residual"]) == 2
     assert "--scores goes with --no-references" in capsys.readouterr().err
     assert run(published, recordings, "o", "--scores", "mos") == 2

@@ -159,6 +159,7 @@ def test_what_is_no_sound_becomes_silence_and_is_counted(run) -> None:
         (["--output", "a", "--voice", "1"], "goes with --raw only"),
         (["--raw", "s16le", "--voice", "3"], "voice is 3, but the model has 2"),
         (["--output", "a", "--name", "b/c"], "name is 'b/c'"),
+        (["--output", "a", "--name", "n" * 300], "(File name too long): give another"),
         (["--output", "a", "--rate", "8000"], "leave out --rate"),
         (["--output", "a", "--format", "s16le"], "give --rate"),
         (["--output", "a", "--format", "s16le", "--rate", "5"], "sample rate of 5 Hz"),
