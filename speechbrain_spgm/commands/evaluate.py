@@ -41,6 +41,7 @@ SHARED = ("views", "statistics", "statistics_seconds")  # with spgm separate
 WITH_REFERENCES = (
     "data_folder mode metrics speakers batch_size batch_seconds limit jobs".split()
 )
+OF_LISTS = ("data_folder", "mode")
 LEVEL_STEPS = (2, 5)  # dB between the loudest and the softest source
 
 
@@ -205,6 +206,7 @@ def open_dataset(arguments: argparse.Namespace, model: SPGMSeparation) -> Varied
     wanted["limit"] = arguments.limit
     columns = read_table(path, columns=())[0]
     if "mixture_ID" not in columns or "mixture_path" in columns:
+        refuse_given(arguments, OF_LISTS, "goes with a metadata list of LibriMix")
         return ManifestDataset(path, **wanted)
     if folder is None:
         raise UserError(

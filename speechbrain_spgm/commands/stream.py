@@ -18,6 +18,7 @@ from speechbrain_spgm.commands.common import (
     add_precision_option,
     load_model,
     make_folder,
+    refuse_given,
     say,
 )
 from speechbrain_spgm.console import Ending, lead_nowhere
@@ -80,7 +81,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     add_input_options(command)
     add_output_options(command)
-    command.set_defaults(run=run)
+    command.set_defaults(run=run, default_of=command.get_default)
 
 
 def add_input_options(command: argparse.ArgumentParser) -> None:
@@ -164,6 +165,10 @@ def check(arguments: argparse.Namespace) -> None:
         raise UserError(f"voice is {voice}: it counts from 1 and goes with --raw only.")
     if "/" in arguments.name or arguments.name in ("", "."):
         raise UserError(f"name is {arguments.name!r}, but must be the name of a file.")
+    if raw:
+        refuse_given(arguments, ["name"], "goes with --output only")
+    if arguments.microphone is not None:
+        refuse_given(arguments, ["format", "channels"], "is of standard input only")
     plain = arguments.microphone is None and arguments.format == "wav"
     if plain and (arguments.rate is not None or arguments.channels != 1):
         raise UserError(
@@ -261,6 +266,11 @@ def report(
     if source.spoilt:
         spoilt = count(source.spoilt, "sample")
         say(f"spgm: {spoilt} of {source.name} were no numbers: taken as silence.")
+    if source.missing:
+        held, lost = meter.samples, source.missing
+        say(
+            f"spgm: {source.name} is cut off: it holds {held} of {held + lost} samples."
+        )
     if source.dropouts:
         say(f"spgm: {count(source.dropouts, 'drop-out')}: sound was lost there.")
     say(

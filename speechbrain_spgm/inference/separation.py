@@ -440,9 +440,15 @@ class SPGMSeparation(SepformerSeparation):
         ------
         ValueError
             If a shape, a length or the number of views is wrong, the valid part holds
-            NaN or infinity, or gradients are asked for in int8.
+            NaN or infinity, statistics are a word, or gradients are asked for in int8.
         """
         views = check_views(views)
+        if not isinstance(statistics, Statistics | None):
+            raise UserError(
+                f"statistics is {statistics!r}, but must be Statistics: take "
+                "speechbrain_spgm.lobes.statistics.statistics_of('running', "
+                "model.row_seconds), or 'window' there."
+            )
         if grad and self.precision == "int8":
             raise UserError("int8 has no gradients: take precision fp32.")
         with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
@@ -938,11 +944,13 @@ def samples_of(lengths: Tensor | Sequence[float], B: int, T: int) -> Tensor:
     (tensor([100,  30]), tensor([100,  30]))
     """
     lengths = torch.as_tensor(lengths, device="cpu")
-    samples = lengths
     if lengths.is_floating_point():
         # As SpeechBrain rounds, but in float64: a share of an hour is exact enough.
         samples = torch.round(lengths.double() * T)
-    fits = lengths.shape == (B,) and lengths.dtype != torch.bool
+    else:
+        samples = lengths.real.long()  # torch compares no unsigned ones
+    numbers = lengths.dtype != torch.bool and not lengths.is_complex()
+    fits = numbers and lengths.shape == (B,)
     if not fits or not ((samples >= 1) & (samples <= T)).all():
         raise UserError(
             f"lengths is {lengths.tolist()}, but must hold {B} values, one per "

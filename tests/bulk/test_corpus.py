@@ -164,7 +164,7 @@ def test_fields_never_take_the_place_of_others(model, recordings):
         (["."], ""),
         ([".", "--shard", "3/200"], "--shard goes with --manifest"),
         ([".", "--scores", "agreement"], "--scores goes with --manifest"),
-        ([".", "--no-resume"], "--resume goes with --manifest"),
+        ([".", "--no-resume"], "--no-resume goes with --manifest"),
         ([".", "--engine", "ray"], "--engine goes with --manifest"),
         (
             "--manifest in.jsonl --scores residual --normalize peak".split(),

@@ -120,6 +120,8 @@ def test_what_is_missing_is_named(model, tmp_path, capsys):
     for given, sentence in [
         ((tmp_path / "no.csv",), "no.csv does not exist"),
         ((librimix,), "give the LibriSpeech folder by --data-folder"),
+        ((manifest, "--mode", "max"), "--mode goes with a metadata list of LibriMix"),
+        ((manifest, "--data-folder", "no"), "--data-folder goes with a metadata list"),
         ((manifest, "--metrics", "si_sdr,snr"), "no metric 'snr'"),
         ((manifest, *speakers), "the speaker 84 of mixture 61-0-0_84-0-0"),
     ]:
