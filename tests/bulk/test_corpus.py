@@ -132,6 +132,13 @@ def test_quotes_in_a_table_take_no_rows_with_them(published, recordings, capsys)
         "is no table (after line 1: unexpected end of data)" in capsys.readouterr().err
     )
     assert not list((recordings / "out").rglob("*.flac"))
+    (recordings / "in.csv").write_text("audio_filepath,text\n0.wav\n,hello\n1.wav,x\n")
+    problems = [row.problem for row in Manifest(recordings / "in.csv")]
+    assert problems == [
+        f"row {n} of in.csv has not as many values as the header, or no path: "
+        "correct it."
+        for n in (1, 2)
+    ] + [None]
 
 
 def test_fields_never_take_the_place_of_others(model, recordings):
