@@ -182,7 +182,8 @@ def writing(place: str | Path, remedy: str = "take another folder") -> Iterator[
             raise
         # Another file than ours, then: a source of what is written, say.
         name = getattr(error, "filename", None)
-        near = name is None or Path(place).parent in Path(os.fsdecode(name)).parents
+        file, ours = Path(os.fsdecode(name or place)), Path(place)
+        near = ours.parent in file.parents or file in (ours, *ours.parents)
         if isinstance(place, Path) and not near:
             raise UserError(f"{name} cannot be read ({reason}): check it.") from None
         raise UserError(f"{place} cannot be written ({reason}): {remedy}.") from None

@@ -134,6 +134,7 @@ class Source:
 
     dropouts = 0  # how often samples were lost
     backlog = 0.0  # seconds that wait
+    missing = 0  # samples that the header promises and that do not come
 
     def __init__(self, kind: PCM, name: str, channel: int | None = None) -> None:
         self.kind, self.name, self.channel = kind, name, channel
@@ -174,6 +175,7 @@ class Pipe(Source):
         while self.left is None or self.left > 0:
             data = read(most if self.left is None else min(most, self.left))
             if not data:
+                self.missing = ((self.left or 0) + len(rest)) // self.kind.width
                 return
             if self.left is not None:
                 self.left -= len(data)

@@ -128,9 +128,10 @@ class Manifest:
         for number, found in enumerate(self._all_fields()):
             if isinstance(found, str):
                 key = key_of(["", found])
-                problem = f"row {number + 1} of {self.name} is no JSON object with " + (
-                    "a path in audio_filepath: correct it."
-                )
+                wrong = f"is no JSON object with a path in {PATHS[0]}"
+                if self.path.suffix.lower() in TABLES:
+                    wrong = "has not as many values as the header, or no path"
+                problem = f"row {number + 1} of {self.name} {wrong}: correct it."
                 yield Row(number, {"row": found}, "", "", Cut(), key, problem)
             else:
                 yield self._row(number, found)

@@ -88,8 +88,9 @@ def refuse_given(
 ) -> None:
     """Refuses options that would have no effect; ``default_of`` tells what is given."""
     for name in names:
-        if getattr(arguments, name) != arguments.default_of(name):
-            option = f"--{name.replace('_', '-')}"
+        value = getattr(arguments, name)
+        if value != arguments.default_of(name):
+            option = f"--{'no-' * (value is False)}{name.replace('_', '-')}"
             raise UserError(f"{option} {reason}: leave it out.")
 
 

@@ -233,8 +233,9 @@ def read_scores(path: Path, names: list[str]) -> list[Score]:
     with path.open(encoding="ascii") as file:
         voices = [json.loads(line) for line in file]
     starts = [i for i, voice in enumerate(voices) if voice["speaker"] == 1]
+    stops = [*starts, len(voices)][1:]  # none of nothing
     scores = []
-    for start, stop in zip(starts, [*starts[1:], len(voices)], strict=True):
+    for start, stop in zip(starts, stops, strict=True):
         of_one = voices[start:stop]
         values = {name: fmean(voice[name] for voice in of_one) for name in names}
         scores.append(Score(of_one[0]["path"], values))

@@ -41,6 +41,7 @@ SHARED = ("views", "statistics", "statistics_seconds")  # with spgm separate
 WITH_REFERENCES = (
     "data_folder mode metrics speakers batch_size batch_seconds limit jobs".split()
 )
+OF_LISTS = ("data_folder", "mode")
 LEVEL_STEPS = (2, 5)  # dB between the loudest and the softest source
 
 
@@ -197,7 +198,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def open_dataset(arguments: argparse.Namespace, model: SPGMSeparation) -> VariedDataset:
     """The mixtures of a manifest or of a LibriMix list, all their files checked."""
+    from speechbrain_spgm.audio import open_audio
     from speechbrain_spgm.data.listed import ManifestDataset, MixtureList
+    from speechbrain_spgm.data.lists import count_sources
+    from speechbrain_spgm.data.manifests import read_manifest
     from speechbrain_spgm.data.recordings import read_table
 
     path, folder = arguments.manifest, arguments.data_folder
@@ -205,13 +209,37 @@ def open_dataset(arguments: argparse.Namespace, model: SPGMSeparation) -> Varied
     wanted["limit"] = arguments.limit
     columns = read_table(path, columns=())[0]
     if "mixture_ID" not in columns or "mixture_path" in columns:
+        refuse_given(arguments, OF_LISTS, "goes with a metadata list of LibriMix")
+        first = read_manifest(path)[0]
+        check_sources(path, len(first.sources), model)
+        rate = open_audio(first.mix).rate
+        if rate != model.sample_rate:
+            raise UserError(
+                f"the mixture {first.mix} is at {rate} Hz, but the model's rate is "
+                f"{model.sample_rate} Hz: resample the files, or take another --model."
+            )
         return ManifestDataset(path, **wanted)
     if folder is None:
         raise UserError(
             f"{path} is a metadata list of LibriMix: give the LibriSpeech folder by "
             "--data-folder."
         )
+    if not folder.is_dir():
+        raise UserError(
+            f"the folder {folder} does not exist: give the one that holds "
+            "LibriSpeech's splits by --data-folder."
+        )
+    check_sources(path, count_sources(columns), model)
     return MixtureList(path, folder, **wanted, mode=arguments.mode)
+
+
+def check_sources(path: Path, found: int, model: SPGMSeparation) -> None:
+    """Refuses mixtures of more or fewer sources than the model separates."""
+    if found != model.num_spks:
+        raise UserError(
+            f"{path} has {count(found, 'source')} per mixture, but the model separates "
+            f"{count(model.num_spks, 'voice')}: give another list, or another --model."
+        )
 
 
 def separate_and_score(

@@ -40,7 +40,10 @@ def find_jobs(inputs: Sequence[str], output: Path) -> tuple[list[Job], list[str]
     names: dict[str, tuple[Path, Path]] = {}  # real path -> (source, relative name)
     failures: list[str] = []
     unread = 0
-    for given in map(Path, inputs):
+    for text in inputs:
+        given = Path(text)
+        if given == STDIN and text != "-":  # ./- is a file of this name
+            given = given.absolute()
         found = [(given, Path(given.name))]
         if given == STDIN:
             found = [(STDIN, Path("stdin"))]
@@ -59,7 +62,7 @@ def find_jobs(inputs: Sequence[str], output: Path) -> tuple[list[Job], list[str]
                 unread += 1
                 continue
         for source, name in found:
-            real = os.path.realpath(source)
+            real = "" if source == STDIN else os.path.realpath(source)
             known = names.setdefault(real, (source, name))
             if known[0].is_symlink() and not source.is_symlink():
                 names[real] = source, name  # a file's own name, not that of a link

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -17,10 +18,11 @@ from speechbrain_spgm.commands.common import (
     add_precision_option,
     load_model,
     make_folder,
+    refuse_given,
     say,
 )
 from speechbrain_spgm.console import Ending, lead_nowhere
-from speechbrain_spgm.errors import UserError, count
+from speechbrain_spgm.errors import UserError, count, writing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,7 +81,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     add_input_options(command)
     add_output_options(command)
-    command.set_defaults(run=run)
+    command.set_defaults(run=run, default_of=command.get_default)
 
 
 def add_input_options(command: argparse.ArgumentParser) -> None:
@@ -163,6 +165,10 @@ def check(arguments: argparse.Namespace) -> None:
         raise UserError(f"voice is {voice}: it counts from 1 and goes with --raw only.")
     if "/" in arguments.name or arguments.name in ("", "."):
         raise UserError(f"name is {arguments.name!r}, but must be the name of a file.")
+    if raw:
+        refuse_given(arguments, ["name"], "goes with --output only")
+    if arguments.microphone is not None:
+        refuse_given(arguments, ["format", "channels"], "is of standard input only")
     plain = arguments.microphone is None and arguments.format == "wav"
     if plain and (arguments.rate is not None or arguments.channels != 1):
         raise UserError(
@@ -260,6 +266,11 @@ def report(
     if source.spoilt:
         spoilt = count(source.spoilt, "sample")
         say(f"spgm: {spoilt} of {source.name} were no numbers: taken as silence.")
+    if source.missing:
+        held, lost = meter.samples, source.missing
+        say(
+            f"spgm: {source.name} is cut off: it holds {held} of {held + lost} samples."
+        )
     if source.dropouts:
         say(f"spgm: {count(source.dropouts, 'drop-out')}: sound was lost there.")
     say(
@@ -277,14 +288,26 @@ def outputs(arguments: argparse.Namespace, spks: int) -> list[Path]:
     return [folder / f"{arguments.name}_spk{k + 1}.wav" for k in range(spks)]
 
 
+def check_places(places: list[Path]) -> None:
+    """Refuses, before a talk rather than after it, what cannot become a file."""
+    from speechbrain_spgm.inference.files import make_room
+
+    make_room(places)
+    for place in places:
+        with writing(place, "give another --name"), suppress(FileNotFoundError):
+            os.lstat(place)  # knows names that are too long
+
+
 @contextmanager
 def to_files(arguments: argparse.Namespace, rate: int, spks: int) -> Iterator[Write]:
     """One WAV file per voice, which has its name when the block ends."""
     from speechbrain_spgm.audio import LARGEST_RIFF, voice_files
 
     make_folder(Path(arguments.output))
+    places = outputs(arguments, spks)
+    check_places(places)
     left = LARGEST_RIFF // 4  # samples
-    with voice_files(outputs(arguments, spks), rate, frames=0) as files:
+    with voice_files(places, rate, frames=0) as files:
 
         def write(voices: np.ndarray) -> None:
             nonlocal left

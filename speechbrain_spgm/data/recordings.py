@@ -214,6 +214,8 @@ def rows_of(manifest: Path, columns: list[str], split: str) -> list[dict[str, st
 def read_table(path: Path, columns: Iterable[str]) -> list[dict[str, str]]:
     """Reads the rows of a CSV file that has at least these columns, and a row."""
     try:
+        if path.is_dir():
+            raise UserError(f"The list {path} is a folder: give a CSV file.")
         if not path.is_file():
             raise UserError(f"The list {path} does not exist.")
         with path.open(newline="", encoding="utf-8-sig") as file:

@@ -130,8 +130,10 @@ class Options:
         limit = self.max_memory
         if isinstance(limit, str):
             limit = parse_bytes(limit)
-        if limit is not None and type(limit) is not int:
-            raise UserError(f"max_memory is {limit!r}, but must be bytes or like 4G.")
+        if limit is not None and (type(limit) is not int or limit < 1):
+            raise UserError(
+                f"max_memory is {limit!r}, but must be a number of bytes, or like 4G."
+            )
         self._check_statistics(model)
         channel = self.channel
         if channel is not None and (type(channel) is not int or channel < 1):

@@ -6,6 +6,7 @@ Axes: B utterances, T samples, spks sources.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
@@ -440,9 +441,15 @@ class SPGMSeparation(SepformerSeparation):
         ------
         ValueError
             If a shape, a length or the number of views is wrong, the valid part holds
-            NaN or infinity, or gradients are asked for in int8.
+            NaN or infinity, statistics are a word, or gradients are asked for in int8.
         """
         views = check_views(views)
+        if not isinstance(statistics, Statistics | None):
+            raise UserError(
+                f"statistics is {statistics!r}, but must be Statistics: take "
+                "speechbrain_spgm.lobes.statistics.statistics_of('running', "
+                "model.row_seconds), or 'window' there."
+            )
         if grad and self.precision == "int8":
             raise UserError("int8 has no gradients: take precision fp32.")
         with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
@@ -659,20 +666,18 @@ class SPGMSeparation(SepformerSeparation):
         AudioFileError
             If the file cannot be read or the outputs cannot be written.
         UserError
-            If an option is wrong, two files would have one name, or the exact mode is
-            asked for and does not fit.
+            If an option is wrong, two files would have one name, one would take the
+            recording's place, or the exact mode is asked for and does not fit.
         """
         paths = [Path(output) for output in outputs]
         chosen = Options.of({"normalize": normalize, **options})
         chosen = chosen.checked(self, next(iter(paths), ""))
+        report = None if report is None else Path(report)
         with local_audio(path) as local:
+            if isinstance(local, Path):
+                spare(local, [*paths, *([report] if report else [])])
             return separate_to_files(
-                self,
-                from_file(local),
-                name_of(path),
-                paths,
-                chosen,
-                Path(report) if report is not None else None,
+                self, from_file(local), name_of(path), paths, chosen, report
             )
 
     def separate_recording(
@@ -743,6 +748,13 @@ class SPGMSeparation(SepformerSeparation):
         )
         for start, stop in pieces_of(len(est), rate):
             est[start:stop] += (band.split(start, stop) * centre.peak).float()
+
+
+def spare(recording: Path, places: Sequence[Path]) -> None:
+    """Refuses to write over the recording that is read."""
+    for place in places:
+        if os.path.realpath(place) == os.path.realpath(recording):
+            raise UserError(f"{place} is the recording itself: name another file.")
 
 
 def find_published(
@@ -933,11 +945,13 @@ def samples_of(lengths: Tensor | Sequence[float], B: int, T: int) -> Tensor:
     (tensor([100,  30]), tensor([100,  30]))
     """
     lengths = torch.as_tensor(lengths, device="cpu")
-    samples = lengths
     if lengths.is_floating_point():
         # As SpeechBrain rounds, but in float64: a share of an hour is exact enough.
         samples = torch.round(lengths.double() * T)
-    fits = lengths.shape == (B,) and lengths.dtype != torch.bool
+    else:
+        samples = lengths.real.long()  # torch compares no unsigned ones
+    numbers = lengths.dtype != torch.bool and not lengths.is_complex()
+    fits = numbers and lengths.shape == (B,)
     if not fits or not ((samples >= 1) & (samples <= T)).all():
         raise UserError(
             f"lengths is {lengths.tolist()}, but must hold {B} values, one per "

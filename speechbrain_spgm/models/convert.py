@@ -179,7 +179,7 @@ def read_model(
     weights = find_weights(find)
     if weights is not None:
         done = to == "published" and weights.name == WEIGHTS_FILE and not again
-        if done and not found(find, YAML_FILE):
+        if done and not found(find, YAML_FILE) and found(find, CONFIG_FILE):
             raise ModelError(f"{source} is in the published layout already.")
         model, state, config = read_published(find(CONFIG_FILE).parent)
         kept = {name: value.float() for name, value in state.items()}

@@ -81,7 +81,9 @@ def licence_of(given: str | None, card: Mapping[str, Any]) -> str:
     >>> licence_of(None, {"licence": "CC-BY-4.0"})
     'cc-by-4.0'
     """
-    stated = given or card.get("licence") or card.get("license") or ""
+    stated = given
+    if given is None:
+        stated = card.get("licence") or card.get("license") or ""
     stated = " ".join(str(stated).split())
     if stated.lower() in NO_LICENCE:
         raise ModelError(

@@ -132,6 +132,13 @@ def test_quotes_in_a_table_take_no_rows_with_them(published, recordings, capsys)
         "is no table (after line 1: unexpected end of data)" in capsys.readouterr().err
     )
     assert not list((recordings / "out").rglob("*.flac"))
+    (recordings / "in.csv").write_text("audio_filepath,text\n0.wav\n,hello\n1.wav,x\n")
+    problems = [row.problem for row in Manifest(recordings / "in.csv")]
+    assert problems == [
+        f"row {n} of in.csv has not as many values as the header, or no path: "
+        "correct it."
+        for n in (1, 2)
+    ] + [None]
 
 
 def test_fields_never_take_the_place_of_others(model, recordings):
@@ -164,7 +171,7 @@ def test_fields_never_take_the_place_of_others(model, recordings):
         (["."], ""),
         ([".", "--shard", "3/200"], "--shard goes with --manifest"),
         ([".", "--scores", "agreement"], "--scores goes with --manifest"),
-        ([".", "--no-resume"], "--resume goes with --manifest"),
+        ([".", "--no-resume"], "--no-resume goes with --manifest"),
         ([".", "--engine", "ray"], "--engine goes with --manifest"),
         (
             "--manifest in.jsonl --scores residual --normalize peak".split(),
@@ -439,6 +446,10 @@ def test_scores_stand_in_the_rows(model, published, recordings, capsys):
     for more in (["--limit", "5"], ["--metrics", "sdr"], ["--jobs", "2"]):
         assert main(["evaluate", "--no-references", *map(str, words), *more]) == 2
         assert f"{more[0]} needs references: leave it out." in capsys.readouterr().err
+    write(recordings / "bad.jsonl", [{"audio_filepath": "gone.wav"}])
+    bad = ["--manifest", recordings / "bad.jsonl", "--model", published]
+    assert main(["evaluate", "--no-references", *map(str, bad)]) == 2
+    assert "bad.jsonl could be separated: check it." in capsys.readouterr().err
     assert main(["evaluate", *map(str, words), "--scores", "residual"]) == 2
     assert "--scores goes with --no-references" in capsys.readouterr().err
     assert run(published, recordings, "o", "--scores", "mos") == 2

@@ -325,6 +325,18 @@ def test_standard_input(run, model, tmp_path, monkeypatch, piped):
         assert (out / f"stdin_spk{i}.wav").read_bytes() == expected
 
 
+def test_a_file_called_as_standard_input(run, model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    record(tmp_path / "a.wav").rename("-")
+    code, _, stderr = run("separate", "./-", "--output", "out", "--model", model)
+    assert (code, stderr) == (0, []) and names(tmp_path / "out") == voices("-")
+    stdin = SimpleNamespace(buffer=open("-", "rb"))  # noqa: SIM115
+    monkeypatch.setattr(sys, "stdin", stdin)
+    both = ("separate", "-", "./-", "--output", "both", "--model", model)
+    assert run(*both)[0] == 0 and names(tmp_path / "both") == voices("-", "stdin")
+    stdin.buffer.close()
+
+
 @pytest.mark.parametrize("mode", ["exact", "stitched"])
 def test_formats_and_clipping(run, model, tmp_path, mode):
     source = record(tmp_path / "a.wav", seconds=2.5)

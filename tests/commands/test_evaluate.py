@@ -101,8 +101,8 @@ def test_a_librimix_list_and_the_shipped_model(shared, capsys):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"rate": 16000}, "is at 16000 Hz, but sample_rate is 8000"),
-        ({"spks": 3}, "has 3 source(s) per mixture, but num_spks is 2"),
+        ({"rate": 16000}, "0_0.wav is at 16000 Hz, but the model's rate is 8000 Hz"),
+        ({"spks": 3}, "has 3 sources per mixture, but the model separates 2 voices"),
     ],
 )
 def test_data_that_do_not_fit_the_model(model, tmp_path, capsys, change, sentence):
@@ -120,6 +120,14 @@ def test_what_is_missing_is_named(model, tmp_path, capsys):
     for given, sentence in [
         ((tmp_path / "no.csv",), "no.csv does not exist"),
         ((librimix,), "give the LibriSpeech folder by --data-folder"),
+        ((librimix, "--data-folder", "no"), "the folder no does not exist: give"),
+        (
+            (librimix, "--data-folder", str(tmp_path)),
+            "librimix.csv has 1 source per mixture, but the model separates 2 voices",
+        ),
+        ((tmp_path,), f"The list {tmp_path} is a folder: give a CSV file."),
+        ((manifest, "--mode", "max"), "--mode goes with a metadata list of LibriMix"),
+        ((manifest, "--data-folder", "no"), "--data-folder goes with a metadata list"),
         ((manifest, "--metrics", "si_sdr,snr"), "no metric 'snr'"),
         ((manifest, *speakers), "the speaker 84 of mixture 61-0-0_84-0-0"),
     ]:

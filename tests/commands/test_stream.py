@@ -132,6 +132,23 @@ def test_wav_streams_with_and_without_an_end(code, dtype, subtype, size) -> None
     found = np.concatenate(list(source.blocks()))
     wanted = soundfile.read(io.BytesIO(wav(samples, 44100, subtype=subtype)))[0]
     np.testing.assert_allclose(found, wanted.mean(1), atol=1e-7)
+    assert source.missing == 0
+
+
+@pytest.mark.parametrize("size", [None, 0, 0xFFFFFFFF])
+@pytest.mark.parametrize("lost", [0, 1, 2, 500, 501])
+def test_what_a_pipe_promises_and_does_not_send_is_told(run, size, lost) -> None:
+    data = wav(noise(1000), subtype="PCM_16")
+    if size is not None:  # promises nothing
+        data = data.replace(
+            b"data" + struct.pack("<I", 2000), b"data" + struct.pack("<I", size)
+        )
+    code, out, err = run(data[: len(data) - lost], "--raw", "s16le", "--voice", 1)
+    held = 1000 - (lost + 1) // 2
+    assert code == 0 and len(out) == 2 * held
+    told = [line for line in err if "cut off" in line]
+    line = f"spgm: standard input is cut off: it holds {held} of 1000 samples."
+    assert told == ([line] if lost and size is None else [])
 
 
 def test_what_is_no_sound_becomes_silence_and_is_counted(run) -> None:
@@ -159,6 +176,13 @@ def test_what_is_no_sound_becomes_silence_and_is_counted(run) -> None:
         (["--output", "a", "--voice", "1"], "goes with --raw only"),
         (["--raw", "s16le", "--voice", "3"], "voice is 3, but the model has 2"),
         (["--output", "a", "--name", "b/c"], "name is 'b/c'"),
+        (["--output", "a", "--name", "n" * 300], "(File name too long): give another"),
+        (["--raw", "s16le", "--name", "b"], "--name goes with --output only"),
+        (
+            ["--raw", "s16le", "--microphone", "--format", "s16le"],
+            "--format is of stan",
+        ),
+        (["--output", "a", "--microphone", "--channels", "2"], "--channels is of stan"),
         (["--output", "a", "--rate", "8000"], "leave out --rate"),
         (["--output", "a", "--format", "s16le"], "give --rate"),
         (["--output", "a", "--format", "s16le", "--rate", "5"], "sample rate of 5 Hz"),

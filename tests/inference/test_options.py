@@ -26,6 +26,8 @@ MODEL = SimpleNamespace(
         ("max_memory", "much", "'much' is no amount of memory"),
         ("max_memory", 1.5, "max_memory is 1.5"),
         ("max_memory", True, "max_memory is True"),
+        ("max_memory", 0, "max_memory is 0"),
+        ("max_memory", -5, "max_memory is -5"),
         ("window", 0.5, "window is 0.5 s"),
         ("window", float("nan"), "window is nan s"),
         ("window", "15", "window is '15'.* seconds"),

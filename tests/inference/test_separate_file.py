@@ -150,6 +150,15 @@ def test_outputs_that_cannot_be_are_named_before_anything_is_read(model, tmp_pat
         with pytest.raises(AudioFileError, match="file/x cannot be written: File exis"):
             model.separate_to_files("absent.wav", outputs, **options)
     soundfile.write(tmp_path / "a.wav", noise(500), 8000)
+    (tmp_path / "link.wav").symlink_to("a.wav")
+    for source, outputs, options in (
+        ("a.wav", ["a.wav", "w.wav"], {}),
+        ("link.wav", ["w.wav", "a.wav"], {}),
+        ("a.wav", ["v.wav", "w.wav"], {"report": tmp_path / "a.wav"}),
+    ):
+        outputs = [tmp_path / output for output in outputs]
+        with pytest.raises(UserError, match="a.wav is the recording itself: name anot"):
+            model.separate_to_files(str(tmp_path / source), outputs, **options)
     outputs = [tmp_path / "b" / "1.wav", tmp_path / "c" / "2.wav"]
     model.separate_to_files(tmp_path / "a.wav", outputs, report=report)
     assert all(path.is_file() for path in (*outputs, report))

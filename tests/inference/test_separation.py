@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import huggingface_hub
+import numpy as np
 import pytest
 import torch
 from speechbrain.inference.separation import SepformerSeparation
@@ -15,6 +16,7 @@ from speechbrain.lobes.models.dual_path import (
     SBTransformerBlock,
 )
 
+from speechbrain_spgm.errors import UserError
 from speechbrain_spgm.inference import ModelError, SPGMSeparation, save_published
 from speechbrain_spgm.lobes.masknet import SPGMMaskNet
 from speechbrain_spgm.lobes.spgm import SPGMBlock
@@ -144,12 +146,22 @@ def test_relative_lengths_are_rounded_as_in_speechbrain(model):
     mix = torch.randn(1, 1000)
     est = model.separate_batch(mix, [0.2996])  # 299.6 samples
     assert torch.equal(est, model.separate_batch(mix, [300]))
+    for kind in ("uint16", "uint32", "uint64"):
+        lengths = np.array([300], kind)
+        assert torch.equal(est, model.separate_batch(mix, lengths))
+
+
+@pytest.mark.parametrize("word", ["running", "whole"])
+def test_statistics_of_a_batch_are_no_word(model, word):
+    with pytest.raises(UserError, match=f"^statistics is '{word}'.*statistics_of"):
+        model.separate_batch(torch.randn(1, 100), statistics=word)
 
 
 @pytest.mark.parametrize(
     "lengths",
     [[100], [[100, 100]], 100, [101, 100], [0, 100], [-1, 100], [1.01, 1.0], [0.0, 1.0]]
-    + [[float("nan"), 1.0], [1e-9, 1.0], torch.tensor([True, True])],
+    + [[float("nan"), 1.0], [1e-9, 1.0], torch.tensor([True, True])]
+    + [np.array([101, 100], "uint32"), torch.tensor([1j, 1j])],
 )
 def test_wrong_lengths_are_one_sentence(model, lengths):
     with pytest.raises(ValueError, match="^lengths is .*one per utterance: whole"):

@@ -153,7 +153,10 @@ def test_weights_beyond_half_precision(config, tmp_path, capsys):
 def test_what_cannot_be_converted(published, tmp_path, capsys):
     sepformer = speechbrain_folder(tmp_path / "sepformer", DUAL_PATH, TRANSFORMER)
     (tmp_path / "empty").mkdir()
+    half = shutil.copytree(published, tmp_path / "half")
+    (half / "config.json").unlink()
     for source, to, words in [
+        (half, "published", "has no config.json"),
         (sepformer, "published", "not of SBTransformerBlock and SBTransformerBlock"),
         (sepformer, "speechbrain", "is in SpeechBrain's layout already"),
         (published, "published", "is in the published layout already"),
@@ -221,6 +224,10 @@ def test_only_earlier_conversions_are_replaced(published, tmp_path, capsys):
     (tmp_path / "link").symlink_to(mine)
     assert convert(published, tmp_path / "link", "speechbrain") == 2
     assert (mine / "notes.txt").read_text() == "mine"
+    capsys.readouterr()
+    below = mine / "notes.txt" / "below"
+    assert convert(published, below, "speechbrain") == 2
+    assert f"{below} cannot be written (File exists)" in capsys.readouterr().err
 
 
 def test_a_failed_conversion_leaves_what_was_there(published, tmp_path, monkeypatch):

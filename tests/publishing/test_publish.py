@@ -407,6 +407,8 @@ def test_a_dry_run_replaces_its_own_output_and_nothing_else(run, tmp_path, capsy
     edit_card(run, licence="")
     assert publish(run, *options) == 2
     edit_card(run, licence="mit")
+    assert publish(run, "--dry-run", "--license", "") == 2
+    assert "No licence: give one by --license" in capsys.readouterr().err
     assert publish(kept, *options) == 2  # it would replace what it reads
     assert cli.main(["publish", str(run), "--repo-id", "user/other", *options]) == 2
     (kept / "notes.txt").write_text("mine")
