@@ -746,13 +746,17 @@ def find_format(
 def check_form(form: Format, rate: int, path: str | Path) -> None:
     """Refuses a rate that a format cannot have, before any work is done."""
     kind = {"subtype": form.subtype, "format": FORMATS[form.name][0]}
-    try:
-        soundfile.SoundFile(io.BytesIO(), "w", rate, 1, **kind).close()
-    except soundfile.LibsndfileError:
+    fits = form.subtype != "VORBIS" or rate <= HIGHEST_VORBIS
+    if fits:
+        try:
+            soundfile.SoundFile(io.BytesIO(), "w", rate, 1, **kind).close()
+        except soundfile.LibsndfileError:
+            fits = False
+    if not fits:
         raise AudioFileError(
             f"{path} cannot be written: the format {form.name} has no rate of {rate} "
             "Hz: take wav or flac."
-        ) from None
+        )
 
 
 @contextmanager
@@ -835,8 +839,14 @@ def write_voices(
     gain = gain_against_clipping(form, float(voices.abs().max()) if len(voices) else 0)
     with voice_files(paths, sample_rate, len(voices), form) as files:
         for file, voice in zip(files, voices.T, strict=True):
-            file.write((voice * gain if gain < 1 else voice).cpu().numpy())
+            write_samples(file, voice * gain if gain < 1 else voice)
     return gain
+
+
+def write_samples(file: soundfile.SoundFile, samples: Tensor) -> None:
+    """Writes [T] in parts: libvorbis puts all that it is given at once on the stack."""
+    for part in samples.split(BLOCK):
+        file.write(part.contiguous().cpu().numpy())
 
 
 def gain_against_clipping(form: Format, peak: float) -> float:

@@ -433,6 +433,28 @@ def test_voices_do_not_clip(tmp_path, name, subtype):
         assert np.abs(found[500:-500] - gain * voice.numpy()[500:-500]).max() < 0.05
 
 
+@pytest.mark.parametrize("rate", [200_001, 384_000])
+def test_rates_at_which_ogg_ends_the_process(rate):
+    """In libvorbis: there is nothing to catch."""
+    form = audio.find_format("ogg")
+    audio.check_form(form, 192_000, "x.ogg")
+    with pytest.raises(AudioFileError, match=f"x.ogg cannot .* {rate} Hz: take wav"):
+        audio.check_form(form, rate, "x.ogg")
+
+
+def test_long_voices_are_written_in_parts(tmp_path, monkeypatch):
+    """Two million samples at once end the process in libvorbis."""
+    sizes, write = [], soundfile.SoundFile.write
+    monkeypatch.setattr(audio, "BLOCK", 1000)
+    monkeypatch.setattr(
+        soundfile.SoundFile, "write", lambda f, x: sizes.append(len(x)) or write(f, x)
+    )
+    voices = torch.rand(2500, 2)
+    audio.write_voices([tmp_path / "1.wav", tmp_path / "2.wav"], voices, RATE)
+    assert sizes == 2 * [1000, 1000, 500]
+    assert torch.equal(audio.read_audio(tmp_path / "2.wav").samples, voices[:, 1])
+
+
 def test_large_files_become_rf64(tmp_path, monkeypatch):
     monkeypatch.setattr(audio, "LARGEST_RIFF", 1000)
     audio.write_voices([tmp_path / "a.wav"], torch.rand(2000, 1), RATE)
@@ -540,7 +562,7 @@ def test_a_part_is_cut_out_of_the_whole(kind):
     if kind in files:
         data = by_ffmpeg(kind, files[kind])
     else:
-        data = by_libsndfile(kind)
+        data = by_libsndfile(*kind.split())
     whole = samples_of(data)
     for offset, duration in ((0, 0.5), (0.25, 0.5), (2.25, None), (2.25, 9)):
         start = round(offset * RATE)

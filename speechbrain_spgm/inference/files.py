@@ -31,6 +31,7 @@ from speechbrain_spgm.audio import (
     gain_against_clipping,
     stream_audio,
     voice_files,
+    write_samples,
     write_voices,
 )
 from speechbrain_spgm.errors import UserError
@@ -148,7 +149,7 @@ def separate_to_files(
                         gain = gain_against_clipping(form, max(peaks))
                     for piece in pieces():
                         for file, voice in zip(files, piece.T, strict=True):
-                            file.write((voice * gain).contiguous().numpy())
+                            write_samples(file, voice * gain)
 
                 stitcher.run(folder, write)
                 seams = stitcher.seams
