@@ -738,7 +738,7 @@ class SPGMSeparation(SepformerSeparation):
         band = UpperBand(
             lambda start, stop: centre.of(samples[start:stop, None]).float(),
             lambda start, stop: est[start:stop],
-            *(len(est), rate, self.sample_rate),
+            *(len(est), rate, self.sample_rate, float(centre.peak)),
         )
         for start, stop in pieces_of(len(est), rate):
             est[start:stop] += (band.split(start, stop) * centre.peak).float()

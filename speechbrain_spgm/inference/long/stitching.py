@@ -313,7 +313,7 @@ class Stitcher:
             piece = resampled(voices.read, self.T, (slow, rate), start, stop)
             return (piece.double() - means) * gains
 
-        return UpperBand(self._centred, read, T, rate, slow)
+        return UpperBand(self._centred, read, T, rate, slow, float(self.centre.peak))
 
     def _centred(self, start: int, stop: int) -> Tensor:
         """The recording without its mean, near 1, ``[stop - start, 1]``."""
