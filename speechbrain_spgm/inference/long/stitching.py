@@ -100,7 +100,8 @@ class Stitcher:
         self.full_band = bool(options.full_band) and rate > model.sample_rate
         self.T = resampled_length(len(recording), rate, model.sample_rate)
         length = round(options.window * model.sample_rate)
-        overlap = min(round(options.overlap * model.sample_rate), length // 3)
+        overlap = max(1, round(options.overlap * model.sample_rate))
+        overlap = min(overlap, length // 3)
         self.rule = options.rule(model)
         # With averages of their own, chunks of a window are those of the recording.
         grid = (
