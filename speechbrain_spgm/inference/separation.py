@@ -152,7 +152,9 @@ class SPGMSeparation(SepformerSeparation):
         if not isinstance(run_opts, RunOptions):
             run_opts = dict(run_opts or {})
             given = (run_opts.get("device"), hparams.get("device"))
-            device = next((x for x in given if x not in (None, "")), infer_device())
+            found = infer_device()
+            found = "cpu" if found.startswith("mps") else found  # see usable_device
+            device = next((x for x in given if x not in (None, "")), found)
             run_opts["device"] = usable_device(device)
         masknet = packed(modules["masknet"])
         check_run_opts(run_opts, masknet, precision)
@@ -914,6 +916,11 @@ def usable_device(device: str | torch.device | int) -> str:
     """
     if str(device).isdigit():
         device = f"cuda:{device}"
+    if str(device).split(":")[0] == "mps":
+        raise ModelError(
+            "Apple's mps has no double precision, in which the network takes its "
+            "averages: take cpu."
+        )
     try:
         found = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, NotImplementedError, TypeError):
