@@ -48,6 +48,8 @@ LARGEST_KERNEL = 10**7  # values in torchaudio's table of filters, one per phase
 # Samples of the slower of two rates by which the filters reach to either side:
 # torchaudio's take 6 / 0.99, scipy's 10.
 REACH = 12
+VORBIS_PAGE = 2**20  # frames, which a page of Ogg has at most: 255 times 4096
+HIGHEST_VORBIS = 200_000  # Hz; above it libvorbis ends the process
 LARGEST_RIFF = 2**32 - 2**16  # bytes of audio in a WAV file with sizes of 32 bits
 # libsndfile's errors are RuntimeErrors, FFmpeg's OSErrors and ValueErrors; struct's are
 # about headers that end too soon.
@@ -278,12 +280,13 @@ class _Mixer:
 
 def _blocks(file: BinaryIO, mixer: _Mixer) -> Iterator[tuple[np.ndarray, int]]:
     """Blocks ``[frames, channels]`` and their rate, of all that a file holds."""
-    for i, part in enumerate(find_parts(file)):
+    parts = find_parts(file)
+    for i, part in enumerate(parts):
         try:
-            sound = soundfile.SoundFile(View(file, part))
+            sound = _open_sound(View(file, part))
         except DAMAGED:
             try:
-                yield from _media_blocks(View(file, part), mixer)
+                yield from _media_blocks(View(file, part), mixer, len(parts) == 1)
             except DAMAGED:
                 if i == 0:
                     raise
@@ -295,7 +298,8 @@ def _blocks(file: BinaryIO, mixer: _Mixer) -> Iterator[tuple[np.ndarray, int]]:
         with sound:
             check_rate(mixer.name, sound.samplerate)
             length, begin = 0, mixer.frame(sound.samplerate)
-            exact = sound.format != "OGG"  # libsndfile misses its place near the end
+            # In Ogg libsndfile misses its place near the end.
+            exact = sound.seekable() and sound.format != "OGG"
             if i == 0 and exact and 0 < begin < sound.frames and part.frames is None:
                 length = mixer.position = sound.seek(begin)
             for block in _sound_blocks(sound):
@@ -305,6 +309,14 @@ def _blocks(file: BinaryIO, mixer: _Mixer) -> Iterator[tuple[np.ndarray, int]]:
             if lost and not mixer.rate:
                 raise ValueError("nothing can be decoded")
             mixer.missing += round(lost * mixer.rate / sound.samplerate)
+
+
+def _open_sound(file: str | bytes | View) -> soundfile.SoundFile:
+    """A file that libsndfile reads, which knows whether one can seek in it."""
+    sound = soundfile.SoundFile(file)
+    if sound.subtype.startswith("DWVW"):
+        sound.seekable = lambda: False  # libsndfile says it can, and fails
+    return sound
 
 
 def _sound_blocks(sound: soundfile.SoundFile) -> Iterator[np.ndarray]:
@@ -347,14 +359,18 @@ def _promised(file: BinaryIO, part: Part, sound: soundfile.SoundFile) -> int:
     return max(map(int, told))
 
 
-def _media_blocks(file: BinaryIO, mixer: _Mixer) -> Iterator[tuple[np.ndarray, int]]:
+def _media_blocks(
+    file: BinaryIO, mixer: _Mixer, alone: bool
+) -> Iterator[tuple[np.ndarray, int]]:
+    """Blocks of what FFmpeg reads; if it is alone in its file, from the cut on."""
     file.seek(0)
     known = media.is_media(file.read(200))
     length, promised = 0, 0
     try:
-        blocks = media.media_blocks(file, mixer.name, mixer.remarks, mixer.cut.offset)
+        offset = mixer.cut.offset if alone else 0.0
+        blocks = media.media_blocks(file, mixer.name, mixer.remarks, offset)
         for block, rate, seconds in blocks:
-            if not length:
+            if alone and not length:
                 length = mixer.position = mixer.frame(rate)
             length += len(block)
             promised = math.floor((seconds - media.SLACK) * rate)
@@ -614,9 +630,9 @@ def _look(
     """Parts, frames, rate and channels of a file that is whole."""
     parts, facts = [], set()
     for part in find_parts(file, thorough):
-        with soundfile.SoundFile(View(file, part)) as sound:
+        with _open_sound(View(file, part)) as sound:
             check_rate(name, sound.samplerate)
-            if part.frames is None:
+            if part.frames is None and sound.seekable():
                 length = sound.frames
                 sound.seek(max(0, length - 1))
                 whole = len(sound.read(1)) == min(1, length)
@@ -625,7 +641,7 @@ def _look(
                     return _look(file, name, thorough=True)
             else:
                 length = sum(map(len, _sound_blocks(sound)))
-                whole = length >= part.frames
+                whole = length >= _promised(file, part, sound)
             if not whole:
                 raise AudioFileError(f"{name} is truncated: replace it.")
             parts.append(with_frames(part, length))
@@ -644,32 +660,41 @@ def open_all(paths: Iterable[str | Path], mono: bool = True) -> list[AudioFile]:
 
 
 def read_frames(file: AudioFile, start: int = 0, frames: int = -1) -> np.ndarray:
-    """Reads a part of a file, [T] of its first channel, without decoding the rest.
+    """Reads a part of a file, [T] of its first channel.
 
-    From frame ``start`` on; -1 frames reach to the end.
+    From frame ``start`` on; -1 frames reach to the end. What lies before it is decoded
+    only where the format cannot be entered there: GSM and the like, the end of Vorbis.
     """
-    kind = {"dtype": "float32", "always_2d": True}
+    stop = file.frames if frames < 0 else min(file.frames, start + frames)
     try:
         if file.parts is None:
-            samples, _ = soundfile.read(
-                os.fsencode(file.path), start=start, frames=frames, **kind
-            )
-            return np.ascontiguousarray(samples[:, 0])
-        stop = file.frames if frames < 0 else min(file.frames, start + frames)
+            with _open_sound(os.fsencode(file.path)) as sound:
+                return np.ascontiguousarray(_part(sound, min(start, stop), stop))
         blocks, begin = [np.empty(0, np.float32)], 0
         with open(file.path, "rb") as opened:
             for part in file.parts:
                 first, last = max(start, begin), min(stop, begin + part.frames)
                 if first < last:
-                    with soundfile.SoundFile(View(opened, part)) as sound:
-                        sound.seek(first - begin)
-                        blocks.append(sound.read(last - first, **kind)[:, 0])
+                    with _open_sound(View(opened, part)) as sound:
+                        blocks.append(_part(sound, first - begin, last - begin))
                 begin += part.frames
         return np.concatenate(blocks)
     except (RuntimeError, OSError) as error:
         raise AudioFileError(
             f"The audio file {file.path} cannot be read: {error}"
         ) from None
+
+
+def _part(sound: soundfile.SoundFile, start: int, stop: int) -> np.ndarray:
+    """The frames of an open file from start to stop, [T] of its first channel."""
+    place = 0
+    if sound.seekable():
+        # In the last page of Ogg Vorbis libsndfile misses its place.
+        far = sound.frames - VORBIS_PAGE if sound.subtype == "VORBIS" else start
+        place = sound.seek(max(0, min(start, far)))
+    for begin in range(place, start, BLOCK):
+        sound.read(min(BLOCK, start - begin), "float32")
+    return sound.read(stop - start, "float32", always_2d=True)[:, 0]
 
 
 # Writing.
@@ -721,13 +746,17 @@ def find_format(
 def check_form(form: Format, rate: int, path: str | Path) -> None:
     """Refuses a rate that a format cannot have, before any work is done."""
     kind = {"subtype": form.subtype, "format": FORMATS[form.name][0]}
-    try:
-        soundfile.SoundFile(io.BytesIO(), "w", rate, 1, **kind).close()
-    except soundfile.LibsndfileError:
+    fits = form.subtype != "VORBIS" or rate <= HIGHEST_VORBIS
+    if fits:
+        try:
+            soundfile.SoundFile(io.BytesIO(), "w", rate, 1, **kind).close()
+        except soundfile.LibsndfileError:
+            fits = False
+    if not fits:
         raise AudioFileError(
             f"{path} cannot be written: the format {form.name} has no rate of {rate} "
             "Hz: take wav or flac."
-        ) from None
+        )
 
 
 @contextmanager
@@ -810,8 +839,14 @@ def write_voices(
     gain = gain_against_clipping(form, float(voices.abs().max()) if len(voices) else 0)
     with voice_files(paths, sample_rate, len(voices), form) as files:
         for file, voice in zip(files, voices.T, strict=True):
-            file.write((voice * gain if gain < 1 else voice).cpu().numpy())
+            write_samples(file, voice * gain if gain < 1 else voice)
     return gain
+
+
+def write_samples(file: soundfile.SoundFile, samples: Tensor) -> None:
+    """Writes [T] in parts: libvorbis puts all that it is given at once on the stack."""
+    for part in samples.split(BLOCK):
+        file.write(part.contiguous().cpu().numpy())
 
 
 def gain_against_clipping(form: Format, peak: float) -> float:

@@ -70,6 +70,8 @@ def media_blocks(
             seconds = float((container.duration or 0) / av.time_base)
             if stream.duration is not None:
                 seconds = float(stream.duration * stream.time_base)
+            elif len(container.streams) > 1:
+                seconds = 0.0  # it is that of the longest, a picture may be
             for block, rate in _blocks_from(container, stream, offset):
                 yield block, rate, seconds
     except av.error.FFmpegError as error:
@@ -86,7 +88,9 @@ def _blocks_from(
         return
     rate, begin = first.sample_rate, round(offset * first.sample_rate)
     todo, position = chain([first], frames), 0
-    if offset > 2 * RUN_UP and first.time is not None:
+    # Some containers count milliseconds: too coarse to tell a sample's place.
+    fine = stream.time_base is not None and stream.time_base * rate <= 2
+    if fine and offset > 2 * RUN_UP and first.time is not None:
         container.seek(round((first.time + offset - RUN_UP) * 1_000_000))
         frames = _decoded(container, stream)
         after = next(frames, None)

@@ -433,6 +433,28 @@ def test_voices_do_not_clip(tmp_path, name, subtype):
         assert np.abs(found[500:-500] - gain * voice.numpy()[500:-500]).max() < 0.05
 
 
+@pytest.mark.parametrize("rate", [200_001, 384_000])
+def test_rates_at_which_ogg_ends_the_process(rate):
+    """In libvorbis: there is nothing to catch."""
+    form = audio.find_format("ogg")
+    audio.check_form(form, 192_000, "x.ogg")
+    with pytest.raises(AudioFileError, match=f"x.ogg cannot .* {rate} Hz: take wav"):
+        audio.check_form(form, rate, "x.ogg")
+
+
+def test_long_voices_are_written_in_parts(tmp_path, monkeypatch):
+    """Two million samples at once end the process in libvorbis."""
+    sizes, write = [], soundfile.SoundFile.write
+    monkeypatch.setattr(audio, "BLOCK", 1000)
+    monkeypatch.setattr(
+        soundfile.SoundFile, "write", lambda f, x: sizes.append(len(x)) or write(f, x)
+    )
+    voices = torch.rand(2500, 2)
+    audio.write_voices([tmp_path / "1.wav", tmp_path / "2.wav"], voices, RATE)
+    assert sizes == 2 * [1000, 1000, 500]
+    assert torch.equal(audio.read_audio(tmp_path / "2.wav").samples, voices[:, 1])
+
+
 def test_large_files_become_rf64(tmp_path, monkeypatch):
     monkeypatch.setattr(audio, "LARGEST_RIFF", 1000)
     audio.write_voices([tmp_path / "a.wav"], torch.rand(2000, 1), RATE)
@@ -487,6 +509,29 @@ def test_a_video_and_several_streams(tmp_path):
     assert np.allclose(np.concatenate(blocks), loud_then_quiet(8000) * 0.5, atol=1e-3)
 
 
+@pytest.mark.parametrize("format", ["matroska", "mp4"])
+def test_sound_that_is_shorter_than_the_picture_is_not_cut_off(format):
+    av = pytest.importorskip("av")
+    file, size = io.BytesIO(), {"width": 32, "height": 32, "pix_fmt": "yuv420p"}
+    with av.open(file, "w", format=format) as container:
+        picture = container.add_stream("mpeg4", rate=5, **size)
+        codec = "pcm_s16le" if format == "matroska" else "aac"
+        sound = container.add_stream(codec, rate=RATE, layout="mono")
+        form = "s16" if format == "matroska" else "fltp"
+        silence = np.zeros((1, T), np.int16 if format == "matroska" else np.float32)
+        frame = av.AudioFrame.from_ndarray(silence, form, "mono")
+        frame.sample_rate = RATE
+        resampler = av.AudioResampler(form, "mono", RATE, sound.frame_size or T)
+        for part in [*resampler.resample(frame), *resampler.resample(None), None]:
+            container.mux(sound.encode(part))
+        for _ in range(20):  # 4 s
+            image = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), "rgb24")
+            container.mux(picture.encode(image))
+        container.mux(picture.encode(None))
+    out, missing = heard(file.getvalue())
+    assert T <= out <= T + 2048 and missing == 0
+
+
 def test_no_noise_is_taken_for_sound():
     """Bytes by chance, and a playlist that names another file."""
     rng = np.random.default_rng(0)
@@ -507,13 +552,17 @@ def samples_of(data: bytes, *cut: float) -> np.ndarray:
     return np.concatenate(blocks)
 
 
-@pytest.mark.parametrize("kind", ["WAV", "FLAC", "OGG", "MP3", "ipod", "adts"])
+@pytest.mark.parametrize(
+    "kind",
+    ["WAV", "FLAC", "OGG", "MP3", "ipod", "adts", "AIFF DWVW_16"]
+    + ["WAV NMS_ADPCM_32", "WAV GSM610", "W64 GSM610", "AU G721_32", "AU G723_24"],
+)
 def test_a_part_is_cut_out_of_the_whole(kind):
     files = {"ipod": "aac", "adts": "aac"}
     if kind in files:
         data = by_ffmpeg(kind, files[kind])
     else:
-        data = by_libsndfile(kind)
+        data = by_libsndfile(*kind.split())
     whole = samples_of(data)
     for offset, duration in ((0, 0.5), (0.25, 0.5), (2.25, None), (2.25, 9)):
         start = round(offset * RATE)
@@ -522,6 +571,28 @@ def test_a_part_is_cut_out_of_the_whole(kind):
         np.testing.assert_allclose(part, whole[start:stop], atol=1e-6)
     with pytest.raises(AudioFileError, match="ends before second 3, where the part"):
         samples_of(data, 3.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("format", "codec"), [("matroska", "flac"), ("matroska", "pcm_s16le")]
+)
+def test_a_part_of_what_counts_milliseconds(format, codec):
+    data = by_ffmpeg(format, codec, 44100)
+    whole = samples_of(data)
+    for offset in (2.1234, 2.2345, 2.4321):
+        part = samples_of(data, offset)
+        np.testing.assert_array_equal(part, whole[round(offset * 44100) :])
+
+
+def test_a_part_of_joined_files_is_cut_out_of_the_whole():
+    data = by_ffmpeg("ipod", "aac")
+    whole = samples_of(data + data)
+    assert len(whole) == 2 * len(samples_of(data))
+    for offset, duration in ((0.5, None), (2.25, 0.5), (3.0, 1.0)):
+        start = round(offset * RATE)
+        stop = None if duration is None else start + round(duration * RATE)
+        part = samples_of(data + data, offset, duration)
+        np.testing.assert_allclose(part, whole[start:stop], atol=1e-6)
 
 
 def test_what_lies_before_a_part_is_not_decoded(tmp_path, monkeypatch):

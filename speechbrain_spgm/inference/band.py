@@ -14,6 +14,7 @@ Axes: T samples, F frames, spks sources.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -30,6 +31,7 @@ LOW, HIGH = 0.5, 0.95  # of the model's band, whose energy tells who is heard ab
 SMOOTHING = 0.25  # seconds to either side
 EXPONENT = 0.7  # below 1: in doubt the band is shared
 PIECE = 30  # seconds that are computed at a time
+SPECTRA = 2**20  # samples in frames whose spectra are computed at a time
 
 # Gives the samples from start to stop, [stop - start, columns].
 Reader = Callable[[int, int], Tensor]
@@ -49,6 +51,8 @@ class UpperBand:
         Samples of the recording.
     rate, model_rate : int
         Those of the recording, and of the model, which is lower, in Hz.
+    peak : float
+        That of the recording: squares of very loud or quiet voices leave 32-bit floats.
 
     Example
     -------
@@ -65,11 +69,19 @@ class UpperBand:
     """
 
     def __init__(
-        self, recording: Reader, voices: Reader, T: int, rate: int, model_rate: int
+        self,
+        recording: Reader,
+        voices: Reader,
+        T: int,
+        rate: int,
+        model_rate: int,
+        peak: float = 1.0,
     ) -> None:
         self.recording, self.T = recording, T
         self.rate, self.model_rate = rate, model_rate
         self.hop = max(1, round(HOP * rate))
+        # A power of two changes no bit of the shares.
+        self.scale = 2.0 ** -math.frexp(peak)[1]
         self.shares = find_shares(self._energies(voices))  # [F, spks]
 
     def split(self, start: int, stop: int) -> Tensor:
@@ -108,9 +120,11 @@ class UpperBand:
             stop = start + (frames - 1) * self.hop + length
             part = voices(max(0, start), min(self.T, stop)).T.float()
             part = F.pad(part, (max(0, -start), max(0, stop - self.T)))
-            spectra = torch.fft.rfft(part.unfold(1, length, self.hop) * window)
-            heard = spectra[..., low : max(high, low + 1)].abs().square()
-            found.append(heard.sum(-1).T)
+            for some in part.unfold(1, length, self.hop).split(SPECTRA // length, 1):
+                near = (some.double() * self.scale).float()
+                spectra = torch.fft.rfft(near * window)
+                heard = spectra[..., low : max(high, low + 1)].abs().square()
+                found.append(heard.sum(-1).T)
         return torch.cat(found)
 
 

@@ -31,6 +31,7 @@ from speechbrain_spgm.audio import (
     gain_against_clipping,
     stream_audio,
     voice_files,
+    write_samples,
     write_voices,
 )
 from speechbrain_spgm.errors import UserError
@@ -51,6 +52,7 @@ logger = logging.getLogger(__name__)
 
 BAR_DELAY = 2.0  # seconds without a bar
 DOUBT = 0.9  # confidence below which a seam is called doubtful
+UNHEARD = 0.999  # a gain above it, 0.01 dB, is not worth a word
 
 
 class Way(NamedTuple):
@@ -148,7 +150,7 @@ def separate_to_files(
                         gain = gain_against_clipping(form, max(peaks))
                     for piece in pieces():
                         for file, voice in zip(files, piece.T, strict=True):
-                            file.write((voice * gain).contiguous().numpy())
+                            write_samples(file, voice * gain)
 
                 stitcher.run(folder, write)
                 seams = stitcher.seams
@@ -158,7 +160,7 @@ def separate_to_files(
     except OSError as error:
         reason = error.strerror or "no rights, or the disk is full"
         raise AudioFileError(f"{outputs[0]} cannot be written: {reason}.") from None
-    if gain < 1:
+    if gain < UNHEARD:
         logger.warning("%s", explain({**facts, "mode": "exact"})[-1])
     return facts
 
@@ -174,6 +176,8 @@ def make_room(places: Sequence[Path]) -> None:
                 "name of its own."
             )
         known.add(real)
+        if place.is_dir():
+            raise AudioFileError(f"{place} is a folder: give the name of a file.")
     for place in {place.parent: place for place in reversed(places)}.values():
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -308,7 +312,7 @@ def explain(facts: dict[str, Any]) -> list[str]:
             f"{facts['file']} is cut off: it holds {held} of {held + lost} samples."
         )
     lines += facts["remarks"]
-    if facts["gain"] < 1:
+    if facts["gain"] < UNHEARD:
         lines.append(
             f"the voices of {facts['file']} would clip: they were made quieter by "
             f"{-20 * math.log10(facts['gain']):.1f} dB; the format wav with floats "

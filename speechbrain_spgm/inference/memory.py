@@ -14,7 +14,9 @@ from pathlib import Path
 import torch
 from speechbrain.lobes.models.dual_path import Dual_Path_Model
 
+from speechbrain_spgm.audio import LARGEST_KERNEL, periods
 from speechbrain_spgm.errors import UserError
+from speechbrain_spgm.inference.band import PIECE
 from speechbrain_spgm.inference.separable import Separable
 from speechbrain_spgm.lobes import engine
 from speechbrain_spgm.lobes.chunking import count_chunks
@@ -30,6 +32,7 @@ except ImportError:  # Windows
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 SAFE_SHARE = 0.5  # of what is free: other programs grow too
 WORKER = 16 * 2**20  # what a thread holds, however long the recording is
+TABLE = 20  # bytes that torchaudio takes for each value of its table of filters
 KEPT = 80 * 2**20  # what the system's allocator keeps of what was freed (glibc's does)
 # Tensors [S, K, N] and [spks, N, L] at once where the engine does not run.
 PLAIN_STATES, PLAIN_MASKS = 5, 3
@@ -102,11 +105,15 @@ def estimate_bytes(model: Separable, samples: int, rate: int, views: int = 1) ->
     if views > 1:  # a delayed mixture, the voices of the first view and their sum
         separating += (1 + 2 * spks) * T * size
     S = samples
+    old, new, _ = periods(rate, model.sample_rate)
+    table = TABLE * old * new if 1 < old * new <= LARGEST_KERNEL else 0
     resampling = spks * (T * (size + 4) + S * 4)
     # Voices in float32 and float64, then the recording in float64 or the result.
     levelling = S * (spks * (4 + 8) + max(8, spks * 4))
-    most = max(separating, resampling, levelling)
-    return (S + T) * 4 + most + WORKER * count_workers() + KEPT
+    # Voices, and what a piece of the upper band takes.
+    banding = S * spks * 4 + min(S, PIECE * rate) * (24 + 12 * spks)
+    most = max(separating, resampling, levelling, banding * (rate > model.sample_rate))
+    return (S + T) * 4 + most + table + WORKER * count_workers() + KEPT
 
 
 def free_bytes(device: torch.device | str = "cpu") -> int:
@@ -117,7 +124,9 @@ def free_bytes(device: torch.device | str = "cpu") -> int:
     """
     device = torch.device(device)
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        # torch keeps what it freed, for itself: the driver counts that as taken.
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     available = _kibibytes(PROC / "meminfo", "MemAvailable")
     found = [*_process_limits(), *_container_limits()]
     if available is not None:  # what Linux can give without swapping

@@ -153,7 +153,9 @@ class SPGMSeparation(SepformerSeparation):
         if not isinstance(run_opts, RunOptions):
             run_opts = dict(run_opts or {})
             given = (run_opts.get("device"), hparams.get("device"))
-            device = next((x for x in given if x not in (None, "")), infer_device())
+            found = infer_device()
+            found = "cpu" if found.startswith("mps") else found  # see usable_device
+            device = next((x for x in given if x not in (None, "")), found)
             run_opts["device"] = usable_device(device)
         masknet = packed(modules["masknet"])
         check_run_opts(run_opts, masknet, precision)
@@ -744,7 +746,7 @@ class SPGMSeparation(SepformerSeparation):
         band = UpperBand(
             lambda start, stop: centre.of(samples[start:stop, None]).float(),
             lambda start, stop: est[start:stop],
-            *(len(est), rate, self.sample_rate),
+            *(len(est), rate, self.sample_rate, float(centre.peak)),
         )
         for start, stop in pieces_of(len(est), rate):
             est[start:stop] += (band.split(start, stop) * centre.peak).float()
@@ -927,6 +929,11 @@ def usable_device(device: str | torch.device | int) -> str:
     """
     if str(device).isdigit():
         device = f"cuda:{device}"
+    if str(device).split(":")[0] == "mps":
+        raise ModelError(
+            "Apple's mps has no double precision, in which the network takes its "
+            "averages: take cpu."
+        )
     try:
         found = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, NotImplementedError, TypeError):

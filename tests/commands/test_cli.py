@@ -339,8 +339,10 @@ def test_a_file_called_as_standard_input(run, model, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("mode", ["exact", "stitched"])
 def test_formats_and_clipping(run, model, tmp_path, mode):
-    source = record(tmp_path / "a.wav", seconds=2.5)
-    arguments = ("--model", model, "--normalize", "peak", "--mode", mode, "--window", 1)
+    source = tmp_path / "a.wav"
+    loud = np.random.default_rng(0).uniform(-50, 50, 20000)
+    soundfile.write(source, loud, 8000, subtype="FLOAT")
+    arguments = ("--model", model, "--mode", mode, "--window", 1)
     for format, subtype, kind in (
         ("flac", "16", ("FLAC", "PCM_16")),
         ("wav", "24", ("WAV", "PCM_24")),
@@ -353,6 +355,9 @@ def test_formats_and_clipping(run, model, tmp_path, mode):
         for i in (1, 2, 3):
             found = soundfile.info(out / f"a_spk{i}.{format}")
             assert (found.format, found.subtype, found.frames) == (*kind, 20000)
+    peak = (*arguments, "--normalize", "peak", "--format", "flac")
+    code, _, stderr = run("separate", source, "--output", tmp_path / "peak", *peak)
+    assert code == 0 and "would clip" not in " ".join(stderr)  # 0.001 dB
     code, _, (line,) = run(
         *("separate", source, "--output", tmp_path / "no", *arguments),
         *("--format", "flac", "--subtype", "float"),

@@ -7,6 +7,7 @@ import pytest
 import soundfile
 import torch
 
+from speechbrain_spgm import audio
 from speechbrain_spgm.audio import (
     change_rate,
     frames_needed,
@@ -79,6 +80,24 @@ def test_a_part_is_what_the_whole_has_there(tmp_path):
     assert (file.frames, file.rate) == (1000, 16000)
     part = read_frames(file, start=300, frames=50)
     np.testing.assert_array_equal(part, samples[300:350].astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["OGG VORBIS", "AIFF DWVW_16", "WAV GSM610", "AU G723_24", "WAV NMS_ADPCM_16"],
+)
+def test_a_part_of_what_cannot_be_entered_anywhere(kind, tmp_path, monkeypatch):
+    container, subtype = kind.split()
+    x = np.random.default_rng(0).uniform(-0.5, 0.5, 63877)
+    soundfile.write(tmp_path / "a", x, 16000, format=container, subtype=subtype)
+    file = open_audio(tmp_path / "a")
+    whole = read_frames(file)
+    assert len(x) <= len(whole) == file.frames <= len(x) + 320
+    monkeypatch.setattr(audio, "VORBIS_PAGE", 20_000)
+    for start in range(1000, len(x), 7000):
+        part = read_frames(file, start, 3000)
+        np.testing.assert_array_equal(part, whole[start : start + 3000])
+    assert len(read_frames(file, len(whole))) == 0
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import torch
 
 from speechbrain_spgm.audio import resample
 from speechbrain_spgm.errors import UserError
+from speechbrain_spgm.inference import band
 from speechbrain_spgm.inference.band import UpperBand, find_shares
 from speechbrain_spgm.inference.level import scale_to_peak
 
@@ -56,6 +57,34 @@ def test_silent_voices_share_alike_and_any_level_gives_the_same_shares() -> None
     energies = torch.rand(99, 2)
     tiny = find_shares(energies * 1e-30)
     assert torch.allclose(find_shares(energies), tiny, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["exact", "stitched"])
+@pytest.mark.parametrize("peak", [1e-38, 1e-25, 1e18, 1e29])
+def test_the_shares_do_not_depend_on_the_level(model, recording, kind, peak) -> None:
+    how = {"mode": kind, "window": 1.0, "full_band": True}
+    recording = recording - recording.mean()
+    recording /= recording.abs().max()
+    expected = model.separate_audio(recording, RATE, **how)[0]
+    scaled = (recording.double() * peak).float()
+    found = model.separate_audio(scaled, RATE, **how)[0].double() / peak
+    torch.testing.assert_close(found.float(), expected, atol=1e-5, rtol=0)
+
+
+def test_few_spectra_are_computed_at_a_time(monkeypatch) -> None:
+    """At high rates thirty seconds of them took gigabytes."""
+    sizes, rfft = [], torch.fft.rfft
+    monkeypatch.setattr(
+        "torch.fft.rfft", lambda x: sizes.append(x[0].numel()) or rfft(x)
+    )
+    voices = torch.randn(9 * RATE, 2)
+    read = (lambda a, b: voices[a:b, :1], lambda a, b: voices[a:b])
+    whole = UpperBand(*read, len(voices), RATE, 8000).shares
+    monkeypatch.setattr(band, "SPECTRA", 10_000)
+    sizes.clear()
+    parts = UpperBand(*read, len(voices), RATE, 8000).shares
+    assert torch.equal(parts, whole)
+    assert len(sizes) > 70 and max(sizes) <= 10_000
 
 
 @pytest.mark.parametrize("kind", ["exact", "stitched"])

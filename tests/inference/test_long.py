@@ -255,6 +255,21 @@ def test_wrong_options_are_one_sentence(model, tmp_path, wrong, words) -> None:
     assert parse_bytes("9" * 400) > 2**60
 
 
+def test_the_shortest_overlap(model) -> None:
+    """Less than a sample, where the windows fit without any."""
+    talk = torch.randn(3 * RATE)
+    how = {"mode": "stitched", "window": 1, "overlap": 5e-5, "views": 1}
+    est = model.separate_audio(talk, RATE, **how)
+    assert est.shape == (1, 3 * RATE, 2) and est.isfinite().all()
+
+
+def test_the_estimate_counts_tables_of_filters_and_the_upper_band(model) -> None:
+    """Measured: 17 bytes a value, 718 MiB."""
+    plain, odd = (estimate_bytes(model, 40_000, rate) for rate in (20_000, 19_996))
+    assert odd - plain > 17 * 4999 * 2000
+    assert estimate_bytes(model, 40 * 384_000, 384_000) > 718 * 2**20
+
+
 PEAK = """
 import ctypes, sys
 from pathlib import Path
@@ -373,6 +388,16 @@ def test_free_memory_is_within_control_groups(tmp_path, monkeypatch, name) -> No
     assert memory.free_bytes() == 10 * 1024
     (tmp_path / "meminfo").unlink()
     assert memory.free_bytes() == memory.UNKNOWN_FREE
+
+
+def test_memory_that_torch_keeps_is_free(monkeypatch) -> None:
+    for name, value in {
+        "mem_get_info": (100, 1000),
+        "memory_reserved": 700,
+        "memory_allocated": 200,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert memory.free_bytes("cuda:0") == 600
 
 
 def test_the_exact_mode_shows_how_far_it_is(model, tmp_path) -> None:

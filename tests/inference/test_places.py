@@ -251,6 +251,16 @@ def test_a_number_is_a_gpu(published, device, monkeypatch):
     assert asked == [0]  # not "none given"
 
 
+def test_no_mps(published, monkeypatch):
+    """It has no double precision; by default it is passed over."""
+    where = "speechbrain_spgm.inference.separation.infer_device"
+    monkeypatch.setattr(where, lambda: "mps:0")
+    assert str(SPGMSeparation.from_pretrained(published).device) == "cpu"
+    for device in ("mps", torch.device("mps", 0)):
+        with pytest.raises(ModelError, match="Apple's mps has no double .*: take cpu"):
+            SPGMSeparation.from_pretrained(published, device=device)
+
+
 @pytest.mark.parametrize("option", ["data_parallel_backend", "distributed_launch"])
 def test_options_of_training(published, option):
     with pytest.raises(ModelError, match=f"{option} is for training"):

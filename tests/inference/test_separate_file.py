@@ -15,6 +15,7 @@ from speechbrain_spgm import audio as audio_module
 from speechbrain_spgm.audio import read_audio, write_audio, write_voices
 from speechbrain_spgm.errors import UserError
 from speechbrain_spgm.inference import AudioFileError
+from speechbrain_spgm.inference.files import explain
 from speechbrain_spgm.inference.level import fit_mixture, scale_to_peak
 
 
@@ -149,6 +150,13 @@ def test_outputs_that_cannot_be_are_named_before_anything_is_read(model, tmp_pat
     ):
         with pytest.raises(AudioFileError, match="file/x cannot be written: File exis"):
             model.separate_to_files("absent.wav", outputs, **options)
+    (tmp_path / "d.wav").mkdir()
+    for outputs, options in (
+        ([voice, tmp_path / "d.wav"], {}),
+        ([voice, tmp_path / "w.wav"], {"report": tmp_path / "d.wav"}),
+    ):
+        with pytest.raises(AudioFileError, match="d.wav is a folder: give the name of"):
+            model.separate_to_files("absent.wav", outputs, **options)
     soundfile.write(tmp_path / "a.wav", noise(500), 8000)
     (tmp_path / "link.wav").symlink_to("a.wav")
     for source, outputs, options in (
@@ -162,6 +170,16 @@ def test_outputs_that_cannot_be_are_named_before_anything_is_read(model, tmp_pat
     outputs = [tmp_path / "b" / "1.wav", tmp_path / "c" / "2.wav"]
     model.separate_to_files(tmp_path / "a.wav", outputs, report=report)
     assert all(path.is_file() for path in (*outputs, report))
+
+
+def test_rounding_at_full_scale_is_not_called_clipping(model, tmp_path, caplog):
+    soundfile.write(tmp_path / "a.wav", noise(500), 8000)
+    outputs = [tmp_path / "1.flac", tmp_path / "2.flac"]
+    facts = model.separate_to_files(
+        tmp_path / "a.wav", outputs, "peak", format="flac", views=1
+    )
+    assert 0.999 < facts["gain"] < 1 and not caplog.records
+    assert not explain(facts)
 
 
 def test_nothing_is_printed_or_left_behind(model, tmp_path, monkeypatch, capfd):

@@ -100,7 +100,8 @@ class Stitcher:
         self.full_band = bool(options.full_band) and rate > model.sample_rate
         self.T = resampled_length(len(recording), rate, model.sample_rate)
         length = round(options.window * model.sample_rate)
-        overlap = min(round(options.overlap * model.sample_rate), length // 3)
+        overlap = max(1, round(options.overlap * model.sample_rate))
+        overlap = min(overlap, length // 3)
         self.rule = options.rule(model)
         # With averages of their own, chunks of a window are those of the recording.
         grid = (
@@ -313,7 +314,7 @@ class Stitcher:
             piece = resampled(voices.read, self.T, (slow, rate), start, stop)
             return (piece.double() - means) * gains
 
-        return UpperBand(self._centred, read, T, rate, slow)
+        return UpperBand(self._centred, read, T, rate, slow, float(self.centre.peak))
 
     def _centred(self, start: int, stop: int) -> Tensor:
         """The recording without its mean, near 1, ``[stop - start, 1]``."""
