@@ -106,6 +106,13 @@ def test_no_sound_gives_empty_files(run, rate, tmp_path) -> None:
         assert [(fact.frames, fact.samplerate) for fact in facts] == 2 * [(0, rate)]
 
 
+def test_a_file_that_cannot_be_is_told_before_the_talk(run, tmp_path) -> None:
+    (tmp_path / "stream_spk2.wav").mkdir()
+    code, _, err = run(wav(noise(800)), "--output", tmp_path)
+    assert code == 2 and "stream_spk2.wav is a folder" in err[-1]
+    assert [path.name for path in tmp_path.iterdir()] == ["stream_spk2.wav"]
+
+
 @pytest.mark.parametrize(
     ("code", "dtype", "subtype"),
     [
