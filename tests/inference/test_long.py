@@ -290,13 +290,13 @@ print(resident("VmHWM") - before, estimate_bytes(model, samples, rate))
     reason="only Linux with glibc tells the peak",
 )
 def test_the_estimate_is_above_the_measured_peak_and_near(tmp_path) -> None:
-    """A file of 3 min, in a process of its own, by a network of the shipped width.
+    """A file of 6 min, in a process of its own, by a network of the shipped width.
 
     What is held at once hangs on the number of filters, K and the length, not on how
     deep the network is.
     """
     rate = 2 * RATE  # what resampling takes counts too
-    samples = 180 * rate
+    samples = 360 * rate
     noise = 0.1 * np.random.default_rng(0).standard_normal(samples, np.float32)
     soundfile.write(tmp_path / "long.wav", noise, rate)
     soundfile.write(tmp_path / "short.wav", noise[:rate], rate)
