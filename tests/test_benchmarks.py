@@ -138,7 +138,7 @@ def test_live_table_shows_differences_of_the_same_mixtures(tmp_path: Path) -> No
     page.write_text("before\n{}\n{}\nafter\n".format(*live.MARKS))
     for _ in range(2):  # what was there is replaced
         live.write(page, live.report(results, "a model", "test-clean"))
-    text = page.read_text()
+    text = page.read_text(encoding="utf-8")
     assert text.startswith("before\n") and text.endswith("\nafter\n")
     (row,) = [line for line in text.splitlines() if line.startswith("| running")]
     cells = [cell.strip() for cell in row.split("|")[1:-1]]

@@ -70,7 +70,7 @@ def test_a_cell_runs_the_recipe_and_becomes_a_row(
         ("spgm", "0"),
     ]
     assert rows[0]["steps"] == "500" and float(rows[0]["audio_hours"]) == 1.0
-    text = (docs / "evidence.md").read_text()
+    text = (docs / "evidence.md").read_text(encoding="utf-8")
     assert "| 2 | 4.00 ± 12.71 | 4.00 |" in text  # spgm: 3 and 5; t of one is 12.71
     assert "| 1 | 4.00 | 4.00 | -1.00 | 20.1 |" in text  # sepformer: 3 - 4 at seed 0
     # A repeated run is not in the means.
@@ -135,7 +135,7 @@ def test_the_first_steps_are_those_of_the_recipe(
     docs = tmp_path / "new" / "docs"
     where = ["--voices", tmp_path, "--runs", tmp_path / "runs", "--output", docs]
     first_steps.main(["--seeds", "4", "8", *map(str, where)])
-    text = (docs / "first_steps.md").read_text()
+    text = (docs / "first_steps.md").read_text(encoding="utf-8")
     assert "| 50 | -6.00 ± 2.83 | 0.25 ± 0.00 |" in text
     assert (docs / "first_steps.png").is_file()
 

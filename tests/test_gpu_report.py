@@ -27,7 +27,7 @@ def test_toy_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu.main(["--pack", str(tmp_path / "LibriSpeech"), "--archive", str(archive)])
     settings = ["--toy", "--minutes", "0.02", "--folder", str(folder)]
     gpu.main([*settings, "--archive", str(archive)])
-    text = (folder / "report.md").read_text()
+    text = (folder / "report.md").read_text(encoding="utf-8")
     assert "ailed" not in text
     errors = [
         line.split("|")[1:-1] for line in text.splitlines() if line.startswith("| fp32")

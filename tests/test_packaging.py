@@ -71,7 +71,7 @@ def requirements(text: str) -> list[Requirement]:
 def pins(python: str) -> dict[str, str]:
     """The version that constraints.txt names for each package on one Python."""
     versions: dict[str, str] = {}
-    for pin in requirements((ROOT / "constraints.txt").read_text()):
+    for pin in requirements((ROOT / "constraints.txt").read_text(encoding="utf-8")):
         if pin.marker is None or pin.marker.evaluate({"python_version": python}):
             name = canonicalize_name(pin.name)
             assert name not in versions, f"{name} is pinned twice"

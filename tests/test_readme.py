@@ -49,7 +49,7 @@ LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
 ENTRY = re.compile(r"^(\w+):.*\n(?:(?:[ \t].*)?\n)*", re.MULTILINE)
 ONLY_READ = {"git", "export"}  # commands that change nothing a test could look at
 
-SEPFORMER = (ROOT / "tests" / "sepformer.yaml").read_text()
+SEPFORMER = (ROOT / "tests" / "sepformer.yaml").read_text(encoding="utf-8")
 
 
 class Command(NamedTuple):
@@ -66,7 +66,9 @@ def blocks(language: str) -> list:
         pytest.param(readme, text, id=f"{readme.relative_to(ROOT)}-{number}")
         for readme in READMES
         if readme.is_file()
-        for number, (kind, text) in enumerate(BLOCK.findall(readme.read_text()), 1)
+        for number, (kind, text) in enumerate(
+            BLOCK.findall(readme.read_text(encoding="utf-8")), 1
+        )
         if kind == language
     ]
 
@@ -111,7 +113,7 @@ def test_the_readme_shows_each_way_of_use(language: str) -> None:
     "readme", READMES, ids=lambda path: str(path.relative_to(ROOT))
 )
 def test_links_and_pictures_exist(readme: Path) -> None:
-    links = LINK.findall(readme.read_text())
+    links = LINK.findall(readme.read_text(encoding="utf-8"))
     assert not [link for link in links if not (readme.parent / link).exists()]
 
 
@@ -166,7 +168,7 @@ def try_spgm(command: Command, request: pytest.FixtureRequest) -> None:
 
 def try_make(command: Command) -> None:
     """The targets are there."""
-    makefile = (command.folder / "Makefile").read_text()
+    makefile = (command.folder / "Makefile").read_text(encoding="utf-8")
     targets = [word for word in command.words[1:] if "=" not in word]
     assert targets
     for target in targets:
@@ -180,7 +182,7 @@ def try_pip(command: Command) -> None:
         if flag in ("-c", "-r", "--constraint", "--requirement"):
             assert (command.folder / word).is_file(), word
         for extra in re.findall(r"^(?!ray).*\[(.*)\]", word):
-            setup = (ROOT / "setup.cfg").read_text()
+            setup = (ROOT / "setup.cfg").read_text(encoding="utf-8")
             section = setup.partition("[options.extras_require]")[2]
             for name in extra.split(","):
                 assert re.search(rf"^{name} =", section, re.MULTILINE), word

@@ -823,6 +823,17 @@ def check_hparams(hparams: Mapping[str, Any], hparams_file: str) -> None:
             f"{hparams_file} has a {type(encoder).__name__} as encoder, but it must be "
             "SpeechBrain's Encoder, with conv1d."
         )
+    for name, wanted in {
+        "masknet": "a mask network such as SpeechBrain's Dual_Path_Model",
+        "decoder": "SpeechBrain's Decoder",
+    }.items():
+        part = hparams["modules"].get(name)
+        layer = type(part).__module__.startswith("torch.nn.modules.")
+        if layer and not isinstance(part, nn.Sequential):
+            raise ModelError(
+                f"{hparams_file} has a {type(part).__name__} as {name}, but it must be "
+                f"{wanted}."
+            )
 
 
 def check_run_opts(

@@ -266,6 +266,7 @@ def test_a_reader_that_leaves_ends_it(model) -> None:
         for _ in range(200):
             process.stdin.write(block)
             process.stdin.flush()
+        pytest.fail("it read on for nobody")
     except BrokenPipeError:  # it has ended, with input left
         pass
     with suppress(BrokenPipeError):

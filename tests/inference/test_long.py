@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -275,14 +276,17 @@ import ctypes, sys
 from pathlib import Path
 from speechbrain_spgm.inference import SPGMSeparation
 from speechbrain_spgm.inference.memory import estimate_bytes
+from speechbrain_spgm.models.config import build
 
 def resident(field):
     status = Path("/proc/self/status").read_text().split(field + ":")[1]
     return int(status.split()[0]) * 1024
 
 folder, rate, samples = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-model = SPGMSeparation.from_pretrained(device="cpu")
-model.mods.masknet.dual_mdl = model.mods.masknet.dual_mdl[:1].eval()
+shipped = SPGMSeparation.from_pretrained(device="cpu").hparams.config
+small = {**shipped, "masknet_numlayers": 1, "intra_numlayers": 1, "intra_dffn": 32}
+parts = dict(zip(("encoder", "masknet", "decoder"), build(small)))
+model = SPGMSeparation(parts, {"sample_rate": 8000}, {"device": "cpu"})
 voices = [folder / "s1.wav", folder / "s2.wav"]
 model.separate_to_files(folder / "short.wav", voices, mode="exact")
 ctypes.CDLL(None).malloc_trim(0)
@@ -301,9 +305,13 @@ print(resident("VmHWM") - before, estimate_bytes(model, samples, rate))
     reason="only Linux with glibc tells the peak",
 )
 def test_the_estimate_is_above_the_measured_peak_and_near(tmp_path) -> None:
-    """One block of the shipped model, a file of 3 min, in a process of its own."""
+    """A file of 6 min, in a process of its own, by a network of the shipped width.
+
+    What is held at once hangs on the number of filters, K and the length, not on how
+    deep the network is.
+    """
     rate = 2 * RATE  # what resampling takes counts too
-    samples = 180 * rate
+    samples = 360 * rate
     noise = 0.1 * np.random.default_rng(0).standard_normal(samples, np.float32)
     soundfile.write(tmp_path / "long.wav", noise, rate)
     soundfile.write(tmp_path / "short.wav", noise[:rate], rate)
@@ -311,18 +319,17 @@ def test_the_estimate_is_above_the_measured_peak_and_near(tmp_path) -> None:
     result = subprocess.run(map(str, words), capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     peak, estimate = map(int, result.stdout.split())
-    assert estimate / 1.5 < peak < estimate
+    assert estimate / 1.4 < peak < estimate
 
 
-LIMITED = """
-import resource
-from speechbrain_spgm.inference.memory import free_bytes
-kind = getattr(resource, "{}")
-with open("/proc/self/status") as status:
-    used = next(int(s.split()[1]) * 1024 for s in status if s.startswith("{}:"))
-resource.setrlimit(kind, (used + 2**28, resource.getrlimit(kind)[1]))
-print(free_bytes() / 2**28)
-"""
+def limited(limit: str, field: str) -> None:
+    """Prints which part of 256 MB is free when a process may take no more than that."""
+    kind = getattr(memory.resource, limit)
+    with open("/proc/self/status") as status:
+        used = next(int(s.split()[1]) * 1024 for s in status if s.startswith(field))
+    hard = memory.resource.getrlimit(kind)[1]
+    memory.resource.setrlimit(kind, (used + 2**28, hard))
+    print(memory.free_bytes() / 2**28)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells")
@@ -330,9 +337,10 @@ print(free_bytes() / 2**28)
     ("limit", "field"), [("RLIMIT_AS", "VmSize"), ("RLIMIT_DATA", "VmData")]
 )
 def test_free_memory_is_within_ulimit(limit: str, field: str) -> None:
-    words = [sys.executable, "-W", "ignore", "-c", LIMITED.format(limit, field)]
-    result = subprocess.run(words, capture_output=True, text=True, timeout=120)
-    assert 0.9 < float(result.stdout) <= 1, result.stderr
+    from benchmarks.faults import Child
+
+    end = Child(partial(limited, limit, f"{field}:")).wait()
+    assert end.code == 0 and 0.9 < float(end.said) <= 1, end.said
 
 
 TREES = {

@@ -9,7 +9,7 @@ from speechbrain.lobes.models.dual_path import Dual_Path_Model, SBTransformerBlo
 
 from speechbrain_spgm import cli
 from speechbrain_spgm.inference import SPGMSeparation
-from speechbrain_spgm.lobes import separator
+from speechbrain_spgm.lobes import quantised, separator
 from speechbrain_spgm.metrics.si_sdr import si_sdr
 from speechbrain_spgm.models.published import ModelError
 
@@ -21,14 +21,9 @@ def exact() -> SPGMSeparation:
     return SPGMSeparation.from_pretrained(device="cpu")
 
 
-CPU = Path("/proc/cpuinfo")
-# Seen on a processor without int8 products of its own: 34 dB.
-INT8 = 35 if not CPU.exists() or "vnni" in CPU.read_text() else 32
-
-
-@pytest.mark.parametrize(("precision", "least"), [("bf16", 35), ("int8", INT8)])
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
 def test_voices_are_close_to_fp32(
-    exact: SPGMSeparation, precision: str, least: float, monkeypatch
+    exact: SPGMSeparation, precision: str, monkeypatch
 ) -> None:
     model = SPGMSeparation.from_pretrained(device="cpu", precision=precision)
     assert model.precision == precision
@@ -37,6 +32,8 @@ def test_voices_are_close_to_fp32(
     est, wanted = model.separate_batch(mix, LENGTHS), exact.separate_batch(mix, LENGTHS)
     assert est.dtype == torch.float32
     assert not torch.equal(est, wanted)
+    # Seen on a processor without int8 products of its own: 34 dB.
+    least = 32 if precision == "int8" and quantised._saturates() else 35
     assert si_sdr(est, wanted, torch.tensor(LENGTHS)).min() > least
     alone = model.separate_batch(mix[1:, :3000])
     if precision == "int8":

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from speechbrain_spgm.lobes.spgm import SPGMBlock
 
 ROOT = Path(__file__).parents[2]
-SEPFORMER = (ROOT / "tests" / "sepformer.yaml").read_text()
+SEPFORMER = (ROOT / "tests" / "sepformer.yaml").read_text(encoding="utf-8")
 ENTRY = re.compile(r"^SBtfinter: .*\n(?:    .*\n)+", re.MULTILINE)
 
 
@@ -32,7 +32,7 @@ class StockBrain(sb.Brain):
 
 def load() -> dict:
     """The SepFormer yaml with the README's entry instead of its own."""
-    swap = ENTRY.search((ROOT / "README.md").read_text()).group()
+    swap = ENTRY.search((ROOT / "README.md").read_text(encoding="utf-8")).group()
     assert "SPGMBlock" in swap
     text, count = ENTRY.subn(swap, SEPFORMER)
     assert count == 1

@@ -14,7 +14,13 @@ from speechbrain_spgm.inference import ModelError
 from speechbrain_spgm.inference.separation import find_published
 from speechbrain_spgm.models.config import speechbrain_yaml
 from speechbrain_spgm.models.published import CARD, read_config
-from speechbrain_spgm.publishing.privacy import check_folder, find_leaks
+from speechbrain_spgm.publishing.privacy import (
+    LONGEST_PIECE,
+    OVERLAP,
+    _pieces,
+    check_folder,
+    find_leaks,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 B62 = string.ascii_letters + string.digits
@@ -374,3 +380,7 @@ def test_a_very_long_line_takes_no_time_that_grows_with_its_square():
     for unit in ("a-", "/", "//", "a.", "key", "ssh "):
         line = unit * (6000 // len(unit)) + " password=" + "hunter2"
         assert any(leak.what == "a secret" for leak in find_leaks(line)), unit
+    for unit in ("a", "a ", "key"):
+        pieces = [*_pieces(unit * (10**5 // len(unit)))]
+        assert max(map(len, pieces)) <= LONGEST_PIECE
+        assert len(pieces) < 10**5 / (LONGEST_PIECE - OVERLAP) + 2

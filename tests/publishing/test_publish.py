@@ -132,7 +132,7 @@ def ready(finished, tmp_path_factory) -> Assembled:
     return assemble(finished, tmp_path_factory.mktemp("ready") / "files", REPO)
 
 
-def write_picture(path: Path) -> None:
+def write_picture(path: Path, mode: str = "RGB") -> None:
     """A picture that says more than its pixels: PNG texts, EXIF, bytes at the end."""
     texts = PngInfo()
     for add in (texts.add_text, texts.add_itxt):
@@ -140,7 +140,7 @@ def write_picture(path: Path) -> None:
     texts.add_text("Comment", f"/home/ann {SECRET}", zip=True)
     exif = Image.Exif()
     exif[0x013B] = f"/home/ann {SECRET}"
-    Image.new("RGB", (3, 2), "red").save(path, pnginfo=texts, exif=exif)
+    Image.new(mode, (5, 4), 1).save(path, pnginfo=texts, exif=exif)
     with path.open("ab") as file:
         file.write(f"/home/ann {SECRET}".encode())
 
@@ -360,19 +360,19 @@ def test_links_within_the_folder_are_followed(run, tmp_path):
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "LA", "1", "I;16"])
 def test_pictures_are_written_again_from_their_pixels(tmp_path, mode):
     old, new = tmp_path / "old.png", tmp_path / "new.png"
-    write_picture(old)
+    write_picture(old, mode)
     content = old.read_bytes()
     assert b"/home/ann" in content and SECRET.encode() in content
-    Image.new(mode, (5, 4), 1).save(old)
-    with old.open("ab") as file:
-        file.write(b"/home/ann")
     copy_picture(old, new)
     with Image.open(old) as picture, Image.open(new) as copied:
+        assert picture.mode == mode and {"Software", "Comment"} <= picture.info.keys()
+        assert picture.getexif() and not copied.getexif()
         assert copied.size == (5, 4) and not copied.info
         assert list(copied.convert("RGBA").tobytes()) == list(
             picture.convert("RGBA").tobytes()
         )
     assert b"/home/ann" not in new.read_bytes()
+    assert SECRET.encode() not in new.read_bytes()
 
 
 def png_that_claims(width: int, height: int) -> bytes:

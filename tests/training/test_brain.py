@@ -17,10 +17,19 @@ from speechbrain.utils.train_logger import FileTrainLogger, TrainLogger
 from speechbrain_spgm.data import Mixture, MixtureBatch, MixtureList, UserError
 from speechbrain_spgm.lobes.separator import separate
 from speechbrain_spgm.lobes.statistics import Running
+from speechbrain_spgm.metrics import pictures
+from speechbrain_spgm.metrics.pictures import save
 from speechbrain_spgm.metrics.si_sdr import pit_si_sdr_loss
 from speechbrain_spgm.training import brain as brain_module
 from speechbrain_spgm.training.brain import SeparationBrain
+from tests.training.ranks import touch
 from tests.training.tiny import RATE, Tones, fit, make_brain
+
+
+@pytest.fixture(autouse=True)
+def pictures_take_no_time(monkeypatch):
+    """They are made, but drawn only where a test looks at one."""
+    monkeypatch.setattr(pictures, "save", touch)
 
 
 class Killed(Exception):
@@ -393,7 +402,8 @@ def test_half_precision_on_a_cpu_is_one_sentence(tmp_path):
         make_brain(tmp_path / "run", precision="fp16")
 
 
-def test_a_run_shows_curves_and_examples(tmp_path):
+def test_a_run_shows_curves_and_examples(tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "save", save)
     brain = make_brain(tmp_path / "run", epochs=1, hparams={"num_examples": 1})
     fit(brain)
     assert (tmp_path / "run" / "curves.png").stat().st_size > 1000
