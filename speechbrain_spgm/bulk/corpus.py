@@ -14,7 +14,7 @@ import hashlib
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from functools import partial
@@ -36,7 +36,7 @@ from speechbrain_spgm.inference.files import explain, separate_to_files
 from speechbrain_spgm.inference.options import Options
 from speechbrain_spgm.inference.separable import Separable
 from speechbrain_spgm.inference.separation import SPGMSeparation
-from speechbrain_spgm.lobes.workers import count_workers
+from speechbrain_spgm.lobes.workers import count_workers, start_threads
 from speechbrain_spgm.metrics.reference_free import Heard, check_scores, measure_all
 
 EXACT_BYTES = 4 * 2**30  # not what happens to be free: a row depends on no machine
@@ -222,14 +222,8 @@ class Threads:
         """Yields each row's result; they are written down by then."""
         many = AHEAD * (self.batch[0] if self.batch else self.workers)
         allow_files(8 * many)
-        threads = torch.get_num_threads()
         with ExitStack() as stack:
-            stack.callback(torch.set_num_threads, threads)  # for later threads
-            pool = stack.enter_context(
-                ThreadPoolExecutor(
-                    many, initializer=torch.set_num_threads, initargs=(1,)
-                )
-            )
+            pool = stack.enter_context(start_threads(many, "spgm-corpus"))
             stack.callback(pool.shutdown, wait=False, cancel_futures=True)
             desk = (
                 BatchDesk(self.model, *self.batch)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from speechbrain_spgm.inference.memory import SAFE_SHARE, estimate_bytes, free_bytes
 from speechbrain_spgm.inference.separation import SPGMSeparation
+from speechbrain_spgm.lobes.workers import keeping_threads
 
 
 class Stopped(Exception):
@@ -98,7 +99,10 @@ class BatchDesk(Desk):
         self._waiting: list[_Request] = []
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, daemon=True)
-        self._thread.start()
+        self._ready = threading.Event()
+        with keeping_threads():
+            self._thread.start()
+            self._ready.wait()
 
     def separate_batch(
         self,
@@ -130,7 +134,9 @@ class BatchDesk(Desk):
 
     def _work(self) -> None:
         if torch.device(self.model.device).type == "cpu":
+            torch.get_num_threads()  # PyTorch sees the thread: what it sets is its own
             torch.set_num_threads(1)  # as the other threads, so that bits are the same
+        self._ready.set()
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self.stopped.is_set())

@@ -86,6 +86,7 @@ class StreamState:
     power: float = 0.0  # sum of the powers of the rows that count
     heard: int = 0  # how many those are
     finished: bool = False  # nothing more can come
+    broken: bool = False  # a push or the finish has not come to its end
     mirror: StreamState | None = None  # the same of the second view
     common: Averages | None = None  # of the products of the voices of both
 
@@ -230,12 +231,14 @@ class SPGMStream:
         ------
         UserError
             If the samples have another shape or hold NaN or infinity, or the stream is
-            finished; it then stays as it was.
+            finished; it then stays as it was. Or if an earlier push was interrupted
+            in the middle.
         """
         state = self.state
         samples = to_tensor(samples)
         if state.finished:
             raise UserError("the stream is finished: begin another.")
+        self._check()
         if samples.ndim != 1 or samples.is_complex():
             raise UserError(
                 f"samples has shape {list(samples.shape)} and type {samples.dtype}, "
@@ -249,6 +252,7 @@ class SPGMStream:
                 f"sample {state.taken + first} of the stream is {samples[first]:g}, "
                 "which is no sound: replace it by 0."
             )
+        state.broken = True  # until the end: an exception leaves it so
         for view, stream in enumerate(self._views()):
             own = stream.state
             own.waiting = torch.cat([own.waiting, -samples if view else samples])
@@ -256,11 +260,12 @@ class SPGMStream:
         row = state.row
         while self._end(row) <= state.taken:
             row += 1
-        if row < self.warm_up:
-            return self._to_user([])
-        return self._to_user(
+        row = row if row >= self.warm_up else 0  # held back
+        voices = self._to_user(
             self._mean([stream._advance(row, None) for stream in self._views()])
         )
+        state.broken = False
+        return voices
 
     @torch.no_grad()
     def finish(self) -> Tensor:
@@ -270,13 +275,20 @@ class SPGMStream:
         -------
         voices : torch.Tensor
             ``[m, spks]``, as from :meth:`push`; all together as many as were pushed.
+
+        Raises
+        ------
+        UserError
+            If it, or a push, was interrupted in the middle.
         """
         state = self.state
+        self._check()
         if state.finished or not state.taken:
             state.finished = True
             return self._to_user([])
         L = count_frames(state.taken, self.kernel, self.stride)
         given = max(0, self._done(state.row)) * self.stride
+        state.broken = True
         views = []
         for stream in self._views():
             views.append(stream._advance(count_chunks(L, self.K), L))
@@ -284,12 +296,22 @@ class SPGMStream:
             views[-1].append((own.overlap.double() * own.gains.unsqueeze(-1)).t())
         voices = torch.cat(self._mean(views))[: state.taken - given]
         rest = state.taken - given - len(voices)  # in no frame
-        state.finished = True
-        return self._to_user([F.pad(voices, (0, 0, 0, rest))])
+        voices = self._to_user([F.pad(voices, (0, 0, 0, rest))])
+        state.finished, state.broken = True, False
+        return voices
+
+    def _check(self) -> None:
+        """Refuses to go on where that cannot be, before anything changes."""
+        if self.state.broken:
+            raise UserError("the stream was interrupted in the middle: begin another.")
+        net = self.masknet
+        if net.int8 is not None and not engine.suits(net, self.state.last):
+            net.check_float()
 
     def _to_user(self, parts: Sequence[Tensor]) -> Tensor:
         if not parts:
-            return torch.zeros(0, self.masknet.num_spks, device="cpu")
+            spks = self.masknet.num_spks
+            return torch.zeros(0, spks, dtype=torch.float32, device="cpu")
         return torch.cat(list(parts)).float().cpu()
 
     def _views(self) -> list[SPGMStream]:

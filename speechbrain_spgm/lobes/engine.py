@@ -56,6 +56,7 @@ from speechbrain_spgm.lobes.workers import count_workers, run, single_threaded
 WIDE_ROW = 3 * 2**18  # bytes of a row's widest tensor from which two share its work
 STEP_BYTES = 3 * 2**20  # the widest tensor of a step; see _Utterance._steps
 TILE_FRAMES = 500
+OUT_PROJECTION = nn.modules.linear.NonDynamicallyQuantizableLinear  # PyTorch's own
 
 # Scale and shift: of all rows, each [N], or of every row, each [S, 1, N].
 Affine = tuple[Tensor, Tensor]
@@ -101,6 +102,7 @@ def is_plain(block: nn.Module) -> bool:
         [type(part) for part in list(layer.pos_ffn.ffn)[::2]] == [nn.Linear, nn.Dropout]
         and type(layer.pos_ffn.ffn[3]) is nn.Linear
         and len(layer.pos_ffn.ffn) == 4
+        and type(layer.self_att.att.out_proj) in (nn.Linear, OUT_PROJECTION)
         for layer in block.mdl.layers
     )
 

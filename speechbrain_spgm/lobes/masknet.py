@@ -213,7 +213,7 @@ class SPGMMaskNet(Dual_Path_Model):
         lengths = _check_frames(frames, B, L)
         if engine.suits(self, x):
             return engine.estimate_masks(self, x, lengths, statistics, watch)
-        self._check_float()
+        self.check_float()
         averages = Averages(statistics)
         rows, chunks = self._embed(x, lengths, averages)  # [C, K, N]
         for block in self.dual_mdl:
@@ -236,13 +236,13 @@ class SPGMMaskNet(Dual_Path_Model):
         averages.rewind()
         if engine.suits(self, rows):
             return self.prelu(engine.advance(self, rows, valid, averages))
-        self._check_float()
+        self.check_float()
         x = self._embed_rows(rows, valid, [len(rows)], averages, level_free=True)
         for block in self.dual_mdl:
             x = self._block(block, x, [len(x)], averages)
         return self.prelu(x)
 
-    def _check_float(self) -> None:
+    def check_float(self) -> None:
         """Refuses to compute with the float weights of a network in int8."""
         if self.int8 is not None:
             raise ValueError(

@@ -116,7 +116,7 @@ def _round(x: Tensor, levels: int, scratch: Scratch) -> tuple[Tensor, float, int
     # A float32 from 2**23 on has no digits after the point, and the whole number in its
     # lowest bits: one addition rounds and moves it there.
     shifted = scratch.take("shifted", *x.shape)
-    bias = torch.tensor(2.0**23 + zero, device=x.device)
+    bias = torch.tensor(2.0**23 + zero, dtype=torch.float32, device=x.device)
     torch.add(bias, x, alpha=1 / step, out=shifted)
     return shifted.view(torch.int32).to(torch.uint8), step, zero
 

@@ -11,15 +11,19 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
-from functools import wraps
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from functools import partial, wraps
+from operator import length_hint
 from typing import ParamSpec, TypeVar
 
 import torch
 
 Item = TypeVar("Item")
 Given, Result = ParamSpec("Given"), TypeVar("Result")
+
+SHARED, ALONE = "spgm", "spgm-alone"  # the pools of `run` and of `single_threaded`
 
 
 def count_cores() -> int:
@@ -47,12 +51,13 @@ def run(step: Callable[[Item, int], None], items: Iterable[Item], workers: int) 
     """Calls ``step(item, worker)`` for every item, each worker in a thread of its own.
 
     Each worker takes the next item when it is done with one, so nobody waits for a
-    slow core. The threads belong to the process: calls from several threads share them
-    and none ever computes with more threads than there are cores.
+    slow core. The threads belong to the process: calls from several threads share them,
+    an item in turn, and none ever computes with more threads than there are cores.
 
     No two running steps of a call share a ``worker``, a number below ``workers``; with
-    1, the calling thread does everything. Gradients are off, and the order is open. The
-    first error of a step is raised when no step is running any more.
+    1, the calling thread does everything, and so it does when there can be no threads
+    (the interpreter ends, say). Gradients are off, and the order is open. The first
+    error of a step is raised when no step is running any more.
 
     Example
     -------
@@ -64,25 +69,19 @@ def run(step: Callable[[Item, int], None], items: Iterable[Item], workers: int) 
     todo = iter(list(items))  # shared: each worker takes what is next
     inference = torch.is_inference_mode_enabled()  # a mode of the thread
 
-    def work(worker: int) -> None:
+    def work(worker: int, others_wait: Callable[[], bool]) -> bool:
         with torch.inference_mode(inference), torch.no_grad():
-            try:
-                for item in todo:
-                    step(item, worker)
-            finally:
-                drain(todo)  # after a failure the others need not go on
+            for item in todo:
+                step(item, worker)
+                if others_wait() and length_hint(todo):
+                    return False
+        return True
 
     if workers == 1:
-        work(0)
+        work(0, _never)
         return
-    futures = [_pool.get().submit(work, worker) for worker in range(workers)]
-    try:
-        wait(futures)
-    finally:  # Ctrl-C comes here too: nobody may still write when the caller goes on
-        drain(todo)
-        wait(futures)
-    for future in futures:
-        future.result()
+    works = [partial(work, worker) for worker in range(workers)]
+    _Call(SHARED, works, partial(drain, todo)).finish()
 
 
 def single_threaded(work: Callable[Given, Result]) -> Callable[Given, Result]:
@@ -103,17 +102,15 @@ def single_threaded(work: Callable[Given, Result]) -> Callable[Given, Result]:
             return work(*args, **kwargs)
         # Modes of the thread.
         inference, grad = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+        results: list[Result] = []
 
-        def there() -> Result:
+        def there(others_wait: Callable[[], bool]) -> bool:
             with torch.inference_mode(inference), torch.set_grad_enabled(grad):
-                return work(*args, **kwargs)
+                results.append(work(*args, **kwargs))
+            return True
 
-        future = _pool.get("spgm-alone").submit(there)  # no worker: it waits for them
-        try:
-            return future.result()
-        except BaseException:  # Ctrl-C, say: nobody may still write
-            wait([future])
-            raise
+        _Call(ALONE, [there]).finish()  # no worker: it waits for them
+        return results[0]
 
     return alone
 
@@ -123,41 +120,142 @@ def drain(items: Iterator) -> None:
     deque(items, maxlen=0)
 
 
-class _Pool:
-    """The worker threads of this process: started when needed, again after a fork."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.executors: dict[str, ThreadPoolExecutor] = {}
-
-    def get(self, name: str = "spgm") -> ThreadPoolExecutor:
-        with self.lock:
-            if name not in self.executors:
-                self.executors[name] = _start_threads(count_cores(), name)
-            return self.executors[name]
-
-
-def _start_threads(count: int, name: str) -> ThreadPoolExecutor:
-    """An executor whose threads run PyTorch's operators single-threaded."""
+@contextmanager
+def keeping_threads() -> Iterator[None]:
+    """Threads that set their number of threads meanwhile leave later ones theirs."""
     # torch.set_num_threads holds for its thread and for those that PyTorch has not seen
-    # yet. So each worker is seen, then sets itself to 1; a thread that was seen before
-    # gives the others back what they would have had.
-    keeper = ThreadPoolExecutor(1)
-    threads = keeper.submit(torch.get_num_threads).result()
+    # yet. A thread that was seen before gives these back what they would have had.
+    with _pool.keeping:  # else another one's 1 would be taken for theirs
+        keeper = ThreadPoolExecutor(1)
+        threads = keeper.submit(torch.get_num_threads).result()
+        try:
+            yield
+        finally:
+            keeper.submit(torch.set_num_threads, threads).result()
+            keeper.shutdown()
+
+
+def start_threads(count: int, name: str) -> ThreadPoolExecutor:
+    """An executor whose threads run PyTorch's operators single-threaded."""
     started = threading.Barrier(count + 1)
 
     def settle() -> None:
-        torch.get_num_threads()
+        torch.get_num_threads()  # PyTorch sees the thread: what it sets is its own
         torch.set_num_threads(1)
         started.wait()
 
     executor = ThreadPoolExecutor(count, thread_name_prefix=name)
-    for _ in range(count):  # each waits for all, so each has a thread of its own
-        executor.submit(settle)
-    started.wait()
-    keeper.submit(torch.set_num_threads, threads).result()
-    keeper.shutdown()
+    with keeping_threads():
+        try:
+            for _ in range(count):  # each waits for all, so each has its own thread
+                executor.submit(settle)
+            started.wait()
+        except BaseException:  # no more threads, Ctrl-C
+            started.abort()  # else those there are would wait for ever
+            executor.shutdown()
+            raise
     return executor
+
+
+class _Pool:
+    """The worker threads of this process: started when needed, again after a fork."""
+
+    def __init__(self) -> None:
+        self.lock, self.keeping = threading.Lock(), threading.Lock()
+        self.executors: dict[str, ThreadPoolExecutor] = {}
+        # The ends of works that wait for a thread.
+        self.waiting: dict[str, set[Future]] = {SHARED: set(), ALONE: set()}
+
+    def get(self, name: str) -> ThreadPoolExecutor:
+        with self.lock:
+            if name not in self.executors:
+                self.executors[name] = start_threads(count_cores(), name)
+            return self.executors[name]
+
+
+class _Call:
+    """Has threads do some works, each again and again until it says that it is done.
+
+    A work is told how to find out whether other calls wait: then it had better return,
+    and has its next turn behind theirs. ``stop`` makes all end soon.
+    """
+
+    # A class, for closures that name each other would hold the tensors of a call until
+    # Python looks for cycles.
+
+    def __init__(
+        self,
+        name: str,
+        works: Sequence[Callable[[Callable[[], bool]], bool]],
+        stop: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.name, self.works, self.stop = name, works, stop
+        self.ends: list[Future] = [Future() for _ in works]
+
+    def finish(self) -> None:
+        """Returns, or raises the first error, when nothing is running any more."""
+        queued = []
+        try:
+            for i, work in enumerate(self.works):
+                if self.queue(i):
+                    queued.append(self.ends[i])
+                    continue
+                with _one_thread():
+                    work(_never)
+            wait(queued)
+        finally:  # after Ctrl-C too nobody may still write when the caller goes on
+            self.stop()
+            wait([end for end in self.ends if not end.cancel()])
+            _pool.waiting[self.name].difference_update(self.ends)
+        for end in queued:
+            end.result()
+
+    def queue(self, i: int) -> bool:
+        """Whether a thread will do a work: not when the interpreter ends, say."""
+        waiting = _pool.waiting[self.name]
+        waiting.add(self.ends[i])
+        try:
+            _pool.get(self.name).submit(self.turn, i)
+        except RuntimeError:
+            waiting.discard(self.ends[i])
+            return False
+        return True
+
+    def others_wait(self) -> bool:
+        waiting = _pool.waiting[self.name]
+        return bool(waiting) and not waiting.issubset(self.ends)
+
+    def turn(self, i: int) -> None:
+        """What a thread does."""
+        end = self.ends[i]
+        _pool.waiting[self.name].discard(end)
+        if not end.running() and not end.set_running_or_notify_cancel():
+            return  # the caller was interrupted before this began
+        try:
+            while not self.works[i](self.others_wait):
+                if self.queue(i):
+                    return  # and another thread may have begun it already
+            end.set_result(None)
+        except BaseException as error:
+            self.stop()  # after a failure the others need not go on
+            end.set_exception(error)
+
+
+def _never() -> bool:
+    return False
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """The calling thread has one thread: only where no other can do its work."""
+    threads = torch.get_num_threads()
+    if threads > 1:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if threads > 1:
+            torch.set_num_threads(threads)
 
 
 _pool = _Pool()

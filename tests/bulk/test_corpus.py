@@ -372,6 +372,31 @@ def test_workers_give_the_same_bits_and_batches_the_same_voices(model, recording
         assert np.abs(one - batched).max() < 2e-6
 
 
+@pytest.mark.parametrize("options", [{"workers": 2}, {"batch": (4, 1.0)}])
+def test_threads_that_begin_meanwhile_keep_their_number(
+    model, recordings, monkeypatch, options
+):
+    separate, seen = type(model).separate_batch, []
+
+    def watched(self, *given, **named):
+        begun = []
+        new = threading.Thread(target=lambda: begun.append(torch.get_num_threads()))
+        new.start()
+        new.join()
+        seen.append((torch.get_num_threads(), *begun))
+        return separate(self, *given, **named)
+
+    monkeypatch.setattr(type(model), "separate_batch", watched)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        engine, manifest = Threads(model, **options), Manifest(recordings / "in.jsonl")
+        separate_corpus(model, manifest, recordings / "o", FLAC, engine=engine)
+        assert set(seen) == {(1, 2)} and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_batch_is_as_large_as_it_may_be(model, recordings, monkeypatch):
     sizes, seen = [], threading.Event()
     separate = type(model).separate_batch

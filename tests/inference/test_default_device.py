@@ -1,4 +1,4 @@
-"""Code that makes tensors says where: another default device changes nothing."""
+"""Code that makes tensors says where and of what: other defaults change nothing."""
 
 import pytest
 import soundfile
@@ -75,3 +75,25 @@ def test_batches(meta):
     batch = MixtureBatch.collate(mixtures)
     assert batch.lengths.device.type == batch.mix.device.type == "cpu"
     assert tones._epoch.device.type == "cpu"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_another_default_type(published, precision):
+    generator = torch.Generator().manual_seed(1)
+    mix = 0.1 * torch.randn(1, 9000, generator=generator)
+    model = SPGMSeparation.from_pretrained(published, device="cpu", precision=precision)
+
+    def results() -> list[torch.Tensor]:
+        stream = model.stream(0.2)
+        parts = [stream.push(mix[0, :10]), stream.push(mix[0]), stream.finish()]
+        return [*parts, stream.finish(), model.separate_batch(mix)]
+
+    expected = results()
+    quantised._saturates.cache_clear()
+    try:
+        torch.set_default_dtype(torch.bfloat16)
+        found = results()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for part, wanted in zip(found, expected, strict=True):
+        assert part.dtype == torch.float32 and torch.equal(part, wanted)

@@ -420,6 +420,45 @@ def test_a_model_in_training_and_int8_where_it_is_not_for_are_refused() -> None:
         stream = model.stream(0.1)
 
 
+@pytest.mark.parametrize("views", [1, 2])
+@pytest.mark.parametrize("last", [False, True])
+def test_a_stream_that_was_interrupted_in_the_middle_says_so(
+    views: int, last: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream, mix = separator().stream(0.1, views=views), talk(6000)
+    stream.push(mix[:3000])
+    advance, calls = SPGMMaskNet.advance, []
+
+    def interrupted(*given: object) -> Tensor:
+        calls.append(given)
+        if len(calls) == views:  # one view is done
+            raise KeyboardInterrupt
+        return advance(*given)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(SPGMMaskNet, "advance", interrupted)
+        stream.finish() if last else stream.push(mix[3000:])
+    for again in (stream, copy.deepcopy(stream)):
+        for further in (lambda s=again: s.push(mix), again.finish):
+            with pytest.raises(UserError, match="interrupted in the middle: begin"):
+                further()
+
+
+def test_a_push_that_int8_refuses_changes_nothing() -> None:
+    model, mix = separator("int8"), talk(4000)
+    wanted = in_pieces(model.stream(0.1), mix, [2000])
+    stream = model.stream(0.1)
+    parts = [stream.push(mix[:2000])]
+    for refused in (lambda: stream.push(mix), stream.finish):
+        with (
+            torch.autocast("cpu", torch.bfloat16),
+            pytest.raises(ValueError, match="A network in int8 runs on the CPU"),
+        ):
+            refused()
+    parts += [stream.push(mix[2000:]), stream.finish()]
+    assert torch.equal(torch.cat(parts), wanted)
+
+
 def test_a_model_in_int8_and_its_stream_are_pickled() -> None:
     model, mix = separator("int8"), talk(4000)
     stream = model.stream(0.1)

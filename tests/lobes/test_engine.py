@@ -221,9 +221,15 @@ def test_what_is_not_standard_takes_the_plain_path() -> None:
     assert not engine.suits(packed, x.to("meta"))
     rnn = SPGMMaskNet.from_dual_path(dual_path(intra=SBRNNBlock(N, N // 2, 1)))
     assert not engine.suits(rnn, x)
-    linear = packed.dual_mdl[1].intra_mdl.mdl.layers[0].pos_ffn.ffn[0]
-    nn.utils.parametrizations.weight_norm(linear)
-    assert not engine.suits(packed, x)
+    layer = packed.dual_mdl[1].intra_mdl.mdl.layers[0]
+    projection = layer.self_att.att.out_proj
+    layer.self_att.att.out_proj = nn.Linear(N, N).eval()  # another, as plain
+    assert engine.suits(packed, x)
+    nn.utils.parametrizations.weight_norm(layer.self_att.att.out_proj)
+    assert not engine.suits(packed.eval(), x)
+    layer.self_att.att.out_proj = projection
+    nn.utils.parametrizations.weight_norm(layer.pos_ffn.ffn[0])
+    assert not engine.suits(packed.eval(), x)
     assert not engine.suits(packed.train(), x)
     assert not engine.suits_ends(Encoder(16, N), Decoder(N, 1, 16, stride=8))
     assert not engine.suits_ends(nn.Identity(), Decoder(N, 1, 16, bias=False))
