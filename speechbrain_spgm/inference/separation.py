@@ -111,7 +111,7 @@ class SPGMSeparation(SepformerSeparation):
     hparams : dict
         ``sample_rate`` is needed for files.
     run_opts : dict or RunOptions, optional
-        SpeechBrain's, for example ``{"device": "cuda"}``; by default a GPU if there is
+        SpeechBrain's, such as ``{"device": "cpu"}``; by default a CUDA GPU if there is
         one. With ``compile`` (and if you like ``compile_mode``) ``torch.compile`` makes
         the transformers faster, after slow first calls; a CPU in fp32 or int8 has its
         own fast path and stays as it is.
