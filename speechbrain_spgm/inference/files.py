@@ -176,7 +176,7 @@ def make_room(places: Sequence[Path]) -> None:
                 "name of its own."
             )
         known.add(real)
-        if place.is_dir():
+        if os.path.isdir(place):
             raise AudioFileError(f"{place} is a folder: give the name of a file.")
     for place in {place.parent: place for place in reversed(places)}.values():
         try:
