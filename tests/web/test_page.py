@@ -118,7 +118,7 @@ def test_a_mixture_becomes_voices_pictures_and_files(
 ):
     address, process, folder = server
     upload(browser, "recording", mixture[0])
-    find(browser, "button.label-wrap")[0].click()
+    until(browser, lambda: find(browser, "button.label-wrap"))[0].click()
     upload(browser, "references", *mixture[1])
     press(browser)
     links = until(browser, lambda: find(browser, "#files a[href]"))
