@@ -230,8 +230,9 @@ def _write_row(ours: dict[str, Any], row: Row, file: TextIO) -> None:
     kept: dict[str, Any] = {}
     for name, value in row.fields.items():
         target = name
-        while target in OURS or target in ours or target in {*row.fields} - {name}:
-            target = f"mixture_{target}"
+        if name in OURS or name in ours:
+            while target in OURS or target in ours or target in row.fields:
+                target = f"mixture_{target}"
         kept[target] = value
     file.write(json.dumps({**ours, **kept}) + "\n")
 

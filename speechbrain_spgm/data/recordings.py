@@ -145,11 +145,8 @@ def find_noise(source: str | Path, split: str = "train") -> list[AudioFile]:
             source.parent / row["path"] for row in rows_of(source, ["path"], split)
         ]
     else:
-        paths = sorted(
-            path
-            for path in files_below(source)
-            if path.suffix.lower() in AUDIO_SUFFIXES
-        )
+        files = files_below(source)
+        paths = sorted(x for x in files if x.suffix.lower() in AUDIO_SUFFIXES)
     if not paths:
         raise UserError(
             f"There is no noise recording in {source}: give a folder that holds some, "

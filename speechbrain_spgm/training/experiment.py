@@ -325,14 +325,14 @@ def check_mixing(hparams: Mapping[str, Any]) -> None:
                 f"{name} is {hparams[name]}, but dynamic_mixing is {mixing}: give "
                 f"--dynamic_mixing {not mixing}, or leave {name} out."
             )
-    listed = []
+    listed = False
     for name in (TRAIN, VALID, TEST):
         manifest, by_list = (hparams.get(f"{name}_{kind}") for kind in KINDS)
         if manifest is not None and by_list is not None:
             raise UserError(
                 f"{name}_manifest and {name}_list are both given: leave one out."
             )
-        listed += [name] if by_list is not None else []
+        listed |= by_list is not None
     clean = hparams.get("mixture_type", "mix_clean") == "mix_clean"
     if hparams.get("noise_folder") is not None and not mixing and (clean or not listed):
         raise UserError(
