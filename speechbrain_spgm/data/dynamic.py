@@ -86,6 +86,8 @@ class DynamicMixing(SeededDataset):
         Range of the noise level in LUFS.
     noise_snr_db : pair of float, optional
         If given, the noise is instead so many dB below the power of all voices.
+    noise_share : float
+        In what share of the mixtures there is noise.
     augmentations : dict of str to float, or list of str, optional
         See ``Augmentations``.
     join_recordings : bool
@@ -114,6 +116,7 @@ class DynamicMixing(SeededDataset):
         noise: Sequence[AudioFile] = (),
         noise_loudness_db: tuple[float, float] = NOISE_DB,
         noise_snr_db: tuple[float, float] | None = None,
+        noise_share: float = 1.0,
         augmentations: Mapping[str, float] | Iterable[str] | None = None,
         join_recordings: bool = False,
         speaker_power: float = 0.0,
@@ -127,6 +130,7 @@ class DynamicMixing(SeededDataset):
         self.noise = list(noise)
         self.noise_loudness_db = check_range("noise_loudness_db", noise_loudness_db)
         self.noise_snr_db = noise_snr_db and check_range("noise_snr_db", noise_snr_db)
+        self.noise_share = noise_share
         self.augmentations = Augmentations(augmentations or {})
         self.join_recordings = join_recordings
         self.files = by_speaker(voices)
@@ -177,7 +181,8 @@ class DynamicMixing(SeededDataset):
         voices = np.stack([self._voice(speaker, rng) for speaker in speakers])
         voices = self.augmentations.voices(voices, self.sample_rate, rng)
         voices *= self._gains(voices, rng)
-        noise = [self._noise(voices, rng)] if self.noise else []
+        noisy = self.noise and (self.noise_share == 1 or rng.random() < self.noise_share)
+        noise = [self._noise(voices, rng)] if noisy else []
         parts = np.concatenate([voices, *noise])  # [spks, T], and noise as one more row
         parts *= self._peak_gain(parts)
         parts = self.augmentations.mixture(parts, self.sample_rate, rng)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import speechbrain as sb
 import torch
 from speechbrain.utils.checkpoints import (
@@ -81,7 +82,8 @@ class SeparationBrain(sb.Brain):
         ``seed`` (of the order of the data and of dropout), ``loss`` (of estimates,
         references and lengths, like ``pit_si_sdr_loss``, the default),
         ``statistics`` (what SPGM's averages are over, a name of
-        ``lobes.statistics.statistics_of``; by default ``whole``),
+        ``lobes.statistics.statistics_of``, by default ``whole``, or a list: each step
+        of training draws one of them, validation and test have the first),
         ``loss_threshold`` (training drops utterances with a loss below it),
         ``warmup_steps``,
         ``lr_annealing`` (see ``schedule.anneal``), ``activation_checkpointing``,
@@ -178,12 +180,16 @@ class SeparationBrain(sb.Brain):
             modules["decoder"],
             batch.mix,
             batch.lengths,
-            statistics=self._statistics(),
+            statistics=self._statistics(stage),
         )
 
-    def _statistics(self) -> Statistics | None:
+    def _statistics(self, stage: sb.Stage) -> Statistics | None:
         """What SPGM's averages are over; None: whole utterances."""
         name = self._option("statistics", "whole")
+        if not isinstance(name, str):
+            drawn = (self.seed, self.epoch, self.step)  # the same on all ranks
+            train = stage == sb.Stage.TRAIN
+            name = np.random.default_rng(drawn).choice(name) if train else name[0]
         if name == "whole":
             return None
         if not isinstance(self.networks["masknet"], SPGMMaskNet):

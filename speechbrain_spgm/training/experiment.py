@@ -438,6 +438,7 @@ def open_mixing(hparams: Mapping[str, Any]) -> DynamicMixing:
         levels=hparams["levels"],
         noise=find_noise(noise) if noise is not None else (),
         noise_loudness_db=hparams["noise_loudness_db"],
+        noise_share=hparams["noise_share"],
         augmentations=hparams["augmentations"],
         join_recordings=hparams.get("join_recordings", False),
         speaker_power=hparams.get("speaker_power", 0),
