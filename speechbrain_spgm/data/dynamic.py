@@ -181,7 +181,9 @@ class DynamicMixing(SeededDataset):
         voices = np.stack([self._voice(speaker, rng) for speaker in speakers])
         voices = self.augmentations.voices(voices, self.sample_rate, rng)
         voices *= self._gains(voices, rng)
-        noisy = self.noise and (self.noise_share == 1 or rng.random() < self.noise_share)
+        noisy = self.noise and (
+            self.noise_share == 1 or rng.random() < self.noise_share
+        )
         noise = [self._noise(voices, rng)] if noisy else []
         parts = np.concatenate([voices, *noise])  # [spks, T], and noise as one more row
         parts *= self._peak_gain(parts)

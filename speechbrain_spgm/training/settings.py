@@ -161,7 +161,9 @@ RULES = {
     "kernel_size": whole(2, 100_000),
     "stride": SIZE,
     "pool": one_of(POOLINGS),
-    "statistics": either(one_of(STATISTICS), several(one_of(STATISTICS), "a list")),
+    "statistics": either(
+        one_of(STATISTICS), several(one_of(STATISTICS), "a list of them")
+    ),
     "att_h": either(SIZE, NULL),
     **dict.fromkeys(["card", "net", "modules", "train_loader", "eval_loader"], KEYS),
     **dict.fromkeys(["loss", "opt_class", "epoch_counter", "train_logger"], BUILT),

@@ -264,6 +264,18 @@ def test_noise_is_in_the_mixture_and_in_no_source(folder, noise, kind):
     assert torch.equal(dataset[3].mix, mixing(folder, **options)[3].mix)
 
 
+def test_a_share_of_the_mixtures_has_noise(folder, noise):
+    options = {"noise": find_noise(noise), "segment_seconds": 0.5}
+    dataset = mixing(folder, noise_share=0.25, **options)
+    drawn = [dataset[i] for i in range(200)]
+    noisy = [not torch.allclose(x.mix, x.sources.sum(-1), atol=1e-6) for x in drawn]
+    assert 30 <= sum(noisy) <= 70  # of 200, with a standard deviation of 6
+    assert torch.equal(
+        mixing(folder, noise_share=0.0, **options)[3].sources,
+        mixing(folder, segment_seconds=0.5)[3].sources,
+    )
+
+
 def test_linked_folders_of_noise_are_searched(noise, tmp_path):
     (tmp_path / "n").mkdir()
     (tmp_path / "n" / "linked").symlink_to(noise)

@@ -290,6 +290,27 @@ def test_a_run_for_streams_has_their_averages(tmp_path):
         brain.compute_forward(batch, sb.Stage.VALID)
 
 
+def test_steps_draw_their_averages_from_a_list(tmp_path):
+    """The same ones in every run; validation has the first."""
+    names = ["running", "whole"]
+    drawn = []
+    for run in ("first", "again"):
+        brain = make_brain(tmp_path / run, epochs=1, hparams={"statistics": names})
+        drawn.append([])
+        for brain.step in range(40):
+            rule = brain._statistics(sb.Stage.TRAIN)
+            drawn[-1].append(isinstance(rule, Running))
+            assert isinstance(brain._statistics(sb.Stage.VALID), Running)
+    assert drawn[0] == drawn[1] and 10 <= sum(drawn[0]) <= 30
+    brain.epoch = 1
+    drawn.append([])
+    for brain.step in range(40):
+        drawn[-1].append(brain._statistics(sb.Stage.TRAIN) is not None)
+    assert drawn[2] != drawn[0]
+    fit(brain)
+    assert brain.optimizer_step > 0
+
+
 def test_easy_batches_make_no_step(tmp_path):
     brain = make_brain(tmp_path / "run", epochs=1, hparams={"loss_threshold": 1000})
     start = parameters(brain)
