@@ -78,7 +78,7 @@ LR = 0.001  # falls to a tenth
 SCHEDULER = "!new:speechbrain.nnet.schedulers.LinearScheduler"
 TRAINING = {
     "dynamic_mixing": True,
-    "segment_seconds": 3.584,  # fills its chunks
+    "dynamic_seconds": 4.0,
     "filterbank": "fourier",
     "lr": LR,
     "warmup_steps": 100,
@@ -246,7 +246,7 @@ def row_of(
         "device": device,
         "parameters": count_parameters(CELLS[cell], network_of(cell)),
         "steps": mixtures // budget["batch_size"],
-        "audio_hours": round(mixtures * TRAINING["segment_seconds"] / 3600, 2),
+        "audio_hours": round(mixtures * TRAINING["dynamic_seconds"] / 3600, 2),
         "si_sdri": summary["si_sdri"]["mean"],
         "si_sdri_ci95": summary["si_sdri"]["ci95"],
         "sdri": summary["sdri"]["mean"],
