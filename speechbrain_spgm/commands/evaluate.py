@@ -304,7 +304,11 @@ def level_groups(batch: MixtureBatch) -> dict[str, str]:
     >>> level_groups(MixtureBatch.collate([Mixture("a", sources.sum(-1), sources)]))
     {'a': '2 to 5 dB'}
     """
-    energy = batch.sources.square().sum(1).clamp_min(1e-20)  # [B, spks]
+    from speechbrain_spgm.metrics.si_sdr import centre, octaves
+
+    loudest = batch.sources.abs().amax((1, 2), keepdim=True)
+    sources = centre(batch.sources * octaves(loudest), batch.lengths)
+    energy = sources.square().sum(-1).clamp_min(1e-20)  # [B, spks]
     differences = 10 * (energy.amax(1) / energy.amin(1)).log10()
     low, high = LEVEL_STEPS
     names = (f"0 to {low} dB", f"{low} to {high} dB", f"above {high} dB")

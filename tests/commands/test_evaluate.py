@@ -12,6 +12,8 @@ import soundfile
 import torch
 
 from speechbrain_spgm.cli import main
+from speechbrain_spgm.commands.evaluate import level_groups
+from speechbrain_spgm.data import Mixture, MixtureBatch
 from speechbrain_spgm.data.manifests import ManifestRow, write_manifest
 from speechbrain_spgm.inference import SPGMSeparation, save_published
 from speechbrain_spgm.metrics.si_sdr import pit_si_sdr_loss
@@ -47,6 +49,14 @@ def write_set(folder: Path, rate: int = 8000, spks: int = 2) -> Path:
 def evaluate(model: Path, manifest: Path, *options: str) -> int:
     command = ["evaluate", "--model", str(model), "--manifest", str(manifest)]
     return main([*command, "--device", "cpu", *options])
+
+
+@pytest.mark.parametrize("gain, offset", [(1, 0), (1e-13, 0), (1, 0.2)])
+def test_level_differences_depend_on_no_level_or_offset(gain, offset):
+    tones = torch.sin(torch.arange(8000.0).outer(torch.tensor([0.5, 0.8])))
+    sources = gain * tones * torch.tensor([0.1, 0.07]) + offset  # 3.1 dB apart
+    batch = MixtureBatch.collate([Mixture("a", sources.sum(-1), sources)])
+    assert level_groups(batch) == {"a": "2 to 5 dB"}
 
 
 def test_table_and_files(model, tmp_path, capsys):
