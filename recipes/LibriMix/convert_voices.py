@@ -62,7 +62,7 @@ def convert(voices: Path, folder: Path, rate: int = 8000, shortest: float = 0.3)
         samples = trim(resample(load(file), file.rate, rate))  # [T]
         if len(samples) < max(1, shortest * rate):
             continue
-        if Path(speaker).name != speaker:
+        if speaker == ".." or Path(speaker).name != speaker:
             raise UserError(
                 f"A speaker of {voices} is called {speaker}, which cannot be a "
                 "folder's name: take letters, digits and hyphens."

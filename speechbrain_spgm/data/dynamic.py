@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -38,6 +39,8 @@ from speechbrain_spgm.errors import UserError
 NOISE_DB = (-38.0, -30.0)  # loudness of LibriMix's noise
 SILENCE_DB = -60.0  # a crop below this level is drawn again,
 MAX_DRAWS = 10  # this many times at most
+QUIET = 1e-4, 10 ** (-36 / 20)  # peaks of recordings that are raised before that,
+RAISED = 0.1  # to this one; what is below is a silence with its rounding noise
 MAX_PAUSE = 0.4  # seconds between recordings that are joined
 
 
@@ -135,10 +138,11 @@ class DynamicMixing(SeededDataset):
         self.join_recordings = join_recordings
         self.files = by_speaker(voices)
         self._chances = chances(self.files, speaker_power)
-        self.mixtures_per_epoch = (
-            len(voices) if mixtures_per_epoch is None else mixtures_per_epoch
-        )
+        if mixtures_per_epoch is None:
+            mixtures_per_epoch = len(self.recordings)
+        self.mixtures_per_epoch = mixtures_per_epoch
         self._check()
+        self._gains_of: dict[Path, np.float32] = {}
         # Filled here, before workers start: they then share these pages.
         self._cache = {
             file.path: to_pcm16(read_frames(file))
@@ -154,6 +158,11 @@ class DynamicMixing(SeededDataset):
             )
         if self.segment < 1 or self.mixtures_per_epoch < 1:
             raise UserError("segment_seconds and mixtures_per_epoch must be above 0.")
+        if not 0 <= self.noise_share <= 1:
+            raise UserError(
+                f"noise_share is {self.noise_share}, but must be from 0 (no mixture "
+                "has noise) to 1 (all have)."
+            )
 
     @property
     def recordings(self) -> list[AudioFile]:
@@ -220,9 +229,19 @@ class DynamicMixing(SeededDataset):
                 crop = self._joined(file, files, speed, rng)
             else:
                 crop = self._crop(file, speed, rng)
+            if mean_amplitude(crop, self.sample_rate) <= SILENCE_DB:
+                crop *= self._gain_of(file)
             if mean_amplitude(crop, self.sample_rate) > SILENCE_DB:
                 break
         return crop
+
+    def _gain_of(self, file: AudioFile) -> np.float32:
+        """What raises a recording that is quiet throughout, read once; 1 for others."""
+        if file.path not in self._gains_of:
+            peak = np.abs(self._read(file, 0, file.frames)).max(initial=0)
+            quiet = QUIET[0] < peak < QUIET[1]
+            self._gains_of[file.path] = np.float32(RAISED / peak if quiet else 1)
+        return self._gains_of[file.path]
 
     def _noise(self, voices: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """A crop of noise [1, T] at a random level."""

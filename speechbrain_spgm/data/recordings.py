@@ -194,6 +194,11 @@ def read_voices(
     """
     manifest = Path(manifest)
     rows = rows_of(manifest, ["path", "speaker"], split)
+    for row in rows:
+        if not row["speaker"].strip():
+            raise UserError(
+                f"The list {manifest} names no speaker of {row['path']}: add it."
+            )
     opened = open_all((manifest.parent / row["path"] for row in rows), mono)
     return [Voice(row["speaker"], file) for row, file in zip(rows, opened, strict=True)]
 

@@ -216,6 +216,39 @@ def test_levels_are_in_range_and_nothing_clips(folder):
         torch.testing.assert_close(mix, sources.sum(-1))
 
 
+@pytest.mark.parametrize("cache_audio", [False, True])
+def test_recordings_that_are_quiet_throughout_are_levelled(tmp_path, cache_audio):
+    for speaker, hertz in PITCH.items():
+        place = tmp_path / "train" / speaker
+        place.mkdir(parents=True)
+        tone = 5e-4 * np.sin(2 * np.pi * hertz * np.arange(16000) / 8000)
+        soundfile.write(place / "0.wav", tone, 8000)
+    dataset = mixing(tmp_path, cache_audio=cache_audio)
+    levels = [
+        loudness(source.numpy(), 8000)
+        for i in range(10)
+        for source in dataset[i].sources.T
+    ]
+    assert -33.01 < min(levels) and max(levels) < -24.99
+
+
+def test_a_pause_of_a_recording_is_not_raised(tmp_path):
+    for speaker in PITCH:
+        place = tmp_path / "train" / speaker
+        place.mkdir(parents=True)
+        wave = 3e-4 * np.random.default_rng(0).standard_normal(80000)
+        wave[:80] += 0.1  # the rest is a pause with its noise
+        soundfile.write(place / "0.wav", wave, 8000)
+    dataset = mixing(tmp_path)
+    assert min(dataset[i].sources.abs().max() for i in range(5)) < 0.01
+
+
+def test_the_same_file_twice_makes_no_longer_epoch(folder):
+    voices = find_voices(folder, "train")
+    options = {"num_spks": 2, "sample_rate": 8000, "segment_seconds": 0.5}
+    assert len(DynamicMixing([*voices, *voices], **options)) == len(voices)
+
+
 def test_levels_of_wsj0mix(folder):
     dataset = mixing(folder, levels="wsj0mix")
     first, second, peaks = [], [], []
@@ -274,6 +307,12 @@ def test_a_share_of_the_mixtures_has_noise(folder, noise):
         mixing(folder, noise_share=0.0, **options)[3].sources,
         mixing(folder, segment_seconds=0.5)[3].sources,
     )
+
+
+@pytest.mark.parametrize("share", [1.5, -0.1, float("nan")])
+def test_a_share_of_noise_that_is_none_is_refused(folder, share):
+    with pytest.raises(UserError, match=f"noise_share is {share}, but must be from 0"):
+        mixing(folder, noise_share=share)
 
 
 def test_linked_folders_of_noise_are_searched(noise, tmp_path):

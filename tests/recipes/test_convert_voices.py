@@ -52,6 +52,8 @@ def test_any_recording_becomes_speech_of_one_channel_and_rate(folder, capsys):
     [
         ("gone.wav,ann", [], "gone.wav does not exist"),
         ("packed.ogg,../ann", [], "is called ../ann, which cannot be a folder's"),
+        ("packed.ogg,..", [], "is called .., which cannot be a folder's"),
+        ("packed.ogg, ", [], "names no speaker of packed.ogg: add it"),
         ("packed.ogg,ann", ["--shortest", "2"], "No recording of"),
         ("packed.ogg,ann", ["--rate", "0"], "--rate is 0"),
     ],
