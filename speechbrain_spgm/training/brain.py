@@ -185,18 +185,21 @@ class SeparationBrain(sb.Brain):
 
     def _statistics(self, stage: sb.Stage) -> Statistics | None:
         """What SPGM's averages are over; None: whole utterances."""
-        name = self._option("statistics", "whole")
-        if not isinstance(name, str):
-            drawn = (self.seed, self.epoch, self.step)  # the same on all ranks
-            train = stage == sb.Stage.TRAIN
-            name = np.random.default_rng(drawn).choice(name) if train else name[0]
-        if name == "whole":
+        asked = self._option("statistics", "whole")
+        names = [asked] if isinstance(asked, str) else asked
+        if {*names} == {"whole"}:
             return None
         if not isinstance(self.networks["masknet"], SPGMMaskNet):
             raise UserError(
-                f"statistics is {name!r}, but the network is no SPGM network and looks "
-                "at whole recordings: leave it out."
+                f"statistics is {asked!r}, but the network is no SPGM network and "
+                "looks at whole recordings: leave it out."
             )
+        name = names[0]
+        if stage == sb.Stage.TRAIN and len(names) > 1:
+            drawn = (self.seed, self.epoch, self.step)  # the same on all ranks
+            name = np.random.default_rng(drawn).choice(names)
+        if name == "whole":
+            return None
         stride = self.networks["decoder"].stride[0]
         K, rate = self.networks["masknet"].K, self.hparams.sample_rate
         return statistics_of(name, row_seconds(K, stride, rate))

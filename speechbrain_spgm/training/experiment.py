@@ -127,7 +127,7 @@ def complain(line: str) -> None:
 
 
 def build(path: str | Path, text: str) -> dict[str, Any]:
-    """Builds a resolved yaml; ``path`` is for the messages."""
+    """Builds a resolved yaml, with the weights to begin with; ``path`` is for words."""
     try:
         hparams = load_hyperpyyaml(text)
     except ModuleNotFoundError as error:
@@ -153,6 +153,10 @@ def build(path: str | Path, text: str) -> dict[str, Any]:
         if hasattr(one, "kernel_size") and hasattr(one, "stride"):
             check_stride(*convolution.kernel_size, *decoder.stride)
             break
+    if modules:  # from scratch; a checkpoint in the output folder still replaces this
+        initialise(modules, hparams.get("filterbank", "random"))
+        if hparams.get("start_from") is not None:
+            start_from(modules, hparams["start_from"])
     return hparams
 
 
@@ -438,7 +442,7 @@ def open_mixing(hparams: Mapping[str, Any]) -> DynamicMixing:
         levels=hparams["levels"],
         noise=find_noise(noise) if noise is not None else (),
         noise_loudness_db=hparams["noise_loudness_db"],
-        noise_share=hparams["noise_share"],
+        noise_share=hparams.get("noise_share", 1.0),
         augmentations=hparams["augmentations"],
         join_recordings=hparams.get("join_recordings", False),
         speaker_power=hparams.get("speaker_power", 0),
@@ -489,10 +493,6 @@ def train_and_test(
         With the tested weights in its modules and the test's ``scores``.
     """
     run_on_main(record_command, args=[hparams["output_folder"]])
-    # From scratch; a checkpoint in the output folder still replaces this.
-    initialise(hparams["modules"], hparams.get("filterbank", "random"))
-    if hparams.get("start_from") is not None:
-        start_from(hparams["modules"], hparams["start_from"])
     brain = SeparationBrain(
         modules=hparams["modules"],
         opt_class=hparams["opt_class"],

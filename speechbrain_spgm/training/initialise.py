@@ -110,7 +110,7 @@ def start_from(modules: Mapping[str, nn.Module], source: str | Path) -> None:
         raise UserError(f"start_from is {source}: {error}") from None
     if any(INTER in name for name in state) and not any(INTER in name for name in own):
         state = {k: v for k, v in state.items() if not OF_INTER.search(k)}
-        logger.info("start_from: the inter transformers of %s are left out.", source)
+        logger.warning("start_from: the inter transformers of %s are left out.", source)
     state = {
         name: widen(weight, own.get(name, weight)) if FEED_FORWARD in name else weight
         for name, weight in state.items()

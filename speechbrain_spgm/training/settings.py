@@ -202,6 +202,9 @@ NETWORK = {"num_spks", "sample_rate", "net", "modules", "statistics", "ema_decay
 }
 # Recordings of which the recipe's card knows nothing.
 OWN_DATA = ("train_manifest", "extra_voices")
+# What only mixtures that are new in every epoch have.
+MIXED = ("mixtures_per_epoch", "dynamic_seconds", "join_recordings", "speaker_power")
+LEVELLED = ("loudness_db", "noise_loudness_db", "noise_share")
 # Made of the values above, or the place of the data, which every command names.
 UNNAMED = FREE | {"seed", "data_folder"}
 
@@ -495,6 +498,34 @@ def check_settings(values: Mapping[str, Any]) -> None:
         check_stride(values["kernel_size"], values["stride"])
 
 
+def check_idle(given: Collection[str], values: Mapping[str, Any]) -> None:
+    """Refuses what was given on the command line and would change nothing.
+
+    Example
+    -------
+    >>> check_idle(["noise_share"], {"noise_share": 0.5, "dynamic_mixing": False})
+    Traceback (most recent call last):
+    ...
+    speechbrain_spgm.errors.UserError: noise_share is 0.5, but dynamic_mixing is false: leave noise_share out, or change dynamic_mixing.
+    """  # noqa: E501
+    idle: dict[str, str] = {}  # key -> the other one that decides
+    if values.get("dynamic_mixing") is False:
+        idle = dict.fromkeys(MIXED + LEVELLED, "dynamic_mixing")
+    elif values.get("dynamic_mixing"):
+        if values.get("dynamic_seconds") != values.get("segment_seconds"):
+            idle["segment_seconds"] = "dynamic_seconds"
+        if values.get("levels") != "librimix":
+            idle["loudness_db"] = "levels"
+        if values.get("noise_folder") is None:
+            idle |= dict.fromkeys(LEVELLED[1:], "noise_folder")
+    for key in filter(idle.get, given):
+        raise UserError(
+            f"{key} is {in_words(values[key])}, but {idle[key]} is "
+            f"{in_words(values.get(idle[key]))}: leave {key} out, or change "
+            f"{idle[key]}."
+        )
+
+
 def check_stride(kernel_size: int, stride: int) -> None:
     """The encoder steps by half its kernel: the decoder must do the same."""
     if stride != kernel_size // 2:
@@ -576,6 +607,7 @@ def check_continued(settings: Settings) -> None:
             "--output_folder of a run."
         )
     if not record.is_file() or not trained:
+        check_idle(settings.overrides, settings.values)
         return
     try:
         before = plain(parse(record.read_text(encoding="utf-8")))

@@ -285,6 +285,21 @@ MISTAKES = {
         ["--train_splits=[train-clean-100,dev-clean]"],
         "Speaker 4 of the list",
     ),
+    "a filterbank that does not fit": (
+        "WSJ0Mix-spgm",
+        ["--filterbank=fourier", "--N=10", "--data_folder=tests/nowhere"],
+        "filterbank fourier needs N a multiple of 4, but N is 10",
+    ),
+    "levels that are drawn otherwise": (
+        "WSJ0Mix-spgm-tiny",
+        ["--loudness_db=[-40, -30]"],
+        'but levels is "wsj0mix": leave loudness_db out, or change levels.',
+    ),
+    "crops of mixtures that have a length": (
+        "WSJ0Mix-spgm-tiny",
+        ["--segment_seconds=0.4"],
+        "segment_seconds is 0.4, but dynamic_seconds is 0.5: leave segment_seconds out",
+    ),
     "nothing to mix": (
         "LibriMix-spgm-small",
         ["--dynamic_mixing=True", "--train_manifest=null"],
@@ -404,6 +419,9 @@ WRONG = {
     "--augmentations=[{shift: 0.5}]": 'augmentations is [{"shift": 0.5}]',
     "--augmentations={shift: 2}": 'augmentations is {"shift": 2}',
     "--jit": "leave --jit out",
+    "--start_from=tests/gone": "start_from is tests/gone: ",
+    "--speaker_power=0.3": "but dynamic_mixing is false: leave speaker_power out",
+    "--noise_share=0.5": "but dynamic_mixing is false: leave noise_share out",
 }
 
 

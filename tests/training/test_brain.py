@@ -309,6 +309,11 @@ def test_steps_draw_their_averages_from_a_list(tmp_path):
     assert drawn[2] != drawn[0]
     fit(brain)
     assert brain.optimizer_step > 0
+    # Not only when a step draws what another network lacks.
+    brain = make_brain(tmp_path, epochs=1, hparams={"statistics": names[::-1]})
+    brain.networks["masknet"] = torch.nn.Identity()
+    with pytest.raises(UserError, match="^statistics is ..whole., .running.., but"):
+        brain._statistics(sb.Stage.VALID)
 
 
 def test_easy_batches_make_no_step(tmp_path):

@@ -4,10 +4,13 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import soundfile
+from ruamel.yaml import YAML
 
 from speechbrain_spgm.data import UserError
-from speechbrain_spgm.training.experiment import build, user_errors
+from speechbrain_spgm.training.experiment import build, open_mixing, user_errors
 from speechbrain_spgm.training.settings import check_settings, parse, plain, resolve
 
 
@@ -72,6 +75,20 @@ def test_a_yaml_stands_on_its_base(yaml):
     yaml.write_text("base: gone.yaml\n")
     with pytest.raises(UserError, match="gone.yaml does not exist"):
         load_hparams(yaml)
+
+
+def test_a_yaml_from_before_a_key_mixes_as_it_did(tmp_path):
+    for speaker in "12":
+        (tmp_path / "tr" / speaker).mkdir(parents=True)
+        soundfile.write(tmp_path / "tr" / speaker / "0.wav", np.full(800, 0.1), 8000)
+    base = "../../hparams/training.yaml"
+    newer = ("noise_share", "join_recordings", "speaker_power")
+    with open(os.path.join(os.path.dirname(__file__), base)) as file:
+        hparams = {**YAML().load(file), "levels": "librimix", "mixtures_per_epoch": 1}
+    hparams |= {"base_folder_dm": tmp_path, "train_splits": "tr", "dynamic_seconds": 1}
+    older = {key: value for key, value in hparams.items() if key not in newer}
+    mixes = [open_mixing(keys)[0].mix for keys in (hparams, older)]
+    assert mixes[0].equal(mixes[1])
 
 
 def test_only_user_errors_lose_their_traceback(capsys):
