@@ -60,7 +60,7 @@ def test_a_cell_runs_the_recipe_and_becomes_a_row(
         hparams = load_hparams(evidence.RECIPE / words[2], overrides)
         assert hparams["lr_annealing"].value_at_epoch[-1] == pytest.approx(1e-4)
         assert hparams["net"]["MaskNet"].K == evidence.NETWORK["K"]
-        heard = 1000 * hparams["dynamic_seconds"] / 3600  # mixtures of the budget
+        hours = round(1000 * hparams["dynamic_seconds"] / 3600, 2)  # of the budget
 
     with (docs / "evidence.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -70,7 +70,7 @@ def test_a_cell_runs_the_recipe_and_becomes_a_row(
         ("spgm", "1"),
         ("spgm", "0"),
     ]
-    assert rows[0]["steps"] == "500" and float(rows[0]["audio_hours"]) == round(heard, 2)
+    assert rows[0]["steps"] == "500" and float(rows[0]["audio_hours"]) == hours
     text = (docs / "evidence.md").read_text(encoding="utf-8")
     assert "| 2 | 4.00 ± 12.71 | 4.00 |" in text  # spgm: 3 and 5; t of one is 12.71
     assert "| 1 | 4.00 | 4.00 | -1.00 | 20.1 |" in text  # sepformer: 3 - 4 at seed 0
