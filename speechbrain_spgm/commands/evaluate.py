@@ -300,7 +300,7 @@ def level_groups(batch: MixtureBatch) -> dict[str, str]:
     -------
     >>> import torch
     >>> from speechbrain_spgm.data import Mixture, MixtureBatch
-    >>> sources = torch.tensor([[1.0, 0.6], [-1.0, 0.6]])  # 4.4 dB apart
+    >>> sources = torch.tensor([[1.0, 0.6], [-1.0, -0.6]])  # 4.4 dB apart
     >>> level_groups(MixtureBatch.collate([Mixture("a", sources.sum(-1), sources)]))
     {'a': '2 to 5 dB'}
     """
