@@ -7,7 +7,8 @@ The CSV file has the columns ``path`` (relative to it) and ``speaker``, like
 ``extra_voices`` of a recipe. Single words and sentences will do: recordings of a
 speaker, without the silence around them, are joined to utterances of some seconds (of
 several channels, the first; of a column ``split``, the rows ``test``). Each
-mixture has two speakers, drawn at random, at the loudnesses of LibriMix.
+mixture has two speakers, drawn at random, at the loudnesses of LibriMix; one that would
+clip is turned down.
 
 Axes: T samples.
 """
@@ -25,7 +26,7 @@ from tqdm import trange
 from speechbrain_spgm.audio import AudioFile, to_pcm16
 from speechbrain_spgm.corpora.generation import load, resample, write
 from speechbrain_spgm.data.dynamic import by_speaker, gain_to
-from speechbrain_spgm.data.levels import librimix_levels, loudness
+from speechbrain_spgm.data.levels import PEAK, librimix_levels, loudness
 from speechbrain_spgm.data.manifests import ManifestRow, write_manifest
 from speechbrain_spgm.data.recordings import read_voices, trim
 from speechbrain_spgm.errors import UserError
@@ -103,10 +104,14 @@ def mix_strangers(
         id = "_".join(f"{n}-{i:04}" for n, i in zip(pair, numbers, strict=True))
         id += f"-{mixture:04}"  # the same utterances may meet again
         targets = librimix_levels(2, rng)
-        sources = [
-            to_pcm16(voice * gain_to(target, loudness(voice, rate)))
-            for voice, target in zip(voices, targets, strict=True)
-        ]
+        waves = np.stack(
+            [
+                voice * gain_to(target, loudness(voice, rate), floor_db=-np.inf)
+                for voice, target in zip(voices, targets, strict=True)
+            ]
+        )
+        waves *= min(1, PEAK / max(np.abs(waves).max(), np.abs(waves.sum(0)).max()))
+        sources = [*to_pcm16(waves)]
         files = [folder / part / f"{id}.wav" for part in ("mix", "s1", "s2")]
         for file, samples in zip(files, [sum(sources), *sources], strict=True):
             write(file, samples, rate)

@@ -59,6 +59,26 @@ def test_short_recordings_are_joined_without_their_silence_and_mixed(
             assert quiet.mean() < 0.01  # 0.8 s of noise, then the next recording's
 
 
+def test_what_would_clip_is_turned_down(tmp_path: Path) -> None:
+    """Clicks, whose sum would be above full scale, and a voice at -65 LUFS."""
+    times = np.arange(RATE) / RATE
+    clicks = 0.9 * (np.arange(RATE) % 1000 == 0)
+    quiet = 8e-4 * np.sin(2 * np.pi * 1000 * times)
+    for name, samples in (("ann", clicks), ("bob", clicks), ("cy", quiet)):
+        soundfile.write(tmp_path / f"{name}.wav", np.tile(samples, 4), RATE, "DOUBLE")
+    rows = "\n".join(f"{name}.wav,{name}" for name in ("ann", "bob", "cy"))
+    (tmp_path / "voices.csv").write_text(f"path,speaker\n{rows}\n")
+    run(tmp_path / "voices.csv", tmp_path / "out", "--mixtures", "12")
+    for row in read_manifest(tmp_path / "out" / "mixtures.csv"):
+        mix, *sources = (
+            soundfile.read(file, dtype="int16")[0].astype(int)
+            for file in (row.mix, *row.sources)
+        )
+        assert np.array_equal(sum(sources), mix) and np.abs(mix).max() < 0.91 * 2**15
+        for source in sources:
+            assert loudness(source / 32768, RATE) > -45
+
+
 def test_the_seed_decides(tmp_path: Path) -> None:
     voices = write_list(tmp_path, ["ann", "bob", "cy"])
     for name, seed in (("a", "0"), ("b", "0"), ("c", "1")):
