@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -461,6 +462,13 @@ def keep_apart(datasets: Mapping[str, Any]) -> None:
                 f"Speaker {shared[0]} of the list {held_out.path} is also among the "
                 "training recordings: separate their splits."
             )
+        ids = [entry[0] for entry in getattr(held_out, "entries", ())]
+        known = sorted(trained & {name for id in ids for name in speakers_in(id)})
+        if known and if_main_process():
+            logger.warning(
+                f"{len(known)} of the speakers in {held_out.path} are also trained on, "
+                f"such as {known[0]}: its result is none for strangers."
+            )
         heard = [file.path for file, _ in getattr(held_out, "noises", ())]
         heard = [path for path in heard if path.resolve() in noises]
         if heard and if_main_process():
@@ -469,6 +477,18 @@ def keep_apart(datasets: Mapping[str, Any]) -> None:
                 f"is also trained on, such as {heard[0]}: give as noise_folder a part "
                 "for training alone, such as wham_noise/tr."
             )
+
+
+def speakers_in(id: str) -> list[str]:
+    """The speakers of a mixture of LibriSpeech, as its name has them; else none.
+
+    Example
+    -------
+    >>> speakers_in("61-70968-0000_8455-210777-0012"), speakers_in("rain-0001")
+    (['61', '8455'], [])
+    """
+    words = [re.fullmatch(r"(\d+)-\d+-\d+", word) for word in id.split("_")]
+    return [word[1] for word in words] if all(words) else []
 
 
 def train_and_test(

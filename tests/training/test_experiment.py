@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,12 @@ import soundfile
 from ruamel.yaml import YAML
 
 from speechbrain_spgm.data import UserError
-from speechbrain_spgm.training.experiment import build, open_mixing, user_errors
+from speechbrain_spgm.training.experiment import (
+    build,
+    keep_apart,
+    open_mixing,
+    user_errors,
+)
 from speechbrain_spgm.training.settings import check_settings, parse, plain, resolve
 
 
@@ -89,6 +95,18 @@ def test_a_yaml_from_before_a_key_mixes_as_it_did(tmp_path):
     older = {key: value for key, value in hparams.items() if key not in newer}
     mixes = [open_mixing(keys)[0].mix for keys in (hparams, older)]
     assert mixes[0].equal(mixes[1])
+
+
+def test_speakers_in_the_names_of_test_mixtures_are_known(caplog):
+    train = SimpleNamespace(speakers={"61", "84"})
+    for id, told in [("61-1-0_90-2-1", 1), ("62-1-0_90-2-1", 0), ("61", 0)]:
+        caplog.clear()
+        keep_apart({"train": train, "test": SimpleNamespace(path="a", entries=[[id]])})
+        assert len(caplog.records) == told
+    keep_apart(
+        {"train": train, "test": SimpleNamespace(path="a", entries=[["84-1-0"]])}
+    )
+    assert "1 of the speakers in a are also trained on, such as 84:" in caplog.text
 
 
 def test_only_user_errors_lose_their_traceback(capsys):
