@@ -426,6 +426,12 @@ class SeparationBrain(sb.Brain):
         super().init_optimizers()
         remember_peak(self.optimizer)
 
+    def on_fit_start(self) -> None:
+        """As in SpeechBrain; a run that has made all its steps begins no epoch."""
+        super().on_fit_start()
+        if self._optimizer_step_limit_exceeded and self.step == 0:
+            self.hparams.epoch_counter.current = self.hparams.epoch_counter.limit
+
     def on_fit_batch_start(self, batch: MixtureBatch, should_step: bool) -> None:
         """Warms up the learning rate."""
         warm_up(self.optimizer, self.optimizer_step, self._option("warmup_steps", 0))

@@ -316,6 +316,16 @@ def test_steps_draw_their_averages_from_a_list(tmp_path):
         brain._statistics(sb.Stage.VALID)
 
 
+def test_a_run_that_made_all_its_steps_begins_no_epoch(tmp_path):
+    for _ in range(2):
+        brain = make_brain(tmp_path, epochs=5, optimizer_step_limit=2)
+        fit(brain)
+        assert [row["epoch"] for row in brain.progress.history] == [1]
+    brain = make_brain(tmp_path, epochs=2, optimizer_step_limit=6)
+    fit(brain)  # goes on
+    assert [row["epoch"] for row in brain.progress.history] == [1, 2]
+
+
 def test_easy_batches_make_no_step(tmp_path):
     brain = make_brain(tmp_path / "run", epochs=1, hparams={"loss_threshold": 1000})
     start = parameters(brain)
