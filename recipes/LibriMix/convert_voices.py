@@ -19,12 +19,13 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from speechbrain_spgm.audio import to_pcm16
 from speechbrain_spgm.corpora.command import run_command
 from speechbrain_spgm.corpora.generation import load, resample, write
-from speechbrain_spgm.data.recordings import read_voices, trim
+from speechbrain_spgm.data.recordings import read_voices, tell_lower_rates, trim
 from speechbrain_spgm.errors import UserError
 from speechbrain_spgm.files import replacing
 
@@ -58,7 +59,9 @@ def convert(voices: Path, folder: Path, rate: int = 8000, shortest: float = 0.3)
         raise UserError(f"--rate is {rate}, but must be above 0.")
     numbers: Counter[str] = Counter()
     rows = []
-    for speaker, file in tqdm(read_voices(voices, mono=False), unit="file"):
+    found = read_voices(voices, mono=False)
+    tell_lower_rates((file for _, file in found), rate)
+    for speaker, file in tqdm(found, unit="file"):
         samples = trim(resample(load(file), file.rate, rate))  # [T]
         if len(samples) < max(1, shortest * rate):
             continue
@@ -69,6 +72,7 @@ def convert(voices: Path, folder: Path, rate: int = 8000, shortest: float = 0.3)
             )
         numbers[speaker] += 1
         path = Path(speaker) / f"{numbers[speaker]:05}.wav"
+        samples /= max(1.0, np.abs(samples).max())  # else it would clip
         write(folder / path, to_pcm16(samples), rate)
         rows.append({"path": path, "speaker": speaker})
     if not rows:

@@ -145,7 +145,7 @@ class DynamicMixing(SeededDataset):
         self._gains_of: dict[Path, np.float32] = {}
         # Filled here, before workers start: they then share these pages.
         self._cache = {
-            file.path: to_pcm16(read_frames(file))
+            file.path: packed(read_frames(file))
             for file in self.recordings + self.noise
             if cache_audio
         }
@@ -308,8 +308,24 @@ class DynamicMixing(SeededDataset):
     def _read(self, file: AudioFile, start: int, frames: int) -> np.ndarray:
         if file.path not in self._cache:
             return read_frames(file, start, frames)
-        cached = self._cache[file.path][start : start + frames]
-        return cached.astype(np.float32) / 2**15  # exact for files of 16 bits
+        samples, exponent = self._cache[file.path]
+        samples = samples[start : start + frames].astype(np.float32)
+        return np.ldexp(samples, exponent)  # exact for files of 16 bits
+
+
+def packed(samples: np.ndarray) -> tuple[np.ndarray, int]:
+    """Samples [T] as 16-bit numbers, and the power of two that they are multiples of.
+
+    Nothing clips, and what is quiet keeps its digits.
+
+    Example
+    -------
+    >>> packed(np.array([3.0, -1.5]))
+    (array([ 24576, -12288], dtype=int16), -13)
+    """
+    peak = np.abs(samples).max(initial=0)
+    octaves = min(int(np.frexp(peak)[1]), 0 if peak <= 1 else 128)  # -1 itself fits
+    return to_pcm16(np.ldexp(samples, -octaves)), octaves - 15
 
 
 def by_speaker(voices: Iterable[Voice]) -> dict[str, list[AudioFile]]:

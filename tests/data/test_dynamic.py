@@ -232,6 +232,17 @@ def test_recordings_that_are_quiet_throughout_are_levelled(tmp_path, cache_audio
     assert -33.01 < min(levels) and max(levels) < -24.99
 
 
+@pytest.mark.parametrize("peak", [3.0, 1e-3])
+def test_the_cache_holds_what_16_bits_do_not(tmp_path, peak):
+    for speaker in "12":
+        place = tmp_path / "train" / speaker
+        place.mkdir(parents=True)
+        wave = peak * np.random.default_rng(0).uniform(-1, 1, 16000)
+        soundfile.write(place / "0.wav", wave, 8000, "FLOAT")
+    read = mixing(tmp_path)[0].mix
+    assert torch.allclose(mixing(tmp_path, cache_audio=True)[0].mix, read, atol=1e-5)
+
+
 def test_a_pause_of_a_recording_is_not_raised(tmp_path):
     for speaker in PITCH:
         place = tmp_path / "train" / speaker

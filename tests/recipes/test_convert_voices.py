@@ -47,6 +47,17 @@ def test_any_recording_becomes_speech_of_one_channel_and_rate(folder, capsys):
     assert len(read_voices(folder / "out" / "voices.csv")) == 3
 
 
+def test_nothing_clips_and_lower_rates_are_named(folder, caplog):
+    tone = 3 * np.sin(2 * np.pi * 440 * np.arange(8000) / 8000)
+    soundfile.write(folder / "loud.wav", tone, 8000, "FLOAT")
+    (folder / "list.csv").write_text("path,speaker\nloud.wav,ann\n")
+    assert convert(folder, "--rate", "16000") == 0
+    samples, _ = soundfile.read(folder / "out" / "ann" / "00001.wav")
+    powers = np.square(np.abs(np.fft.rfft(samples[:16000])))
+    assert powers[430:451].sum() > 0.999 * powers.sum() and samples.max() > 0.99
+    assert "1 of 1 recordings have a lower rate" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("row", "words", "message"),
     [
