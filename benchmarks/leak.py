@@ -84,7 +84,7 @@ def leak_db(output: Tensor, voice: Tensor) -> float:
 
 
 def study(model: SPGMSeparation, mixtures: MixtureList) -> Leaks:
-    """The leaks of two recordings for each mixture of at least ``SECONDS``."""
+    """The leaks of two recordings for each mixture, of ``SECONDS`` at most."""
     leaks = Leaks([], [])
     rate = mixtures.sample_rate
     for i in range(len(mixtures)):
@@ -108,11 +108,11 @@ def report(leaks: Leaks, name: str) -> str:
 
     text = (
         f"{made_by('leak', count)} with {name}, one view, exact mode: the voices "
-        f"of {count} test mixtures, the first {SECONDS:g} s, equally loud. In a "
-        "conversation the second voice begins before the first has ended, so that both "
-        f"talk in {OVERLAP:.0%} of the time. A leak is the power of the output whose "
-        "voice is silent against that of the voice that talks; ± is the 95% confidence "
-        "interval."
+        f"of {count} test mixtures, the first {SECONDS:g} s at most, equally "
+        "loud. In a conversation the second voice begins before the first has ended, "
+        f"so that both talk in {OVERLAP:.0%} of the time. A leak is the power of the "
+        "output whose voice is silent against that of the voice that talks; ± is the "
+        "95% confidence interval."
     )
     lines = [
         f"# What leaks into an output that should be silent\n\n{text}\n",
