@@ -203,7 +203,10 @@ NETWORK = {"num_spks", "sample_rate", "net", "modules", "statistics", "ema_decay
 # Recordings of which the recipe's card knows nothing.
 OWN_DATA = ("train_manifest", "extra_voices")
 # What only mixtures that are new in every epoch have.
-MIXED = ("mixtures_per_epoch", "dynamic_seconds", "join_recordings", "speaker_power")
+MIXED = (
+    *("mixtures_per_epoch", "dynamic_seconds", "join_recordings", "speaker_power"),
+    *("levels", "cache_audio", "train_splits"),
+)
 LEVELLED = ("loudness_db", "noise_loudness_db", "noise_share")
 # Made of the values above, or the place of the data, which every command names.
 UNNAMED = FREE | {"seed", "data_folder"}

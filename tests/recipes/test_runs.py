@@ -421,6 +421,7 @@ WRONG = {
     "--jit": "leave --jit out",
     "--start_from=tests/gone": "start_from is tests/gone: ",
     "--speaker_power=0.3": "but dynamic_mixing is false: leave speaker_power out",
+    "--cache_audio=True": "cache_audio is true, but dynamic_mixing is false",
     "--noise_share=0.5": "but dynamic_mixing is false: leave noise_share out",
 }
 
