@@ -85,10 +85,6 @@ class Stream:
         except (OSError, ValueError, AttributeError):
             return False
 
-    def writable(self) -> bool:
-        """Always."""
-        return True
-
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
 
