@@ -314,13 +314,6 @@ class Augmentations:
 
     The order is fixed, whatever the order of the names, which are those of ``VOICES``
     and ``MIXTURE``; a list of them means always.
-
-    Example
-    -------
-    >>> augmentations = Augmentations({"drop_chunks": 0.5, "shift": 1.0})
-    >>> waves = np.ones((2, 8000), dtype=np.float32)
-    >>> augmentations.voices(waves, 8000, np.random.default_rng(0)).shape
-    (2, 8000)
     """
 
     def __init__(self, probabilities: Mapping[str, float] | Iterable[str]) -> None:

@@ -88,13 +88,6 @@ def extend(noise: np.ndarray, frames: int, rate: int) -> np.ndarray:
     """A noise [T], begun again with a cross-fade until it has so many frames.
 
     Below a second there is no room for the cross-fade, and it is repeated as it is.
-
-    Example
-    -------
-    >>> extend(np.ones(6), 11, rate=4)
-    array([1., 1., 1., 1., 1., 1., 1., 1., 1., 1., 1.])
-    >>> extend(np.array([1.0, 2.0]), 3, rate=4)
-    array([1., 2., 1.])
     """
     fade = round(FADE * rate) + 1
     if len(noise) < 2 * fade:
