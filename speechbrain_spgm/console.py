@@ -26,13 +26,7 @@ class Terminated(KeyboardInterrupt):
 
 
 def exit_code(interrupt: KeyboardInterrupt) -> int:
-    """What a command that was interrupted returns.
-
-    Example
-    -------
-    >>> exit_code(KeyboardInterrupt()), exit_code(Terminated())
-    (130, 143)
-    """
+    """What a command that was interrupted returns."""
     return TERMINATED if isinstance(interrupt, Terminated) else INTERRUPTED
 
 

@@ -77,18 +77,6 @@ class BatchDesk(Desk):
     """A desk that separates waiting mixtures of like lengths as one batch.
 
     ``batch_seconds`` are with the padding; a longer mixture is alone.
-
-    Example
-    -------
-    >>> from concurrent.futures import ThreadPoolExecutor
-    >>> model = SPGMSeparation.from_pretrained(device="cpu")
-    >>> mixtures = [torch.rand(1, 800), torch.rand(1, 350)]
-    >>> desk = BatchDesk(model, batch_size=2, batch_seconds=60)
-    >>> with ThreadPoolExecutor(2) as pool:
-    ...     voices = list(pool.map(desk.separate_batch, mixtures))
-    >>> desk.close()
-    >>> torch.equal(voices[1], model.separate_batch(mixtures[1]))
-    True
     """
 
     def __init__(
