@@ -200,14 +200,6 @@ def fit_mixture(est: Tensor, mix: Tensor) -> Tensor:
     by SI-SDR leaves the polarity open as well as the level. Outputs that are copies of
     each other share one gain (the smallest gains among those that fit equally well);
     silent outputs stay silent.
-
-    Example
-    -------
-    >>> voices = torch.tensor([[1.0, 0.0], [0.0, 4.0], [2.0, 0.0]])
-    >>> fit_mixture(voices * torch.tensor([10.0, -0.5]), mix=voices.sum(-1))
-    tensor([[1., 0.],
-            [0., 4.],
-            [2., 0.]])
     """
     wide = est.double()
     return (wide * mixture_gains(wide.T @ wide, wide.T @ mix.double())).to(est.dtype)

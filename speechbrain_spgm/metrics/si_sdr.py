@@ -146,11 +146,6 @@ def training_loss(losses: torch.Tensor, threshold: float | None = None) -> torch
 
     The published recipes drop what is better than -30 dB, so that easy mixtures do not
     rule the gradient. If all are, the loss is zero and so is its gradient.
-
-    Example
-    -------
-    >>> training_loss(torch.tensor([-40.0, -10.0, -20.0]), threshold=-30)
-    tensor(-15.)
     """
     kept = is_kept(losses, threshold)
     return (losses * kept).sum() / kept.sum().clamp(min=1)
@@ -172,14 +167,7 @@ def is_kept(losses: torch.Tensor, threshold: float | None) -> torch.Tensor:
 
 
 def reorder(estimates: torch.Tensor, permutation: torch.Tensor) -> torch.Tensor:
-    """Puts estimates [B, T, spks] into the order of their references.
-
-    Example
-    -------
-    >>> estimates = torch.tensor([[[1.0, 2.0]]])
-    >>> reorder(estimates, torch.tensor([[1, 0]]))
-    tensor([[[2., 1.]]])
-    """
+    """Puts estimates [B, T, spks] into the order of their references."""
     return estimates.gather(2, permutation.unsqueeze(1).expand_as(estimates))
 
 
