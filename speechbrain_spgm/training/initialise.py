@@ -115,7 +115,11 @@ def start_from(modules: Mapping[str, nn.Module], source: str | Path) -> None:
         name: widen(weight, own.get(name, weight)) if FEED_FORWARD in name else weight
         for name, weight in state.items()
     }
-    state = deepen(add_blocks(state, own), own)
+    # New blocks pass on what was there, for the norms behind their models are 0; so do
+    # new layers, whose residual branches end with 0, if norms come first.
+    if any(map(PART.match, state)):
+        state = grow(state, own, PART, NORM)
+    state = grow(state, own, LAYER, LAST_OF_LAYER)
     problem = misfit({k: list(v.shape) for k, v in state.items()}, own)
     if problem:
         raise UserError(
@@ -152,44 +156,6 @@ def check_size(shapes: Mapping[str, list[int]], path: Path) -> None:
     """Refuses more numbers than any network here may have."""
     if sum(map(math.prod, shapes.values())) > MOST_PARAMETERS:
         raise UserError(f"{path} holds more than {MOST_PARAMETERS:,} numbers.")
-
-
-def add_blocks(
-    state: Mapping[str, Tensor], like: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """``state``, with as many blocks and inter models as ``like``.
-
-    What is new is as in ``like``, but for the norms after new models, which are 0: what
-    was there is then passed on as it is.
-
-    Example
-    -------
-    >>> state = {"m.dual_mdl.0.intra_norm.weight": torch.ones(1)}
-    >>> names = [f"m.dual_mdl.{i}.{part}.weight"
-    ...          for i in (0, 1) for part in ("intra_norm", "inter_norm")]
-    >>> more = add_blocks(state, {name: torch.ones(1) for name in names})
-    >>> [int(more[name]) for name in names]
-    [1, 0, 0, 0]
-    """
-    return grow(state, like, PART, NORM) if any(map(PART.match, state)) else dict(state)
-
-
-def deepen(
-    state: Mapping[str, Tensor], like: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """``state``, with as many transformer layers as ``like``.
-
-    New layers are as in ``like``, but for the last part of both residual branches,
-    which is 0. A new layer then gives back its input, if its norms come first
-    (``norm_before``, as in SPGM).
-
-    Example
-    -------
-    >>> names = ["a.mdl.layers.1.ffn.0.weight", "a.mdl.layers.1.ffn.3.weight"]
-    >>> list(deepen({}, {name: torch.ones(1) for name in names}).values())
-    [tensor([1.]), tensor([0.])]
-    """
-    return grow(state, like, LAYER, LAST_OF_LAYER)
 
 
 def grow(
