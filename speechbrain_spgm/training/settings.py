@@ -553,11 +553,9 @@ def named(folder: Path, overrides: Mapping[str, str]) -> Path:
     suffix = "".join(parts)
     if len(os.fsencode(suffix)) > 150:
         suffix = f",{sha256(suffix.encode()).hexdigest()[:12]}"
-    return (
-        folder.with_name(folder.name)
-        if not suffix
-        else (folder.parent.with_name(folder.parent.name + suffix) / folder.name)
-    )
+    if not suffix:
+        return folder
+    return folder.parent.with_name(folder.parent.name + suffix) / folder.name
 
 
 def check_continued(settings: Settings) -> None:
