@@ -94,11 +94,7 @@ def lead_nowhere(stream: IO) -> None:
 def surroundings() -> Iterator[None]:
     """Streams that never fail, and SIGTERM as ``Terminated``, for one command.
 
-    Raises
-    ------
-    OSError
-        At the end, if stdout took not all of the output for another reason than that
-        its reader has gone.
+    At the end an OSError, if stdout took not all and its reader has not just gone.
     """
     for _ in range(3):  # else the next file opened would become a standard stream
         descriptor = os.open(os.devnull, os.O_RDWR)
