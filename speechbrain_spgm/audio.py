@@ -571,13 +571,7 @@ def to_float(values: np.ndarray) -> np.ndarray:
 
 
 def to_pcm16(samples: np.ndarray) -> np.ndarray:
-    """Samples of full scale 1 as the nearest 16-bit numbers.
-
-    Example
-    -------
-    >>> to_pcm16(np.array([0.5, 1.6 / 32768, 2.0]))
-    array([16384,     2, 32767], dtype=int16)
-    """
+    """Samples of full scale 1 as the nearest 16-bit numbers."""
     return np.rint(samples * 2**15).clip(-(2**15), 2**15 - 1).astype(np.int16)
 
 
@@ -836,15 +830,7 @@ def write_samples(file: soundfile.SoundFile, samples: Tensor) -> None:
 
 
 def gain_against_clipping(form: Format, peak: float) -> float:
-    """What to multiply voices by so that they fit.
-
-    Example
-    -------
-    >>> round(gain_against_clipping(Format("flac", "PCM_16"), 2.0), 4)
-    0.4999
-    >>> gain_against_clipping(Format(), 2.0)
-    1.0
-    """
+    """What to multiply voices by so that they fit."""
     return FULL_SCALE / peak if form.clips and peak > FULL_SCALE else 1.0
 
 
