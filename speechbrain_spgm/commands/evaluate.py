@@ -294,16 +294,7 @@ def separate_and_score(
 
 
 def level_groups(batch: MixtureBatch) -> dict[str, str]:
-    """For each id, how far apart the levels of its sources are.
-
-    Example
-    -------
-    >>> import torch
-    >>> from speechbrain_spgm.data import Mixture, MixtureBatch
-    >>> sources = torch.tensor([[1.0, 0.6], [-1.0, 0.6]])  # 4.4 dB apart
-    >>> level_groups(MixtureBatch.collate([Mixture("a", sources.sum(-1), sources)]))
-    {'a': '2 to 5 dB'}
-    """
+    """For each id, how far apart the levels of its sources are."""
     energy = batch.sources.square().sum(1).clamp_min(1e-20)  # [B, spks]
     differences = 10 * (energy.amax(1) / energy.amin(1)).log10()
     low, high = LEVEL_STEPS

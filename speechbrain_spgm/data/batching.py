@@ -174,13 +174,7 @@ class BucketBatchSampler(Sampler[list[int]]):
 
 
 def fill(order: np.ndarray, multiple: int) -> np.ndarray:
-    """The order and its beginning again, up to the next multiple.
-
-    Example
-    -------
-    >>> fill(np.array([4, 7, 5]), 2)
-    array([4, 7, 5, 4])
-    """
+    """The order and its beginning again, up to the next multiple."""
     return np.resize(order, -(-len(order) // multiple) * multiple)
 
 
