@@ -155,11 +155,6 @@ def is_kept(losses: torch.Tensor, threshold: float | None) -> torch.Tensor:
     """Whether an utterance takes part in training: those of at least the threshold.
 
     Losses that are not finite are kept, so that nobody mistakes them for good ones.
-
-    Example
-    -------
-    >>> is_kept(torch.tensor([-40.0, -10.0, float("nan")]), threshold=-30)
-    tensor([False,  True,  True])
     """
     if threshold is None:
         return torch.ones_like(losses, dtype=torch.bool)

@@ -48,15 +48,6 @@ def initialise(modules: Mapping[str, nn.Module], filterbank: str = "random") -> 
     Dual_Path_Model copies one built block, so all its blocks start with the same
     weights; SpeechBrain's separation recipes reset each layer for this reason too. With
     the filterbank "fourier" encoder and decoder start as :func:`fourier_filters`.
-
-    Example
-    -------
-    >>> import copy, torch
-    >>> block = nn.Linear(4, 4)
-    >>> stack = nn.ModuleList([copy.deepcopy(block) for _ in range(2)])
-    >>> initialise({"stack": stack})
-    >>> torch.equal(stack[0].weight, stack[1].weight)
-    False
     """
     if filterbank not in FILTERBANKS:
         raise UserError(
@@ -91,16 +82,6 @@ def start_from(modules: Mapping[str, nn.Module], source: str | Path) -> None:
     norms are not. SPGM is the identity at first: as its norm's scale and shift are 0, a
     block gives exactly what its intra part gives, and the network computes what the
     SepFormer would if its inter transformers added nothing.
-
-    Example
-    -------
-    >>> from safetensors.torch import save_file
-    >>> path = getfixture("tmp_path") / "model.safetensors"
-    >>> save_file({"encoder.weight": torch.ones(1, 2)}, path)
-    >>> encoder = nn.Linear(2, 1, bias=False)
-    >>> start_from({"encoder": encoder}, path)
-    >>> encoder.weight.tolist()
-    [[1.0, 1.0]]
     """
     network = nn.ModuleDict(dict(modules))
     own = network.state_dict()
