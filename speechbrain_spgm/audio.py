@@ -571,13 +571,7 @@ def to_float(values: np.ndarray) -> np.ndarray:
 
 
 def to_pcm16(samples: np.ndarray) -> np.ndarray:
-    """Samples of full scale 1 as the nearest 16-bit numbers.
-
-    Example
-    -------
-    >>> to_pcm16(np.array([0.5, 1.6 / 32768, 2.0]))
-    array([16384,     2, 32767], dtype=int16)
-    """
+    """Samples of full scale 1 as the nearest 16-bit numbers."""
     return np.rint(samples * 2**15).clip(-(2**15), 2**15 - 1).astype(np.int16)
 
 
@@ -715,13 +709,7 @@ class Format(NamedTuple):
 def find_format(
     name: str | None = None, subtype: str | None = None, path: str | Path = ""
 ) -> Format:
-    """Checks a format and its subtype; by default the ending of ``path``, or WAV.
-
-    Example
-    -------
-    >>> find_format("flac", "16"), find_format(path="a.wav")
-    (Format(name='flac', subtype='PCM_16'), Format(name='wav', subtype='FLOAT'))
-    """
+    """Checks a format and its subtype; by default the ending of ``path``, or WAV."""
     ending = Path(path).suffix.lower()[1:]
     name = name or (ending if ending in FORMATS else "wav")
     if name not in FORMATS:
@@ -811,15 +799,7 @@ def _stop_clock(path: Path) -> None:
 
 
 def write_audio(path: str | Path, samples: Tensor, sample_rate: int) -> None:
-    """Writes [T] as a mono WAV file, whole or not at all; see ``write_voices``.
-
-    Example
-    -------
-    >>> path = getfixture("tmp_path") / "loud.wav"
-    >>> write_audio(path, torch.tensor([0.0, 1.5]), 8000)
-    >>> read_audio(path).samples
-    tensor([0.0000, 1.5000])
-    """
+    """Writes [T] as a mono WAV file, whole or not at all; see ``write_voices``."""
     write_voices([path], samples.unsqueeze(-1), sample_rate)
 
 
@@ -850,15 +830,7 @@ def write_samples(file: soundfile.SoundFile, samples: Tensor) -> None:
 
 
 def gain_against_clipping(form: Format, peak: float) -> float:
-    """What to multiply voices by so that they fit.
-
-    Example
-    -------
-    >>> round(gain_against_clipping(Format("flac", "PCM_16"), 2.0), 4)
-    0.4999
-    >>> gain_against_clipping(Format(), 2.0)
-    1.0
-    """
+    """What to multiply voices by so that they fit."""
     return FULL_SCALE / peak if form.clips and peak > FULL_SCALE else 1.0
 
 
@@ -869,15 +841,7 @@ FULL_SCALE = 1 - 2.0**-13  # half a step of 16 bits below the largest, and a bit
 
 
 def resample(samples: Tensor, old_rate: int, new_rate: int) -> Tensor:
-    """Resamples between any rates, ``[..., T]`` to ``[..., ceil(T * new / old)]``.
-
-    Example
-    -------
-    >>> resample(torch.zeros(2, 441), 44100, 8000).shape
-    torch.Size([2, 80])
-    >>> resample(torch.zeros(7999), 7999, 8000).shape
-    torch.Size([8000])
-    """
+    """Resamples between any rates, ``[..., T]`` to ``[..., ceil(T * new / old)]``."""
     old, new, _ = periods(old_rate, new_rate)
     T = samples.shape[-1]
     if old == new or not T:  # torchaudio takes no empty tensors
@@ -910,14 +874,6 @@ class Resampler:
 
     It waits for what the filters reach ahead: some ten samples of the slower rate, and
     up to one period in which both rates have whole numbers of samples.
-
-    Example
-    -------
-    >>> signal, resampler = torch.rand(2, 4410), Resampler(44100, 8000)
-    >>> pieces = [resampler.push(piece) for piece in signal.split(999, -1)]
-    >>> voices = torch.cat([*pieces, resampler.finish()], -1)
-    >>> torch.allclose(voices, resample(signal, 44100, 8000), atol=1e-6)
-    True
     """
 
     def __init__(self, old_rate: int, new_rate: int) -> None:
@@ -955,13 +911,7 @@ class Resampler:
 
 
 def resampled_length(frames: int, rate: int, target_rate: int) -> int:
-    """How many samples ``frames`` become after ``resample``.
-
-    Example
-    -------
-    >>> resampled_length(441, 44100, 8000), resampled_length(7, 8000, 44100)
-    (80, 39)
-    """
+    """How many samples ``frames`` become after ``resample``."""
     return -(-frames * target_rate // rate)
 
 
@@ -1007,13 +957,6 @@ def change_rate(
 
     Speed changes tempo and pitch together, as SpeechBrain's SpeedPerturb does.
     ``frames_needed`` says how many frames to pass for a certain number.
-
-    Example
-    -------
-    >>> change_rate(torch.zeros(16000), 16000, 8000).shape
-    torch.Size([8000])
-    >>> change_rate(torch.zeros(8400), 8000, 8000, speed=105).shape
-    torch.Size([8000])
     """
     # Two steps: the filters of a common ratio like 44.1 kHz to 8.4 kHz would be huge.
     return resample(resample(samples, rate, target_rate), speed, 100)

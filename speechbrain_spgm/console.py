@@ -26,13 +26,7 @@ class Terminated(KeyboardInterrupt):
 
 
 def exit_code(interrupt: KeyboardInterrupt) -> int:
-    """What a command that was interrupted returns.
-
-    Example
-    -------
-    >>> exit_code(KeyboardInterrupt()), exit_code(Terminated())
-    (130, 143)
-    """
+    """What a command that was interrupted returns."""
     return TERMINATED if isinstance(interrupt, Terminated) else INTERRUPTED
 
 
@@ -85,10 +79,6 @@ class Stream:
         except (OSError, ValueError, AttributeError):
             return False
 
-    def writable(self) -> bool:
-        """Always."""
-        return True
-
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
 
@@ -104,11 +94,7 @@ def lead_nowhere(stream: IO) -> None:
 def surroundings() -> Iterator[None]:
     """Streams that never fail, and SIGTERM as ``Terminated``, for one command.
 
-    Raises
-    ------
-    OSError
-        At the end, if stdout took not all of the output for another reason than that
-        its reader has gone.
+    At the end an OSError, if stdout took not all and its reader has not just gone.
     """
     for _ in range(3):  # else the next file opened would become a standard stream
         descriptor = os.open(os.devnull, os.O_RDWR)

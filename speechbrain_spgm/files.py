@@ -71,16 +71,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(target: Path) -> Iterator[Path]:
-    """A new folder that takes the place of ``target`` when the block ends well.
-
-    Example
-    -------
-    >>> target = getfixture("tmp_path") / "a"
-    >>> with replacing_folder(target) as temporary:
-    ...     _ = (temporary / "b").write_text("c")
-    >>> [path.name for path in target.iterdir()]
-    ['b']
-    """
+    """A new folder that takes the place of ``target`` when the block ends well."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = (temporary_name(target.parent) for _ in range(2))
     temporary.mkdir()
@@ -112,13 +103,7 @@ def lock_alone(descriptor: int) -> bool:
 
 
 def scratch() -> Path:
-    """Where this system keeps temporary files; a UserError if no folder takes any.
-
-    Example
-    -------
-    >>> scratch().is_dir()
-    True
-    """
+    """Where this system keeps temporary files; a UserError if no folder takes any."""
     try:
         return Path(gettempdir())
     except FileNotFoundError:
@@ -130,15 +115,7 @@ def scratch() -> Path:
 
 @contextmanager
 def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
-    """A folder of this process, by default in ``scratch()``; gone when the block ends.
-
-    Example
-    -------
-    >>> with temporary_folder() as folder:
-    ...     _ = (folder / "a").write_text("b")
-    >>> folder.exists()
-    False
-    """
+    """A folder of this process, by default in ``scratch()``, until the block ends."""
     folder = temporary_name(scratch() if parent is None else parent)
     folder.mkdir(mode=0o700)
     try:
@@ -148,12 +125,7 @@ def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
 
 
 def check_writable(folder: Path) -> None:
-    """Writes a file into a folder and removes it again; OSError if that is refused.
-
-    Example
-    -------
-    >>> check_writable(getfixture("tmp_path"))
-    """
+    """Writes a file into a folder and removes it again; OSError if that is refused."""
     probe = temporary_name(folder)
     try:
         probe.write_bytes(bytes(4096))
@@ -162,14 +134,7 @@ def check_writable(folder: Path) -> None:
 
 
 def temporary_name(folder: Path) -> Path:
-    """A new name in a folder, in which no dead process keeps anything any more.
-
-    Example
-    -------
-    >>> name = temporary_name(getfixture("tmp_path"))
-    >>> bool(TEMPORARY.fullmatch(name.name)), name.exists(), is_left(name.name)
-    (True, False, False)
-    """
+    """A new name in a folder, in which no dead process keeps anything any more."""
     here = os.getpid(), folder.absolute()
     if here not in _swept:  # once is enough: a folder may hold very many files
         _swept.add(here)
@@ -197,13 +162,7 @@ def sweep(folder: Path) -> None:
 
 
 def is_left(name: str) -> bool:
-    """Whether a name is one that a process of this machine made which is dead by now.
-
-    Example
-    -------
-    >>> is_left("mix_spk1.wav"), is_left(f".{'0' * 32}.part")
-    (False, False)
-    """
+    """Whether a name was made by a process of this machine that is dead by now."""
     found = TEMPORARY.fullmatch(name)
     if not found or found["machine"] != machine():
         return False

@@ -256,10 +256,7 @@ def allow_files(number: int) -> None:
 def finish_row(model: Separable, row: Row, ledger: Ledger, orders: Orders) -> Result:
     """Separates a row and writes down that it is done, or tells why it cannot be.
 
-    Raises
-    ------
-    UserError
-        If it is the output folder that refuses: then no row can be done.
+    It is a UserError if the output folder refuses: then no row can be done.
     """
     if row.problem is not None:
         return row.key, row.problem

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from speechbrain_spgm.inference.memory import SAFE_SHARE, estimate_bytes, free_bytes
 from speechbrain_spgm.inference.separation import SPGMSeparation
-from speechbrain_spgm.lobes.workers import keeping_threads
+from speechbrain_spgm.lobes.workers import start_threads
 
 
 class Stopped(Exception):
@@ -77,18 +77,6 @@ class BatchDesk(Desk):
     """A desk that separates waiting mixtures of like lengths as one batch.
 
     ``batch_seconds`` are with the padding; a longer mixture is alone.
-
-    Example
-    -------
-    >>> from concurrent.futures import ThreadPoolExecutor
-    >>> model = SPGMSeparation.from_pretrained(device="cpu")
-    >>> mixtures = [torch.rand(1, 800), torch.rand(1, 350)]
-    >>> desk = BatchDesk(model, batch_size=2, batch_seconds=60)
-    >>> with ThreadPoolExecutor(2) as pool:
-    ...     voices = list(pool.map(desk.separate_batch, mixtures))
-    >>> desk.close()
-    >>> torch.equal(voices[1], model.separate_batch(mixtures[1]))
-    True
     """
 
     def __init__(
@@ -97,12 +85,8 @@ class BatchDesk(Desk):
         super().__init__(model, 1)
         self.most, self.samples = batch_size, round(batch_seconds * model.sample_rate)
         self._waiting: list[_Request] = []
-        self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._work, daemon=True)
-        self._ready = threading.Event()
-        with keeping_threads():
-            self._thread.start()
-            self._ready.wait()
+        self._lock = threading.Lock()
+        self._thread = start_threads(1, "spgm-desk")
 
     def separate_batch(
         self,
@@ -116,44 +100,37 @@ class BatchDesk(Desk):
         if options.get("statistics") is not None:  # belongs to this recording alone
             return super().separate_batch(mix, None, views, watch=watch, **options)
         request = _Request(mix, {"views": views, **options}, Future())
-        with self._changed:
+        with self._lock:
             if self.stopped.is_set():
                 raise Stopped
             self._waiting.append(request)
-            self._changed.notify()
+            self._thread.submit(self._work)
         return request.future.result()
 
     def close(self) -> None:
         """Ends the thread; who still waits is told."""
-        super().close()
-        with self._changed:
-            self._changed.notify()
-        self._thread.join()
+        with self._lock:
+            super().close()
+        self._thread.shutdown()
         for request in self._waiting:
             request.future.set_exception(Stopped())
 
     def _work(self) -> None:
-        if torch.device(self.model.device).type == "cpu":
-            torch.get_num_threads()  # PyTorch sees the thread: what it sets is its own
-            torch.set_num_threads(1)  # as the other threads, so that bits are the same
-        self._ready.set()
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self.stopped.is_set())
-                if self.stopped.is_set():
-                    return
-                batch = self._take()
-            try:
-                self._separate(batch)
-            except Exception as error:
-                if len(batch) == 1:
-                    batch[0].future.set_exception(error)
-                    continue
-                for request in batch:  # one of them, or all at once are too many
-                    try:
-                        self._separate([request])
-                    except Exception as reason:
-                        request.future.set_exception(reason)
+        with self._lock:
+            if self.stopped.is_set() or not self._waiting:  # others took all
+                return
+            batch = self._take()
+        try:
+            self._separate(batch)
+        except Exception as error:
+            if len(batch) == 1:
+                batch[0].future.set_exception(error)
+                return
+            for request in batch:  # one of them, or all at once are too many
+                try:
+                    self._separate([request])
+                except Exception as reason:
+                    request.future.set_exception(reason)
 
     def _take(self) -> list[_Request]:
         """Who has waited longest, and those whose lengths are nearest to its own."""

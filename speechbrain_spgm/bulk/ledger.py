@@ -43,13 +43,7 @@ Voices = list[dict[str, Any]]
 
 
 class Ledger:
-    """The record of one output folder.
-
-    Arguments
-    ---------
-    folder : Path
-        The output folder.
-    """
+    """The record of one output folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.state = folder, folder / STATE

@@ -385,13 +385,7 @@ def wait_for(plans: Sequence[Plan], patience: float) -> None:
 
 
 def resample(samples: np.ndarray, rate: int, target_rate: int) -> np.ndarray:
-    """Samples [T] at another rate, by the filter that the corpora were made with.
-
-    Example
-    -------
-    >>> len(resample(np.zeros(16001), 16000, 8000)), len(resample(np.zeros(9), 8, 8))
-    (8001, 9)
-    """
+    """Samples [T] at another rate, by the filter that the corpora were made with."""
     if rate == target_rate:
         return samples
     divisor = gcd(rate, target_rate)
@@ -399,13 +393,7 @@ def resample(samples: np.ndarray, rate: int, target_rate: int) -> np.ndarray:
 
 
 def fit(samples: np.ndarray, length: int) -> np.ndarray:
-    """Samples [T] cut or padded with zeros at the end.
-
-    Example
-    -------
-    >>> fit(np.ones(3), 2), fit(np.ones(1), 2)
-    (array([1., 1.]), array([1., 0.]))
-    """
+    """Samples [T] cut or padded with zeros at the end."""
     return np.pad(samples[:length], (0, max(0, length - len(samples))))
 
 

@@ -38,12 +38,6 @@ def shift(
     """Moves every row earlier or later by its own time; zeros move in.
 
     Nothing wraps around: a voice begins later or ends earlier.
-
-    Example
-    -------
-    >>> waves = np.arange(1.0, 7.0)[None]
-    >>> shift(waves, 2, np.random.default_rng(3), most_seconds=1.5)
-    array([[0., 0., 1., 2., 3., 4.]])
     """
     most = min(round(most_seconds * rate), waves.shape[-1])
     moved = np.zeros_like(waves)
@@ -69,12 +63,6 @@ def converse(
 
     A drawn share of the time the next voice has begun before the last one ends; in the
     share ``alone`` of the draws one voice talks and the others are silent throughout.
-
-    Example
-    -------
-    >>> turns = converse(np.ones((2, 8000)), 1000, np.random.default_rng(1))
-    >>> bool(0.1 <= (turns.sum(0) > 1.5).mean() <= 0.4)
-    True
     """
     rows, T = waves.shape
     order = rng.permutation(rows)
@@ -173,12 +161,6 @@ def invert(waves: np.ndarray, rate: int, rng: np.random.Generator) -> np.ndarray
 
     Nobody hears the polarity of a recording, and every microphone has its own; to a
     network that ends its encoder in a ReLU, it is another waveform.
-
-    Example
-    -------
-    >>> invert(np.ones((2, 3)), 8000, np.random.default_rng(1))
-    array([[ 1.,  1.,  1.],
-           [-1., -1., -1.]])
     """
     signs = 1 - 2 * rng.integers(0, 2, (len(waves), 1))
     return waves * signs.astype(waves.dtype)
@@ -258,12 +240,6 @@ def recolour(
 
     ``hertz`` [P] are the curves' points, ``decibels`` [rows, P] their gains; beyond the
     first and last they stay as they are there.
-
-    Example
-    -------
-    >>> wave = np.ones((1, 8), dtype=np.float32)
-    >>> recolour(wave, 8000, np.array([100.0]), np.array([[-20.0]])).round(2)[0, 0]
-    np.float32(0.1)
     """
 
     def response(at: np.ndarray) -> np.ndarray:
@@ -280,12 +256,6 @@ def filter_rows(
     """Multiplies the spectra of rows [rows, T] by real gains: no delay, no phase.
 
     ``response`` goes from frequencies [F] in Hz to gains [F] or [rows, F].
-
-    Example
-    -------
-    >>> waves = np.random.default_rng(0).normal(size=(2, 1000)).astype(np.float32)
-    >>> bool(np.allclose(filter_rows(waves, 8000, np.ones_like), waves, atol=1e-6))
-    True
     """
     samples = waves.shape[-1]
     # 0                      T          padded
@@ -314,13 +284,6 @@ class Augmentations:
 
     The order is fixed, whatever the order of the names, which are those of ``VOICES``
     and ``MIXTURE``; a list of them means always.
-
-    Example
-    -------
-    >>> augmentations = Augmentations({"drop_chunks": 0.5, "shift": 1.0})
-    >>> waves = np.ones((2, 8000), dtype=np.float32)
-    >>> augmentations.voices(waves, 8000, np.random.default_rng(0)).shape
-    (2, 8000)
     """
 
     def __init__(self, probabilities: Mapping[str, float] | Iterable[str]) -> None:

@@ -126,13 +126,6 @@ class BucketBatchSampler(Sampler[list[int]]):
         """Lets the next iteration, and only that, begin at a batch of this rank.
 
         A resumed run continues an epoch so without loading what it has seen.
-
-        Example
-        -------
-        >>> sampler = BucketBatchSampler([1.0] * 6, batch_size=2)
-        >>> sampler.start(2)
-        >>> len(list(sampler)), len(list(sampler)), len(sampler)
-        (1, 3, 3)
         """
         self._skip = batch
 
@@ -181,13 +174,7 @@ class BucketBatchSampler(Sampler[list[int]]):
 
 
 def fill(order: np.ndarray, multiple: int) -> np.ndarray:
-    """The order and its beginning again, up to the next multiple.
-
-    Example
-    -------
-    >>> fill(np.array([4, 7, 5]), 2)
-    array([4, 7, 5, 4])
-    """
+    """The order and its beginning again, up to the next multiple."""
     return np.resize(order, -(-len(order) // multiple) * multiple)
 
 

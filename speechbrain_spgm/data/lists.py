@@ -14,7 +14,7 @@ import numpy as np
 
 from speechbrain_spgm.audio import AudioFile, open_audio, read_frames
 from speechbrain_spgm.choices import LENGTHS
-from speechbrain_spgm.data.recordings import read_table, to_number
+from speechbrain_spgm.data.recordings import check_columns, read_table, to_number
 from speechbrain_spgm.errors import UserError
 
 MIXTURES = ("mix_clean", "mix_both", "mix_single")
@@ -41,7 +41,7 @@ def read_list(path: Path, noisy: bool, num_spks: int | None) -> list[dict[str, s
         )
     prefixes = [f"source_{i}" for i in range(1, found + 1)] + ["noise"] * noisy
     columns = [f"{prefix}_{what}" for prefix in prefixes for what in ("path", "gain")]
-    read_table(path, columns)
+    check_columns(path, rows[0], columns)
     seen = set()
     for line, row in enumerate(rows, start=2):
         for prefix in prefixes:
@@ -88,13 +88,6 @@ def extend(noise: np.ndarray, frames: int, rate: int) -> np.ndarray:
     """A noise [T], begun again with a cross-fade until it has so many frames.
 
     Below a second there is no room for the cross-fade, and it is repeated as it is.
-
-    Example
-    -------
-    >>> extend(np.ones(6), 11, rate=4)
-    array([1., 1., 1., 1., 1., 1., 1., 1., 1., 1., 1.])
-    >>> extend(np.array([1.0, 2.0]), 3, rate=4)
-    array([1., 2., 1.])
     """
     fade = round(FADE * rate) + 1
     if len(noise) < 2 * fade:

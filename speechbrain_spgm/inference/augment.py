@@ -35,13 +35,7 @@ def check_views(views: object, where: str = "views") -> int:
 
 
 def views_of(config: object) -> int:
-    """How many views a model's card asks for where whole recordings are separated.
-
-    Example
-    -------
-    >>> views_of({"speechbrain_spgm": {"views": 2}}), views_of({})
-    (2, 1)
-    """
+    """How many views a model's card asks for where whole recordings are separated."""
     return check_views(card_of(config).get("views", 1), "views in config.json")
 
 
@@ -57,14 +51,6 @@ def separate_augmented(
     ``once`` gives ``[B, T, spks]``, zero beyond the valid samples ``[B]``, from ``[B,
     T]``, these and the number of the view; the first is the mixture as it is. After
     ``period`` samples, from one chunk to the next, a delay changes nothing.
-
-    Example
-    -------
-    >>> def biased(mix, lengths, view):  # what keeps its sign cancels
-    ...     return torch.stack([mix + 1, 2 * mix + 1], dim=-1)
-    >>> mix, lengths = torch.ones(1, 3), torch.tensor([3])
-    >>> separate_augmented(biased, mix, lengths, 2, period=4)[0, 0]
-    tensor([1., 2.])
     """
     total = once(mix, lengths, 0)
     first = total

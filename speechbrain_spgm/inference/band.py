@@ -53,19 +53,6 @@ class UpperBand:
         Those of the recording, and of the model, which is lower, in Hz.
     peak : float
         That of the recording: squares of very loud or quiet voices leave 32-bit floats.
-
-    Example
-    -------
-    >>> voices = torch.randn(4000, 2)
-    >>> mix = voices.sum(1, keepdim=True)
-    >>> band = UpperBand(
-    ...     lambda a, b: mix[a:b], lambda a, b: voices[a:b], 4000, 16000, 8000
-    ... )
-    >>> band.split(100, 300).shape
-    torch.Size([200, 2])
-    >>> rest = band.upper(0, 4000)[:, 0] - band.split(0, 4000).sum(1)
-    >>> bool(rest.abs().max() < 1e-6)
-    True
     """
 
     def __init__(
@@ -129,16 +116,7 @@ class UpperBand:
 
 
 def find_shares(energies: Tensor) -> Tensor:
-    """The share that each voice has of every frame, from ``[F, spks]``; sums are one.
-
-    Example
-    -------
-    >>> shares = find_shares(torch.tensor([[0.0, 0.0], [0.0, 0.0]]))
-    >>> shares.tolist()
-    [[0.5, 0.5], [0.5, 0.5]]
-    >>> find_shares(torch.tensor([[1e-20, 3e-20]])).sum()
-    tensor(1.)
-    """
+    """The share of each voice in every frame, from ``[F, spks]``; sums are one."""
     reach = round(SMOOTHING / HOP)
     kernel = torch.hann_window(2 * reach + 1, periodic=False, device="cpu")
     smooth = F.conv1d(energies.T.unsqueeze(1), kernel.view(1, 1, -1), padding=reach)

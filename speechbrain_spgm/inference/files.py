@@ -10,7 +10,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -165,7 +165,7 @@ def separate_to_files(
     return facts
 
 
-def make_room(places: Sequence[Path]) -> None:
+def make_room(places: Sequence[Path], remedy: str = "give another name") -> None:
     """Makes the folders of files to write, which must be different ones."""
     known = set()
     for place in places:
@@ -185,6 +185,14 @@ def make_room(places: Sequence[Path]) -> None:
         except OSError as error:
             raise AudioFileError(
                 f"{place} cannot be written: {error.strerror}."
+            ) from None
+    for place in places:
+        try:
+            with suppress(FileNotFoundError):
+                os.lstat(place)  # knows names that are too long
+        except OSError as error:
+            raise AudioFileError(
+                f"{place} cannot be written ({error.strerror}): {remedy}."
             ) from None
 
 

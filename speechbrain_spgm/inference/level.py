@@ -182,13 +182,7 @@ def restore_level(
 
 
 def share_rest(voices: Tensor, mix: Tensor) -> Tensor:
-    """Shares out, in place, what voices ``[T, spks]`` lack of a mixture ``[T]``.
-
-    Example
-    -------
-    >>> share_rest(torch.tensor([[1.0, 0.0]]), torch.tensor([2.0]))
-    tensor([[1.5000, 0.5000]])
-    """
+    """Shares out, in place, what voices ``[T, spks]`` lack of a mixture ``[T]``."""
     rest = mix - voices.sum(-1)
     return voices.add_(rest.unsqueeze(-1), alpha=1 / voices.shape[-1])
 
@@ -200,14 +194,6 @@ def fit_mixture(est: Tensor, mix: Tensor) -> Tensor:
     by SI-SDR leaves the polarity open as well as the level. Outputs that are copies of
     each other share one gain (the smallest gains among those that fit equally well);
     silent outputs stay silent.
-
-    Example
-    -------
-    >>> voices = torch.tensor([[1.0, 0.0], [0.0, 4.0], [2.0, 0.0]])
-    >>> fit_mixture(voices * torch.tensor([10.0, -0.5]), mix=voices.sum(-1))
-    tensor([[1., 0.],
-            [0., 4.],
-            [2., 0.]])
     """
     wide = est.double()
     return (wide * mixture_gains(wide.T @ wide, wide.T @ mix.double())).to(est.dtype)
@@ -218,11 +204,6 @@ def mixture_gains(gram: Tensor, target: Tensor) -> Tensor:
 
     Products of the outputs with each other ``[spks, spks]``, with the mixture
     ``[spks]``.
-
-    Example
-    -------
-    >>> mixture_gains(torch.diag(torch.tensor([4.0, 0.0])), torch.tensor([2.0, 0.0]))
-    tensor([0.5000, 0.0000])
     """
     norms = gram.diagonal().sqrt()
     norms = norms.where(norms > 0, 1)  # so that quiet outputs count as loud ones
@@ -232,13 +213,6 @@ def mixture_gains(gram: Tensor, target: Tensor) -> Tensor:
 
 
 def scale_to_peak(est: Tensor) -> Tensor:
-    """Scales outputs ``[T, spks]`` to peak 1, as SpeechBrain does, but silence.
-
-    Example
-    -------
-    >>> scale_to_peak(torch.tensor([[1.0, 0.0], [-4.0, 0.0]]))
-    tensor([[ 0.2500,  0.0000],
-            [-1.0000,  0.0000]])
-    """
+    """Scales outputs ``[T, spks]`` to peak 1, as SpeechBrain does, but silence."""
     peak = est.abs().amax(dim=0)
     return est / peak.where(peak > 0, 1)

@@ -36,17 +36,7 @@ TOLERANCE = 1e-4  # of a voice's sample, for a mixture with peak 1
 
 
 class PlainSeparator(nn.Module):
-    """Separates one mixture in operations that ONNX has, whatever its length.
-
-    Example
-    -------
-    >>> model = SPGMSeparation.from_pretrained(device="cpu")
-    >>> mods = model.mods
-    >>> plain = PlainSeparator(mods.encoder, mods.masknet, mods.decoder)
-    >>> mix = torch.rand(1, 4321)
-    >>> torch.allclose(plain(mix), model.separate_batch(mix), atol=1e-4)
-    True
-    """
+    """Separates one mixture in operations that ONNX has, whatever its length."""
 
     def __init__(
         self, encoder: nn.Module, masknet: SPGMMaskNet, decoder: nn.Module
@@ -113,13 +103,6 @@ def whole_norm(norm: nn.Module, x: Tensor) -> Tensor:
 
     The sums end in float64: onnxruntime adds float32 numbers one after the other, which
     half a minute of audio would make inexact.
-
-    Example
-    -------
-    >>> x, norm = torch.rand(4, 10, 8), nn.GroupNorm(1, 8)
-    >>> y = norm(x.flatten(0, 1).t().unsqueeze(0))[0].t()
-    >>> torch.allclose(whole_norm(norm, x).flatten(0, 1), y, atol=1e-5)
-    True
     """
     x = x - x.mean(dim=1).double().mean().to(x.dtype)
     variance = x.square().mean(dim=1).double().mean().to(x.dtype)

@@ -60,7 +60,7 @@ from speechbrain_spgm.lobes.chunking import row_seconds
 from speechbrain_spgm.lobes.engine import Watch
 from speechbrain_spgm.lobes.masknet import SPGMMaskNet
 from speechbrain_spgm.lobes.quantised import quantise
-from speechbrain_spgm.lobes.separator import count_voices, separate
+from speechbrain_spgm.lobes.separator import NO_MPS, count_voices, separate
 from speechbrain_spgm.lobes.spgm import SPGMBlock
 from speechbrain_spgm.lobes.statistics import Statistics
 from speechbrain_spgm.models.published import (
@@ -941,10 +941,7 @@ def usable_device(device: str | torch.device | int) -> str:
     if str(device).isdigit():
         device = f"cuda:{device}"
     if str(device).split(":")[0] == "mps":
-        raise ModelError(
-            "Apple's mps has no double precision, in which the network takes its "
-            "averages: take cpu."
-        )
+        raise ModelError(f"{NO_MPS}: take cpu.")
     try:
         found = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, NotImplementedError, TypeError):

@@ -67,12 +67,6 @@ def segment(frames: Sequence[Tensor], K: int) -> tuple[Tensor, list[int]]:
 
     Returns the rows ``[C, K, N]``, utterance after utterance, and the number of chunks
     S of each.
-
-    Example
-    -------
-    >>> rows, chunks = segment([torch.rand(30, 4), torch.rand(9, 4)], K=10)
-    >>> rows.shape, chunks
-    (torch.Size([12, 10, 4]), [8, 4])
     """
     P = K // 2
     rows, chunks = [], []
@@ -94,12 +88,6 @@ def overlap_add(
 
     From rows ``[C, K, N]``, chunks S and frames L of every utterance to ``[L, N]``
     each.
-
-    Example
-    -------
-    >>> x = torch.rand(30, 4)
-    >>> torch.equal(overlap_add(*segment([x], K=10), [30])[0], x + x)
-    True
     """
     K, N = rows.shape[1:]
     P = K // 2

@@ -46,14 +46,6 @@ def transform(block: SBTransformerBlock, x: Tensor) -> Tensor:
     """A standard block's forward of rows ``[C, K, N]``, which do not see each other.
 
     By ``scaled_dot_product_attention``.
-
-    Example
-    -------
-    >>> import torch
-    >>> block = SBTransformerBlock(2, 64, 8, dropout=0.0, norm_before=True)
-    >>> x = torch.rand(3, 10, 64)
-    >>> torch.allclose(transform(block, x), block(x), atol=1e-5)
-    True
     """
     if block.use_positional_encoding:
         x = x + block.pos_enc(x)

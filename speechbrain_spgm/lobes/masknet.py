@@ -330,12 +330,8 @@ class SPGMMaskNet(Dual_Path_Model):
 
         if torch.is_grad_enabled():
             return step(x)
-        out = torch.empty_like(x)
-        for rows, slot in zip(
-            x.split(self._step_rows(block, x)),
-            out.split(self._step_rows(block, x)),
-            strict=True,
-        ):
+        out, size = torch.empty_like(x), self._step_rows(block, x)
+        for rows, slot in zip(x.split(size), out.split(size), strict=True):
             slot.copy_(step(rows))
         return out
 

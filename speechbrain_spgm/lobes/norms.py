@@ -31,28 +31,14 @@ def row_moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def utterance_mean(x: Tensor, chunks: Sequence[int]) -> Tensor:
-    """Mean ``[B, N]`` over the rows ``[C, N]`` of every utterance of ``chunks``.
-
-    Example
-    -------
-    >>> utterance_mean(torch.tensor([[1.0], [3.0], [5.0]]), [2, 1])
-    tensor([[2.],
-            [5.]])
-    """
+    """Mean ``[B, N]`` over the rows ``[C, N]`` of every utterance of ``chunks``."""
     return torch.stack([rows.mean(dim=0) for rows in x.split(list(chunks))])
 
 
 def utterance_moments(
     mean: Tensor, var: Tensor, chunks: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
-    """Mean and variance ``[B, N]`` of utterances from those of their rows ``[C, N]``.
-
-    Example
-    -------
-    >>> rows = torch.tensor([[[1.0], [3.0]], [[4.0], [4.0]]])
-    >>> utterance_moments(*row_moments(rows), [2])
-    (tensor([[3.]], dtype=torch.float64), tensor([[1.5000]], dtype=torch.float64))
-    """
+    """Mean and variance ``[B, N]`` of utterances from those of rows ``[C, N]``."""
     mu = utterance_mean(mean, chunks)
     between = utterance_mean((mean - per_row(mu, chunks)).square(), chunks)
     return mu, utterance_mean(var, chunks) + between
@@ -66,16 +52,6 @@ def norm_affine(
     ``norm(c * x) = scale * x + shift``, where the norm's mean and variance are taken
     over all frames and filters of an utterance. ``mean`` and ``var`` are of x, ``[B,
     N]``; ``c`` is the modulation ``[B, N]``, by default ones.
-
-    Example
-    -------
-    >>> x = torch.rand(4, 10, 8)  # two utterances of two chunks
-    >>> norm = nn.GroupNorm(1, 8)
-    >>> moments = utterance_moments(*row_moments(x), [2, 2])
-    >>> y = affine(x, *norm_affine(norm, *moments), [2, 2])
-    >>> first = norm(x[:2].flatten(0, 1).t().unsqueeze(0))  # [1, N, S*K]
-    >>> torch.allclose(first[0].t(), y[:2].flatten(0, 1), atol=1e-5)
-    True
     """
     gamma, beta = norm.weight.flatten(), norm.bias.flatten()
     c = torch.ones_like(mean) if c is None else c.double()
@@ -91,16 +67,6 @@ def level_free_affine(
     """As :func:`norm_affine` for an x that is first brought to a mean square of 1.
 
     The norm's epsilon then is a share of the level, and quiet x are as good as loud.
-
-    Example
-    -------
-    >>> x, norm = torch.rand(1, 10, 8), nn.GroupNorm(1, 8)
-    >>> quiet, loud = (
-    ...     affine(x * g, *level_free_affine(norm, *row_moments(x * g)), [1])
-    ...     for g in (1e-9, 1e9)
-    ... )
-    >>> torch.allclose(quiet, loud, atol=1e-5)
-    True
     """
     level = (var + mean.square()).mean(dim=1, keepdim=True).sqrt()  # [G, 1]
     level = level.where(level > LEAST_LEVEL, 1)
@@ -109,28 +75,13 @@ def level_free_affine(
 
 
 def affine(x: Tensor, scale: Tensor, shift: Tensor, chunks: Sequence[int]) -> Tensor:
-    """``x * scale + shift``: x ``[C, K, N]``, scale and shift ``[B, N]`` per utterance.
-
-    Example
-    -------
-    >>> x, ones = torch.ones(3, 2, 1), torch.ones(2, 1)
-    >>> affine(x, torch.tensor([[2.0], [5.0]]), ones, [2, 1])[:, 0, 0]
-    tensor([3., 3., 6.])
-    """
+    """``x * scale + shift``: x ``[C, K, N]``, scale and shift ``[B, N]``."""
     scale, shift = (per_row(v, chunks).unsqueeze(1) for v in (scale, shift))
     return torch.addcmul(shift, x, scale)
 
 
 def per_row(x: Tensor, chunks: Sequence[int]) -> Tensor:
-    """Repeat ``[G, N]`` to ``[C, N]``: each group's vector for all its rows.
-
-    Example
-    -------
-    >>> per_row(torch.tensor([[1.0], [2.0]]), [2, 1])
-    tensor([[1.],
-            [1.],
-            [2.]])
-    """
+    """Repeat ``[G, N]`` to ``[C, N]``: each group's vector for all its rows."""
     if len(x) == sum(chunks):  # one row each
         return x
     return torch.cat(

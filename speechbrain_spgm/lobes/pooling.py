@@ -35,26 +35,13 @@ def no_pooling(x: Tensor) -> Tensor:
 
 
 def attend(scores: Tensor, x: Tensor) -> Tensor:
-    """Sum ``[C, N]`` of x ``[C, K, N]`` by the softmax of scores ``[C, K, 1]``.
-
-    Example
-    -------
-    >>> x = torch.tensor([[[1.0, 2.0], [3.0, 6.0]]])
-    >>> attend(torch.zeros(1, 2, 1), x)  # equal scores: the mean
-    tensor([[2., 4.]])
-    """
+    """Sum ``[C, N]`` of x ``[C, K, N]`` by the softmax of scores ``[C, K, 1]``."""
     weights = F.softmax(scores, dim=1).transpose(1, 2)  # [C, 1, K]
     return torch.bmm(weights, x).squeeze(1)  # [C, N]
 
 
 class AttentionPooling(nn.Module):
-    """Attention pooling: a linear score per frame, softmax, weighted sum.
-
-    Example
-    -------
-    >>> AttentionPooling(32)(torch.rand(7, 24, 32)).shape
-    torch.Size([7, 32])
-    """
+    """Attention pooling: a linear score per frame, softmax, weighted sum."""
 
     def __init__(self, n_embd: int) -> None:
         super().__init__()
@@ -66,13 +53,7 @@ class AttentionPooling(nn.Module):
 
 
 class AttentionFeedForwardPooling(nn.Module):
-    """Attention pooling whose score passes through a hidden layer of ``att_h`` units.
-
-    Example
-    -------
-    >>> AttentionFeedForwardPooling(32, 16)(torch.rand(7, 24, 32)).shape
-    torch.Size([7, 32])
-    """
+    """Attention pooling whose score passes a hidden layer of ``att_h`` units."""
 
     def __init__(self, n_embd: int, att_h: int, att_dropout: float = 0.0) -> None:
         super().__init__()

@@ -28,15 +28,6 @@ class Int8Linear:
     """A linear in 8 bits, in place of ``linears.Linear``.
 
     A ValueError says that PyTorch has none for this processor.
-
-    Example
-    -------
-    >>> linear = nn.Linear(64, 32)
-    >>> x = torch.rand(100, 64)
-    >>> int8 = Int8Linear(linear.weight.detach(), linear.bias.detach())
-    >>> y = int8.of(x, Scratch(x))
-    >>> torch.allclose(y, linear(x), atol=0.02)
-    True
     """
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
@@ -142,16 +133,6 @@ def quantise(masknet: nn.Module) -> SPGMMaskNet:
     Later changes to the parameters do not reach the linears that are in 8 bits. It is
     for evaluation without gradients. It is a ValueError if the network has other than
     SpeechBrain's standard transformers, or this processor has no int8 linears.
-
-    Example
-    -------
-    >>> from speechbrain.lobes.models.dual_path import SBTransformerBlock
-    >>> from speechbrain_spgm.lobes.spgm import SPGMBlock
-    >>> net = SPGMMaskNet(64, 64, SBTransformerBlock(1, 64, 8), SPGMBlock(64, "att"))
-    >>> x = torch.rand(1, 64, 300)
-    >>> with torch.no_grad():
-    ...     torch.allclose(quantise(net.eval())(x), net(x), atol=0.05)
-    True
     """
     if not isinstance(masknet, SPGMMaskNet) or not all(
         engine.is_plain(block.intra_mdl) for block in masknet.dual_mdl

@@ -16,6 +16,7 @@ from speechbrain_spgm.lobes.statistics import Statistics
 # Up to so many frames the encoder, masks and decoder are SpeechBrain's own operations
 # on whole tensors: the same bits as its separate_batch. Longer ones come in tiles.
 DECODED_AT_ONCE = 5000
+NO_MPS = "Apple's mps has no double precision, in which the network takes its averages"
 
 
 def separate(

@@ -11,13 +11,7 @@ from speechbrain_spgm.lobes.pooling import build_pooling, find_pooling
 
 
 class Pooling(nn.Module):
-    """Holder that gives a pooling its name in published checkpoints (``pool.model``).
-
-    Example
-    -------
-    >>> Pooling("avg", 32)(torch.rand(7, 24, 32)).shape
-    torch.Size([7, 32])
-    """
+    """Gives a pooling its name in published checkpoints (``pool.model``)."""
 
     def __init__(
         self, pool: str, n_embd: int, att_h: int | None = None, att_dropout: float = 0.0

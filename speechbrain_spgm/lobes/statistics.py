@@ -58,16 +58,7 @@ class Statistics:
 
 
 class Survey(Statistics):
-    """Adds up averages of utterances; what is ``given`` they have in place of theirs.
-
-    Example
-    -------
-    >>> survey = Survey()
-    >>> for x in (1.0, 4.0):
-    ...     own = Averages(survey).mean(torch.tensor([[x]]), [1])
-    >>> Averages(Shared(survey)).mean(torch.tensor([[9.0]]), [1]).item()
-    2.5
-    """
+    """Adds up averages of utterances, which have what is ``given`` in their place."""
 
     own = False
 
@@ -122,14 +113,6 @@ class Running(Statistics):
     Chunk s has those of chunks 0 to max(s, warm_up - 1), where the one before the last
     of them counts ``keep`` times as much, the one before that ``keep`` squared, ...
     ``warm_up`` is at least 1, ``keep`` above 0; at 1 nothing is ever forgotten.
-
-    Example
-    -------
-    >>> x = torch.tensor([[1.0], [3.0], [8.0]])
-    >>> Averages(Running()).mean(x, [3]).flatten()
-    tensor([1., 2., 4.])
-    >>> Averages(Running(warm_up=2)).mean(x, [3]).flatten()
-    tensor([2., 2., 4.])
     """
 
     own, per_chunk = False, True
@@ -167,12 +150,6 @@ class Window(Statistics):
 
     At the ends of a recording the window is as long, but not centred. An utterance with
     no more chunks has averages over the whole of it.
-
-    Example
-    -------
-    >>> x = torch.tensor([[1.0], [3.0], [8.0], [4.0]])
-    >>> Averages(Window(3)).mean(x, [4]).flatten()
-    tensor([4., 4., 5., 5.])
     """
 
     own, per_chunk, ahead = False, True, True

@@ -38,11 +38,6 @@ def count_workers() -> int:
 
     The cores that the process may use, but no more than the threads that PyTorch has
     here: ``torch.set_num_threads`` and ``OMP_NUM_THREADS`` are respected.
-
-    Example
-    -------
-    >>> 1 <= count_workers() <= torch.get_num_threads()
-    True
     """
     return min(count_cores(), torch.get_num_threads())
 
@@ -58,13 +53,6 @@ def run(step: Callable[[Item, int], None], items: Iterable[Item], workers: int) 
     1, the calling thread does everything, and so it does when there can be no threads
     (the interpreter ends, say). Gradients are off, and the order is open. The first
     error of a step is raised when no step is running any more.
-
-    Example
-    -------
-    >>> squares = [0] * 4
-    >>> run(lambda i, worker: squares.__setitem__(i, i * i), range(4), workers=2)
-    >>> squares
-    [0, 1, 4, 9]
     """
     todo = iter(list(items))  # shared: each worker takes what is next
     inference = torch.is_inference_mode_enabled()  # a mode of the thread
@@ -89,11 +77,6 @@ def single_threaded(work: Callable[Given, Result]) -> Callable[Given, Result]:
 
     It runs in a thread that has only one, for a number that is set, be it for a moment,
     is also that of all threads which begin meanwhile, for good.
-
-    Example
-    -------
-    >>> single_threaded(torch.get_num_threads)()
-    1
     """
 
     @wraps(work)

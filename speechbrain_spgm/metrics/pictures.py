@@ -126,16 +126,7 @@ def write_examples(
 
 
 def fit_for_listening(example: Example) -> Example:
-    """On the CPU, estimates as loud as their references, no sample beyond full scale.
-
-    Example
-    -------
-    >>> references = torch.tensor([[0.1], [-0.1]])
-    >>> example = Example("a", references[:, 0], 40 * references, references)
-    >>> fit_for_listening(example).estimates
-    tensor([[ 0.1000],
-            [-0.1000]])
-    """
+    """On the CPU, estimates as loud as references, no sample beyond full scale."""
     mix, estimates, references = (
         signal.detach().float().cpu().nan_to_num(posinf=0.0, neginf=0.0)
         for signal in example[1:]

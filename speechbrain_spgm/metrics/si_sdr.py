@@ -146,11 +146,6 @@ def training_loss(losses: torch.Tensor, threshold: float | None = None) -> torch
 
     The published recipes drop what is better than -30 dB, so that easy mixtures do not
     rule the gradient. If all are, the loss is zero and so is its gradient.
-
-    Example
-    -------
-    >>> training_loss(torch.tensor([-40.0, -10.0, -20.0]), threshold=-30)
-    tensor(-15.)
     """
     kept = is_kept(losses, threshold)
     return (losses * kept).sum() / kept.sum().clamp(min=1)
@@ -160,11 +155,6 @@ def is_kept(losses: torch.Tensor, threshold: float | None) -> torch.Tensor:
     """Whether an utterance takes part in training: those of at least the threshold.
 
     Losses that are not finite are kept, so that nobody mistakes them for good ones.
-
-    Example
-    -------
-    >>> is_kept(torch.tensor([-40.0, -10.0, float("nan")]), threshold=-30)
-    tensor([False,  True,  True])
     """
     if threshold is None:
         return torch.ones_like(losses, dtype=torch.bool)
@@ -172,14 +162,7 @@ def is_kept(losses: torch.Tensor, threshold: float | None) -> torch.Tensor:
 
 
 def reorder(estimates: torch.Tensor, permutation: torch.Tensor) -> torch.Tensor:
-    """Puts estimates [B, T, spks] into the order of their references.
-
-    Example
-    -------
-    >>> estimates = torch.tensor([[[1.0, 2.0]]])
-    >>> reorder(estimates, torch.tensor([[1, 0]]))
-    tensor([[[2., 1.]]])
-    """
+    """Puts estimates [B, T, spks] into the order of their references."""
     return estimates.gather(2, permutation.unsqueeze(1).expand_as(estimates))
 
 

@@ -154,11 +154,6 @@ def round_to_half(name: str, value: Tensor) -> Tensor:
     """A weight in float16; refuses what is beyond 65504.
 
     The relative error is at most 2^-11 (below 2^-14: an absolute of 2^-25).
-
-    Example
-    -------
-    >>> round_to_half("w", torch.tensor([0.1, 1.0])).tolist()
-    [0.0999755859375, 1.0]
     """
     rounded = value.half()
     if not rounded.isfinite().all():

@@ -159,18 +159,7 @@ def check_inside(folder: Path, path: Path) -> None:
 
 
 def weights_in(folder: str | Path) -> Path | None:
-    """The file of weights in a folder in the published layout, if there is one.
-
-    Example
-    -------
-    >>> folder = getfixture("tmp_path")
-    >>> (folder / "pytorch_model.bin").touch()
-    >>> weights_in(folder).name
-    'pytorch_model.bin'
-    >>> (folder / "model.safetensors").touch()
-    >>> weights_in(folder).name
-    'model.safetensors'
-    """
+    """The file of weights in a folder in the published layout, if there is one."""
     paths = (Path(folder) / name for name in WEIGHTS_FILES)
     return next((path for path in paths if path.is_file()), None)
 

@@ -46,11 +46,6 @@ def locate(source: object = None) -> Path | str:
     name of a shipped model; a short name of the authors' models; any other folder; a
     web address; a Hub repository ``USER/NAME``. By default the shipped
     ``DEFAULT_MODEL``. What is none of these is a ModelError.
-
-    Example
-    -------
-    >>> locate("spgm-opt"), locate(Path("spgm-small-8k")).name
-    ('yipjiaqi/spgm-opt', 'spgm-small-8k')
     """
     if source is None:
         return SHIPPED_MODELS / DEFAULT_MODEL

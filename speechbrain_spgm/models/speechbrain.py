@@ -79,15 +79,15 @@ def load_weights(
     Refused is a file that holds anything but tensors of exactly these names, and a
     module that gets none.
     """
-    files = []
-    for name, module in loadables(hparams, source).items():
+    files, wanted = [], loadables(hparams, source)
+    for name, module in wanted.items():
         path = find(f"{name}.ckpt")
         fit(module, path)
         files.append(path)
     modules = hparams.get("modules")
     if not isinstance(modules, Mapping):
         raise ModelError(f"The yaml of {source} has no modules: it is no separator.")
-    loaded = _parameters(loadables(hparams, source).values())
+    loaded = _parameters(wanted.values())
     for name, module in modules.items():
         if isinstance(module, nn.Module) and not _parameters([module]) <= loaded:
             raise ModelError(

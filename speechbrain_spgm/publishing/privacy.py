@@ -106,16 +106,6 @@ def find_leaks(text: str) -> Iterator[Leak]:
 
     Each is found as well in percent, HTML, JSON or other spellings; secrets are shown
     by their first characters only.
-
-    Example
-    -------
-    >>> for leak in find_leaks("see https://a.org/b/c\\nkey: hf_" + "a1" * 17):
-    ...     print(*leak)
-    2 a Hugging Face token hf_a...
-    >>> for leak in find_leaks("at /home/ann/wsj0, D:\\\\wsj0, /path/to/wsj0, a/b/c"):
-    ...     print(*leak)
-    1 a local path /home/ann/wsj0
-    1 a local path D:\\wsj0
     """
     for number, line in enumerate(re.split(r"\r\n|\r|\n", text), start=1):
         secrets: dict[str, str] = {}  # what was found, by its text
@@ -218,13 +208,6 @@ def clean_command(command: str | Sequence[str]) -> str:
     An absolute path becomes ``/path/to/<its last part>``; of the program, the script
     and the yaml only the last part stays (the yaml's with its folder ``hparams``). The
     value of an option whose name speaks of a secret becomes ``...``.
-
-    Example
-    -------
-    >>> clean_command("/usr/bin/python /home/a/train.py /b/x.yaml --data '/d/my x'")
-    "python train.py x.yaml --data '/path/to/my x'"
-    >>> clean_command(["train.py", "--lists=[/a/b.csv,C:\\\\c\\\\d.csv]", "--token=a"])
-    'train.py --lists=[/path/to/b.csv,/path/to/d.csv] --token=...'
     """
     if isinstance(command, str):
         command = _words(command)

@@ -80,14 +80,6 @@ def user_errors() -> Iterator[None]:
     """Runs a script's work: errors of its user become one sentence and exit code 2.
 
     So do a full or read-only disk; Ctrl-C gives exit code 130 and SIGTERM 143.
-
-    Example
-    -------
-    >>> with user_errors():
-    ...     raise UserError("The data folder x does not exist.")
-    Traceback (most recent call last):
-    ...
-    SystemExit: 2
     """
     ensure_utf8()
     try:

@@ -48,15 +48,6 @@ def initialise(modules: Mapping[str, nn.Module], filterbank: str = "random") -> 
     Dual_Path_Model copies one built block, so all its blocks start with the same
     weights; SpeechBrain's separation recipes reset each layer for this reason too. With
     the filterbank "fourier" encoder and decoder start as :func:`fourier_filters`.
-
-    Example
-    -------
-    >>> import copy, torch
-    >>> block = nn.Linear(4, 4)
-    >>> stack = nn.ModuleList([copy.deepcopy(block) for _ in range(2)])
-    >>> initialise({"stack": stack})
-    >>> torch.equal(stack[0].weight, stack[1].weight)
-    False
     """
     if filterbank not in FILTERBANKS:
         raise UserError(
@@ -91,16 +82,6 @@ def start_from(modules: Mapping[str, nn.Module], source: str | Path) -> None:
     norms are not. SPGM is the identity at first: as its norm's scale and shift are 0, a
     block gives exactly what its intra part gives, and the network computes what the
     SepFormer would if its inter transformers added nothing.
-
-    Example
-    -------
-    >>> from safetensors.torch import save_file
-    >>> path = getfixture("tmp_path") / "model.safetensors"
-    >>> save_file({"encoder.weight": torch.ones(1, 2)}, path)
-    >>> encoder = nn.Linear(2, 1, bias=False)
-    >>> start_from({"encoder": encoder}, path)
-    >>> encoder.weight.tolist()
-    [[1.0, 1.0]]
     """
     network = nn.ModuleDict(dict(modules))
     own = network.state_dict()
@@ -115,7 +96,11 @@ def start_from(modules: Mapping[str, nn.Module], source: str | Path) -> None:
         name: widen(weight, own.get(name, weight)) if FEED_FORWARD in name else weight
         for name, weight in state.items()
     }
-    state = deepen(add_blocks(state, own), own)
+    # New blocks pass on what was there, for the norms behind their models are 0; so do
+    # new layers, whose residual branches end with 0, if norms come first.
+    if any(map(PART.match, state)):
+        state = grow(state, own, PART, NORM)
+    state = grow(state, own, LAYER, LAST_OF_LAYER)
     problem = misfit({k: list(v.shape) for k, v in state.items()}, own)
     if problem:
         raise UserError(
@@ -152,44 +137,6 @@ def check_size(shapes: Mapping[str, list[int]], path: Path) -> None:
     """Refuses more numbers than any network here may have."""
     if sum(map(math.prod, shapes.values())) > MOST_PARAMETERS:
         raise UserError(f"{path} holds more than {MOST_PARAMETERS:,} numbers.")
-
-
-def add_blocks(
-    state: Mapping[str, Tensor], like: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """``state``, with as many blocks and inter models as ``like``.
-
-    What is new is as in ``like``, but for the norms after new models, which are 0: what
-    was there is then passed on as it is.
-
-    Example
-    -------
-    >>> state = {"m.dual_mdl.0.intra_norm.weight": torch.ones(1)}
-    >>> names = [f"m.dual_mdl.{i}.{part}.weight"
-    ...          for i in (0, 1) for part in ("intra_norm", "inter_norm")]
-    >>> more = add_blocks(state, {name: torch.ones(1) for name in names})
-    >>> [int(more[name]) for name in names]
-    [1, 0, 0, 0]
-    """
-    return grow(state, like, PART, NORM) if any(map(PART.match, state)) else dict(state)
-
-
-def deepen(
-    state: Mapping[str, Tensor], like: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """``state``, with as many transformer layers as ``like``.
-
-    New layers are as in ``like``, but for the last part of both residual branches,
-    which is 0. A new layer then gives back its input, if its norms come first
-    (``norm_before``, as in SPGM).
-
-    Example
-    -------
-    >>> names = ["a.mdl.layers.1.ffn.0.weight", "a.mdl.layers.1.ffn.3.weight"]
-    >>> list(deepen({}, {name: torch.ones(1) for name in names}).values())
-    [tensor([1.]), tensor([0.])]
-    """
-    return grow(state, like, LAYER, LAST_OF_LAYER)
 
 
 def grow(

@@ -19,17 +19,6 @@ class MuonAdam(Optimizer):
     Muon (K. Jordan et al., 2024) makes the singular values of a matrix's step equal.
     Its steps are scaled to the size of Adam's (J. Liu et al., arXiv 2502.16982), so one
     learning rate is right for both.
-
-    Example
-    -------
-    >>> import pytest
-    >>> _ = pytest.importorskip("torch", "2.9")  # the first with Muon
-    >>> layer = nn.Linear(3, 2)
-    >>> optimizer = MuonAdam(layer.parameters(), lr=0.01)
-    >>> layer(torch.ones(3)).sum().backward()
-    >>> optimizer.step()
-    >>> [sorted(optimizer.state[p]) for p in (layer.weight, layer.bias)]
-    [['momentum_buffer'], ['exp_avg', 'exp_avg_sq', 'step']]
     """
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float) -> None:

@@ -27,22 +27,7 @@ def remember_peak(optimizer: Optimizer) -> None:
 
 
 def warm_up(optimizer: Optimizer, step: int, warmup_steps: int) -> None:
-    """Sets the rate of optimizer step ``step`` (the first is 0).
-
-    Example
-    -------
-    >>> import torch
-    >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.4)
-    >>> remember_peak(optimizer)
-    >>> for step in (0, 1, 2, 3, 4):
-    ...     warm_up(optimizer, step, warmup_steps=4)
-    ...     print(optimizer.param_groups[0]["lr"])
-    0.1
-    0.2
-    0.30000000000000004
-    0.4
-    0.4
-    """
+    """Sets the rate of optimizer step ``step`` (the first is 0)."""
     share = min(1.0, (step + 1) / max(1, warmup_steps))
     for group in optimizer.param_groups:
         group["lr"] = share * group["peak_lr"]

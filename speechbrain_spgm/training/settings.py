@@ -33,6 +33,7 @@ from speechbrain_spgm.data.lists import MIXTURES
 from speechbrain_spgm.errors import UserError, first_line
 from speechbrain_spgm.files import replacing
 from speechbrain_spgm.lobes.pooling import POOLINGS, find_pooling
+from speechbrain_spgm.lobes.separator import NO_MPS
 from speechbrain_spgm.models.config import Rule, either, whole
 from speechbrain_spgm.models.published import YAML_FILE
 from speechbrain_spgm.training.initialise import FILTERBANKS
@@ -561,10 +562,7 @@ def check_device(run_opts: RunOptions, values: Mapping[str, Any]) -> None:
         device = torch.accelerator.current_accelerator()
     kind = torch.device(device or "cpu").type
     if kind == "mps":
-        raise UserError(
-            "Apple's mps has no double precision, in which the network takes its "
-            "averages: give --device cpu."
-        )
+        raise UserError(f"{NO_MPS}: give --device cpu.")
     for key in ("precision", "eval_precision"):
         if kind == "cpu" and values.get(key) == "fp16":
             raise UserError(f"{key} is fp16, which a CPU has not: give bf16 or fp32.")
@@ -589,11 +587,9 @@ def named(folder: Path, overrides: Mapping[str, str]) -> Path:
     suffix = "".join(parts)
     if len(os.fsencode(suffix)) > 150:
         suffix = f",{sha256(suffix.encode()).hexdigest()[:12]}"
-    return (
-        folder.with_name(folder.name)
-        if not suffix
-        else (folder.parent.with_name(folder.parent.name + suffix) / folder.name)
-    )
+    if not suffix:
+        return folder
+    return folder.parent.with_name(folder.parent.name + suffix) / folder.name
 
 
 def check_continued(settings: Settings) -> None:

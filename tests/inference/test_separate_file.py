@@ -157,6 +157,8 @@ def test_outputs_that_cannot_be_are_named_before_anything_is_read(model, tmp_pat
     ):
         with pytest.raises(AudioFileError, match="d.wav is a folder: give the name of"):
             model.separate_to_files("absent.wav", outputs, **options)
+    with pytest.raises(AudioFileError, match="name too long.: give another name"):
+        model.separate_to_files("absent.wav", [voice, tmp_path / ("n" * 300)])
     soundfile.write(tmp_path / "a.wav", noise(500), 8000)
     (tmp_path / "link.wav").symlink_to("a.wav")
     for source, outputs, options in (

@@ -76,21 +76,7 @@ class _Evidence(NamedTuple):
 
 
 class Stitcher:
-    """Separates one recording in windows; its files live in one folder.
-
-    Arguments
-    ---------
-    model : Separable
-        The separator.
-    recording : Spool
-        The recording, one column.
-    rate : int
-        Its sample rate in Hz.
-    name : str
-        For messages.
-    options : Options
-        How; checked.
-    """
+    """Separates one recording, a spool of one column, in windows, as options say."""
 
     def __init__(
         self, model: Separable, recording: Spool, rate: int, name: str, options: Options
