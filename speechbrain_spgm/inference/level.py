@@ -142,7 +142,7 @@ class Level(NamedTuple):
     lowered: Tensor | None
 
     def limits(self, start: int, stop: int) -> Tensor:
-        """The factors of samples start to stop, ``[stop - start]``; ``[1]`` if all 1."""
+        """Factors of samples start to stop, ``[stop - start]``, or ``[1]`` if all 1."""
         if self.lowered is None:
             return torch.ones_like(self.gain).view(1)
         # frames    |-----i-----|---i + 1---|    lines between their middles
