@@ -5,6 +5,9 @@ its mean and brought to that level on its way in. A separator leaves the level o
 voices open: so they are fitted to the recording on their way out. Voices have no
 offset; what a recording has of it belongs to nobody, and is left out.
 
+A knock on the table would rule all averages over a recording: so what is far above the
+level is lowered for the network, as a limiter does, and its voices are raised again.
+
 Axes: T samples, F frames, B utterances, spks sources.
 """
 
@@ -27,6 +30,9 @@ FRAME = 160  # samples whose power is taken together
 # Frames so far below the level (15.9 dB, as in ITU-T P.56) are pauses; this share of
 # all frames, the loudest, counts as no louder than the next: they may be clicks.
 PAUSE, CLICKS = 10 ** (-15.9 / 10), 0.02
+# Times the power of the level (12 dB) that a frame may have; and how many frames on
+# either side are lowered with one that has more.
+TOP, REACH = 10**1.2, 2
 # Where samples differ by less than this share of the largest, they hold an offset and
 # the rounding of 32-bit floats.
 RESOLUTION = 2**-23
@@ -125,11 +131,56 @@ def level_gain(powers: Tensor) -> Tensor:
     return LEVEL / level.sqrt() if level > 0 else torch.zeros_like(level)
 
 
+class Level(NamedTuple):
+    """What brings the samples of a recording to ``LEVEL`` and none far above it.
+
+    ``gain`` is a scalar, float64, 0 for silence; ``lowered`` are the factors, below 1,
+    of the frames ``[F]``, or None where nothing is lowered.
+    """
+
+    gain: Tensor
+    lowered: Tensor | None
+
+    def limits(self, start: int, stop: int) -> Tensor:
+        """Factors of samples start to stop, ``[stop - start]``, or ``[1]`` if all 1."""
+        if self.lowered is None:
+            return torch.ones_like(self.gain).view(1)
+        # frames    |-----i-----|---i + 1---|    lines between their middles
+        samples = torch.arange(start, stop, device=self.lowered.device)
+        place = ((samples.double() + 0.5) / FRAME - 0.5).clamp(0, len(self.lowered) - 1)
+        i = place.floor().long()
+        after = self.lowered[(i + 1).clamp(max=len(self.lowered) - 1)]
+        return torch.lerp(self.lowered[i], after, place - i)
+
+
+def find_level(powers: Tensor) -> Level:
+    """The level of a recording of powers ``[F]``.
+
+    Example
+    -------
+    >>> talk = torch.full((500,), 0.04, dtype=torch.float64)
+    >>> find_level(talk).lowered is None
+    True
+    >>> talk[100] = 40.0  # a knock, 30 dB above it
+    >>> find_level(talk).lowered[97:104].numpy().round(2)
+    array([1.  , 0.13, 0.13, 0.13, 0.13, 0.13, 1.  ])
+    """
+    gain = level_gain(powers)
+    top = TOP * LEVEL**2
+    powers = powers * gain.square()
+    if not (powers > top).any():
+        return Level(gain, None)
+    lowered = (top / powers.clamp(min=top)).sqrt()
+    lowered = -F.max_pool1d(-lowered.unsqueeze(0), 2 * REACH + 1, 1, REACH)[0]
+    return Level(gain, lowered)
+
+
 def bring_to_level(mix: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Frees mixtures ``[B, T]`` of their means and brings each to ``LEVEL``.
 
     Only the valid samples ``lengths`` are read. Float64 ``[B, T]``, zero beyond them
-    and without sound; and ``[B]``: times these, they have the mixtures' own levels.
+    and without sound; and ``[B, 1]`` or, if any is limited, ``[B, T]``: times these,
+    they have the mixtures' own levels.
 
     Example
     -------
@@ -139,16 +190,18 @@ def bring_to_level(mix: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]
     tensor([[-0.0562,  0.0562, -0.0562,  0.0562],
             [ 0.0000,  0.0000,  0.0000,  0.0000]])
     >>> levels.float()
-    tensor([1.7783, 0.0000])
+    tensor([[1.7783],
+            [0.0000]])
     """
     rows, levels = [], []
     for row, length in zip(mix, lengths, strict=True):
         centre = find_centre([row[:length]])
         centred = centre.of(row[:length])
-        gain = level_gain(frame_powers(centred))
-        rows.append(F.pad(centred * gain, (0, mix.shape[1] - length)))
-        levels.append(centre.peak / gain if gain > 0 else gain)  # silence: 0
-    return torch.stack(rows), torch.stack(levels)
+        level = find_level(frame_powers(centred))
+        gains = level.gain * level.limits(0, mix.shape[1])
+        rows.append(F.pad(centred * gains[:length], (0, mix.shape[1] - length)))
+        levels.append(centre.peak / gains if level.gain > 0 else gains)  # silence: 0
+    return torch.stack(rows), torch.stack(torch.broadcast_tensors(*levels))
 
 
 def check_levels(normalize: str | None, consistent: bool) -> None:

@@ -496,7 +496,7 @@ class SPGMSeparation(SepformerSeparation):
         stride = self.mods.encoder.conv1d.stride[0]
         period = max(1, getattr(self.mods.masknet, "K", 2) // 2) * stride
         est = separate_augmented(once, mix, samples, views, period)
-        return (est * levels.view(-1, 1, 1)).to(est.dtype) if level else est
+        return (est * levels.unsqueeze(-1)).to(est.dtype) if level else est
 
     def stream(
         self,

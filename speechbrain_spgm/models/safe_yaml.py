@@ -93,7 +93,7 @@ SEED_CALLS = {
 TRAINING_PARTS = re.compile(  # not built, whatever their arguments are
     r"(speechbrain\.(augment|nnet\.(losses|schedulers)|processing\.speech_augmentation"
     r"|lobes\.augment|utils\.(checkpoints|epoch_loop|train_logger))"
-    r"|speechbrain_spgm\.(data|training)|torch\.optim)\.[\w.]+"
+    r"|speechbrain_spgm\.(data|metrics|training)|torch\.optim)\.[\w.]+"
 )
 
 PLAIN_TAGS = {

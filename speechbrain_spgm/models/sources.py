@@ -85,11 +85,13 @@ def best_checkpoint(run: Path) -> Path:
 
     The run is of a recipe of SpeechBrain's own: the best has the lowest ``si-snr``,
     which is a loss there, or is the last if they have none. (Ours write ``model`` at
-    the end.)
+    the end; what counts of their checkpoints may be a moving average.)
     """
     found = []
     for path in sorted((run / CHECKPOINTS).glob("CKPT*")):
-        if (path / "CKPT.yaml").is_file() and (path / "masknet.ckpt").is_file():
+        ours = (path / "progress.ckpt").is_file()
+        needed = (path / "CKPT.yaml", path / "masknet.ckpt")
+        if not ours and all(file.is_file() for file in needed):
             meta = _meta(path / "CKPT.yaml")
             found.append((meta("si-snr", math.inf), -meta("unixtime", 0), path))
     if not found:

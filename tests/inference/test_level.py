@@ -11,9 +11,11 @@ from torch import Tensor
 
 from speechbrain_spgm.audio import AudioFileError, Recording
 from speechbrain_spgm.cli import main
+from speechbrain_spgm.data import MixtureList
 from speechbrain_spgm.errors import UserError
-from speechbrain_spgm.inference import SPGMSeparation
-from speechbrain_spgm.inference.level import LEVEL, bring_to_level
+from speechbrain_spgm.inference import SPGMSeparation, level
+from speechbrain_spgm.inference.level import LEVEL, TOP, bring_to_level, frame_powers
+from speechbrain_spgm.metrics.si_sdr import pit_si_sdr_loss
 from tests.inference.test_separation import LENGTHS, assert_same, padded_batch
 
 RATE = 8000
@@ -92,6 +94,50 @@ def test_pauses_and_clicks_do_not_count() -> None:
         levelled, _ = bring_to_level(mix[None], [len(mix)])
         heard = levelled[0, : RATE // 2].square().mean().sqrt()
         assert LEVEL / 1.2 < heard < LEVEL * 1.2
+
+
+def knock(T: int, at: int) -> Tensor:
+    """A bump of full scale, gone after a tenth of a second, ``[T]``."""
+    bump = torch.randn(800) * torch.exp(-torch.arange(800) / 160)
+    return torch.nn.functional.pad(bump, (at, T - at - 800))
+
+
+def test_what_is_lowered_is_raised_again(model: SPGMSeparation) -> None:
+    mix = torch.stack([talk(2 * RATE), talk(2 * RATE)])
+    mix[1] += knock(2 * RATE, 9000)
+    levelled, levels = bring_to_level(mix, [2 * RATE - 77, 2 * RATE])
+    assert frame_powers(levelled[0]).max() <= TOP * LEVEL**2
+    assert frame_powers(levelled[1]).max() < 1.1 * TOP * LEVEL**2
+    assert frame_powers(mix[1]).max() > 10 * TOP * frame_powers(mix[0]).mean()
+    assert levels[0].min() == levels[0].max() == levels[1, :8000].max()
+    wanted = mix[1] - mix[1].mean(dtype=torch.float64)
+    torch.testing.assert_close(levelled[1] * levels[1], wanted, rtol=1e-9, atol=1e-12)
+    batch = model.separate_batch(mix, level=True)
+    alone = [model.separate_batch(row[None], level=True)[0] for row in mix]
+    assert_same(batch, alone)
+
+
+@pytest.mark.parametrize("mode", ["exact", "stitched"])
+def test_knocks_do_not_rule_a_recording(shared, tmp_path, monkeypatch, mode) -> None:
+    """Without a limiter they cost what is between them more than 3 dB."""
+    voices = shared / "voices"
+    lists = voices / "LibriMix-metadata" / "libri2mix_test-clean.csv"
+    mixtures = MixtureList(lists, voices / "LibriSpeech", num_spks=2, sample_rate=RATE)
+    sources = mixtures[1].sources[: 8 * RATE]
+    mix = sources.sum(1)
+    mix *= 10 ** (-30 / 20) / mix.square().mean().sqrt()
+    for at in (20_000, 32_000):
+        mix += knock(len(mix), at)
+    soundfile.write(tmp_path / "a.wav", mix.numpy(), RATE, subtype="FLOAT")
+    model = SPGMSeparation.from_pretrained(device="cpu")
+    quiet = torch.ones(len(mix), dtype=torch.bool)
+    quiet[20_000:22_000] = quiet[32_000:34_000] = False
+    scores = []
+    for top in (TOP, torch.inf):
+        monkeypatch.setattr(level, "TOP", top)
+        est = model.separate_file(tmp_path / "a.wav", mode=mode, views=1)[0]
+        scores.append(-pit_si_sdr_loss(est[quiet][None], sources[quiet][None]).loss)
+    assert scores[0] > scores[1] + 3
 
 
 @pytest.mark.parametrize("normalize", [None, "peak"])

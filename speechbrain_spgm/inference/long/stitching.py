@@ -32,9 +32,9 @@ from speechbrain_spgm.inference.level import (
     check_peak,
     check_voices,
     find_centre,
+    find_level,
     fit_mixture,
     frame_powers,
-    level_gain,
     mixture_gains,
     share_rest,
 )
@@ -98,7 +98,6 @@ class Stitcher:
             recording.read(*piece) for piece in pieces_of(len(recording), rate)
         )
         check_peak(name, self.centre)
-        self.gain = torch.ones((), dtype=torch.float64, device="cpu")
         self.seams: list[Seam] = []
 
     def run(self, folder: Path, use: Callable[[Spool], None]) -> None:
@@ -185,7 +184,7 @@ class Stitcher:
         placed.move(first(w))
 
     def _resample(self, mix: Spool) -> float:
-        """The recording without its mean at the model's rate, and the gain it needs."""
+        """The recording without its mean at the model's rate, and its level."""
         step = PIECE * self.model.sample_rate // FRAME * FRAME  # cuts no frame
         rates = (self.rate, self.model.sample_rate)
 
@@ -196,13 +195,16 @@ class Stitcher:
             powers.append(frame_powers(piece[:, 0]))
             mix.append(piece)
         powers = torch.cat(powers)
-        self.gain = level_gain(powers)
-        return max(float(powers.mean() * self.gain.square()), 1e-20)
+        self.level = find_level(powers)
+        gain, lowered = self.level
+        powers *= gain.square() if lowered is None else (gain * lowered).square()
+        return max(float(powers.mean()), 1e-20)
 
     def _mixture(self, mix: Spool, start: int, length: int) -> Tensor:
         """A part of the mixture as the network gets it, ``[T]``, up to its end."""
         part = mix.read(start, start + length)[:, 0]
-        return (part.double() * self.gain).float()
+        limits = self.level.limits(start, start + len(part))
+        return (part.double() * (self.level.gain * limits)).float()
 
     def _separate(self, mix: Spool, w: int, statistics: Statistics | None) -> Tensor:
         """The outputs of a window at the level of the mixture, ``[T, spks]``."""
@@ -266,7 +268,8 @@ class Stitcher:
             if tail is not None:
                 part[: len(tail)] += tail
             keep = len(part) - (windows.fade if w < len(orders) - 1 else 0)
-            voices.append(part[:keep])
+            limits = self.level.limits(start, start + keep).unsqueeze(-1)
+            voices.append((part[:keep] / limits).float())
             tail = part[keep:]
 
     def pieces(self, voices: Spool) -> Iterator[Tensor]:
