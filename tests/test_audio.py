@@ -200,6 +200,16 @@ def test_what_follows_the_audio_is_no_audio():
             assert heard(data + tail + data) == (2 * T, 0)
 
 
+@pytest.mark.parametrize("claim", [0, 2000])
+def test_silence_behind_a_wrong_size_is_no_padding(claim):
+    """A recorder that died, after seconds of silence."""
+    samples = np.r_[np.full(1000 * (claim > 0), 0.1), np.zeros(40_000), 0.5]
+    soundfile.write(file := io.BytesIO(), samples, RATE, "PCM_16", format="WAV")
+    data = bytearray(file.getvalue())
+    struct.pack_into("<I", data, data.index(b"data") + 4, claim)
+    assert heard(bytes(data)) == (len(samples), 0)
+
+
 def test_a_flac_file_that_claims_less_than_it_holds():
     data = bytearray(by_libsndfile("FLAC", "PCM_16"))
     numbers = int.from_bytes(data[18:26], "big")
@@ -217,6 +227,30 @@ def test_mp3_frames_among_titles():
     less = bytearray(data)
     less[at + 8 : at + 12] = (5).to_bytes(4, "big")
     assert heard(bytes(less))[0] >= T and heard(bytes(less))[1] == 0
+
+
+def test_mp3_frames_by_chance_are_no_recording():
+    """In AAC, and in FLAC behind titles; here as data that a decoder passes over."""
+    frames = 3 * (bytes.fromhex("fff314c0") + bytes(20))
+    data, at = by_ffmpeg("adts", "aac", 16000), 0
+    whole = heard(data)
+    for _ in range(5):
+        start, at = at, at + ((data[at + 3] & 3) << 11 | data[at + 4] << 3)
+        at += data[start + 5] >> 5
+    size = at - start + 2 + len(frames)
+    head = bytearray(data[start : start + 7])
+    head[3:6] = (
+        head[3] & 252 | size >> 11,
+        size >> 3 & 255,
+        size << 5 & 224 | head[5] & 31,
+    )
+    element = bytes([0x81, len(frames)]) + frames
+    data = data[:start] + bytes(head) + element + data[start + 7 :]
+    assert heard(data) == whole
+    padding = b"\x01" + len(frames).to_bytes(3, "big") + frames  # a block of FLAC
+    flac = by_libsndfile("FLAC", "PCM_16")
+    flac = b"ID3\x04\0\0\0\0\0\x04" + bytes(4) + flac[:42] + padding + flac[42:]
+    assert heard(flac) == (T, 0)
 
 
 @pytest.mark.parametrize(
