@@ -748,14 +748,15 @@ def check_form(form: Format, rate: int, path: str | Path) -> None:
     kind = {"subtype": form.subtype, "format": FORMATS[form.name][0]}
     fits = form.subtype != "VORBIS" or rate <= HIGHEST_VORBIS
     if fits:
-        try:
-            soundfile.SoundFile(io.BytesIO(), "w", rate, 1, **kind).close()
+        try:  # FLAC tells at the first sample
+            with soundfile.SoundFile(io.BytesIO(), "w", rate, 1, **kind) as file:
+                file.write(np.zeros(1))
         except soundfile.LibsndfileError:
             fits = False
     if not fits:
         raise AudioFileError(
             f"{path} cannot be written: the format {form.name} has no rate of {rate} "
-            "Hz: take wav or flac."
+            "Hz: take wav."
         )
 
 

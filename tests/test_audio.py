@@ -476,6 +476,13 @@ def test_rates_at_which_ogg_ends_the_process(rate):
         audio.check_form(form, rate, "x.ogg")
 
 
+def test_rates_at_which_flac_fails_at_the_first_sample():
+    form = audio.find_format("flac")
+    audio.check_form(form, 96_000, "x.flac")
+    with pytest.raises(AudioFileError, match="x.flac cannot .* 96001 Hz: take wav.$"):
+        audio.check_form(form, 96_001, "x.flac")
+
+
 def test_long_voices_are_written_in_parts(tmp_path, monkeypatch):
     """Two million samples at once end the process in libvorbis."""
     sizes, write = [], soundfile.SoundFile.write
