@@ -19,6 +19,7 @@ from speechbrain_spgm.commands.common import (
     make_folder,
     refuse_given,
     say,
+    standard_input,
 )
 from speechbrain_spgm.commands.corpus import (
     OF_CORPUS,
@@ -187,15 +188,23 @@ def separate_one(
     model: SPGMSeparation, job: Job, options: Options, report: bool
 ) -> int:
     """Separates one file, writes all its voices or none; returns its sample rate."""
-    from speechbrain_spgm.inference.files import explain, from_file, separate_to_files
+    from speechbrain_spgm.inference.files import (
+        explain,
+        from_file,
+        separate_to_files,
+        spare,
+    )
 
     make_folder(job.target.parent)
     stdin = job.source == STDIN
+    source = standard_input() if stdin else job.source
+    outputs = job.outputs(model.num_spks, options.format)
+    spare(source, outputs)
     facts = separate_to_files(
         model,
-        from_file(sys.stdin.buffer if stdin else job.source),
+        from_file(source),
         "standard input" if stdin else str(job.source),
-        job.outputs(model.num_spks, options.format),
+        outputs,
         options,
         job.target.with_name(f"{job.target.name}_report.json") if report else None,
         reading=quiet_streams,

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -20,9 +19,10 @@ from speechbrain_spgm.commands.common import (
     make_folder,
     refuse_given,
     say,
+    standard_input,
 )
 from speechbrain_spgm.console import Ending, lead_nowhere
-from speechbrain_spgm.errors import UserError, count, writing
+from speechbrain_spgm.errors import UserError, count
 
 if TYPE_CHECKING:
     import numpy as np
@@ -196,9 +196,7 @@ def open_source(arguments: argparse.Namespace) -> Source:
     kind = None
     if arguments.format != "wav":
         kind = PCM(arguments.format, arguments.rate, arguments.channels)
-    if sys.stdin is None:
-        raise UserError("standard input is closed: send sound into it.")
-    return Pipe(sys.stdin.buffer, kind, channel=channel)
+    return Pipe(standard_input(), kind, channel=channel)
 
 
 def separate(stream: SPGMStream, source: Source, write: Write, ending: Ending) -> Meter:
@@ -288,24 +286,17 @@ def outputs(arguments: argparse.Namespace, spks: int) -> list[Path]:
     return [folder / f"{arguments.name}_spk{k + 1}.wav" for k in range(spks)]
 
 
-def check_places(places: list[Path]) -> None:
-    """Refuses, before a talk rather than after it, what cannot become a file."""
-    from speechbrain_spgm.inference.files import make_room
-
-    make_room(places)
-    for place in places:
-        with writing(place, "give another --name"), suppress(FileNotFoundError):
-            os.lstat(place)  # knows names that are too long
-
-
 @contextmanager
 def to_files(arguments: argparse.Namespace, rate: int, spks: int) -> Iterator[Write]:
     """One WAV file per voice, which has its name when the block ends."""
     from speechbrain_spgm.audio import LARGEST_RIFF, voice_files
+    from speechbrain_spgm.inference.files import make_room, spare
 
     make_folder(Path(arguments.output))
     places = outputs(arguments, spks)
-    check_places(places)
+    make_room(places)  # before a talk rather than after it
+    if arguments.microphone is None:
+        spare(standard_input(), places)
     left = LARGEST_RIFF // 4  # samples
     with voice_files(places, rate, frames=0) as files:
 

@@ -2,6 +2,7 @@
 
 import argparse
 import ctypes
+import io
 import json
 import os
 import shutil
@@ -323,6 +324,23 @@ def test_standard_input(run, model, tmp_path, monkeypatch, piped):
     for i in (1, 2, 3):
         expected = (out / f"a_spk{i}.wav").read_bytes()
         assert (out / f"stdin_spk{i}.wav").read_bytes() == expected
+
+
+def test_standard_input_that_cannot_be_taken(run, model, tmp_path, monkeypatch):
+    """None, a notebook's, or what a voice would be written to."""
+    voice = record(tmp_path / "stdin_spk1.wav")
+    before = voice.read_bytes()
+    with voice.open() as own:
+        for stdin, words in (
+            (None, "spgm: standard input is closed"),
+            (io.StringIO("a"), "spgm: standard input is closed"),
+            (own, "stdin_spk1.wav is the recording itself"),
+        ):
+            monkeypatch.setattr(sys, "stdin", stdin)
+            options = ("--output", tmp_path, "--model", model)
+            code, _, stderr = run("separate", "-", *options)
+            assert code == 2 and words in stderr[0] and len(stderr) == 1
+    assert voice.read_bytes() == before and names(tmp_path) == [voice.name]
 
 
 def test_a_file_called_as_standard_input(run, model, tmp_path, monkeypatch):

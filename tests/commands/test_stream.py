@@ -113,6 +113,18 @@ def test_a_file_that_cannot_be_is_told_before_the_talk(run, tmp_path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["stream_spk2.wav"]
 
 
+def test_a_voice_that_is_the_input_stays(model, tmp_path, monkeypatch, capsys) -> None:
+    voice = tmp_path / "stream_spk1.wav"
+    voice.write_bytes(wav(noise(800)))
+    with voice.open() as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        code = cli.main(["stream", "--model", model, "--output", str(tmp_path)])
+    assert code == 2 and "spk1.wav is the recording itself" in capsys.readouterr().err
+    assert voice.read_bytes() == wav(noise(800)) and os.listdir(tmp_path) == [
+        voice.name
+    ]
+
+
 @pytest.mark.parametrize(
     ("code", "dtype", "subtype"),
     [
