@@ -187,7 +187,7 @@ def _chunked_parts(file: BinaryIO, size: int, layout: _Layout) -> Iterator[Part]
         if end == claimed:
             yield Part(((start, stop),))
         else:
-            lost = 0 if _stands_for_unknown(audio.size) else max(0, claimed - end)
+            lost = 0 if stands_for_unknown(audio.size) else max(0, claimed - end)
             yield Part(_resized(start, end, audio), lost, end - audio.data)
 
 
@@ -253,7 +253,7 @@ def _after_chunks(file: BinaryIO, end: int, size: int, layout: _Layout) -> int:
     return at
 
 
-def _stands_for_unknown(size: int) -> bool:
+def stands_for_unknown(size: int) -> bool:
     """Whether it is the largest number, or nearly so, as writers of streams put."""
     return size < 0 or any(
         top - 2**16 <= size <= top + 256 for top in (2**31, 2**32, 2**63, 2**64)
