@@ -587,7 +587,7 @@ def test_no_noise_is_taken_for_sound():
             audio.read_audio(text)
 
 
-def samples_of(data: bytes, *cut: float) -> np.ndarray:
+def samples_of(data: audio.Source, *cut: float) -> np.ndarray:
     blocks: list[np.ndarray] = []
     stream_audio(data, blocks.append, cut=audio.Cut(*cut) if cut else None)
     return np.concatenate(blocks)
@@ -634,6 +634,27 @@ def test_a_part_of_joined_files_is_cut_out_of_the_whole():
         stop = None if duration is None else start + round(duration * RATE)
         part = samples_of(data + data, offset, duration)
         np.testing.assert_allclose(part, whole[start:stop], atol=1e-6)
+
+
+def test_mp3_frames_have_the_bits_that_frames_before_them_hold(tmp_path, monkeypatch):
+    """In quiet, frames are small and later ones fill them: all need those before."""
+    rng, path = np.random.default_rng(0), tmp_path / "a.mp3"
+    envelope = np.repeat(rng.uniform(size=30) < 0.5, 1600)
+    noise = 0.3 * rng.standard_normal(48_000) * envelope
+    small = {"bitrate_mode": "VARIABLE", "compression_level": 0.9}
+    soundfile.write(path, noise, 16_000, **small)
+    whole = soundfile.read(path, dtype="float32")[0]
+    monkeypatch.setattr(audio, "BLOCK", 4000)
+    monkeypatch.setattr(audio, "RESERVOIR", 20_000, raising=False)
+    found = audio.read_audio(path).samples.numpy()
+    np.testing.assert_allclose(found, whole, atol=1e-6)
+    file = audio.open_audio(path)
+    for start in range(22_000, 46_000, 1777):
+        wanted = whole[start : start + 1600]
+        found = audio.read_frames(file, start, 1600)
+        np.testing.assert_allclose(found, wanted, atol=1e-6)
+        found = samples_of(path, start / 16_000, 0.1)
+        np.testing.assert_allclose(found, wanted, atol=1e-6)
 
 
 def test_what_lies_before_a_part_is_not_decoded(tmp_path, monkeypatch):
