@@ -159,10 +159,11 @@ def run(arguments: argparse.Namespace) -> int:
     make_folder(output)
 
     failed, lowered = 0, 0
+    written: set[tuple[int, int]] = set()
     with tqdm(jobs, desc="separating", unit="file", disable=None) as bar:
         for job in bar:
             try:
-                rate = separate_one(model, job, options, arguments.report)
+                rate = separate_one(model, job, options, arguments.report, written)
                 higher = rate > model.sample_rate
                 lowered += higher and options.full_band is False
             except UserError as error:
@@ -185,9 +186,16 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def separate_one(
-    model: SPGMSeparation, job: Job, options: Options, report: bool
+    model: SPGMSeparation,
+    job: Job,
+    options: Options,
+    report: bool,
+    written: set[tuple[int, int]],
 ) -> int:
-    """Separates one file, writes all its voices or none; returns its sample rate."""
+    """Separates one file, writes all its voices or none; returns its sample rate.
+
+    ``written`` gets the identities of the files.
+    """
     from speechbrain_spgm.inference.files import (
         explain,
         from_file,
@@ -200,6 +208,13 @@ def separate_one(
     source = standard_input() if stdin else job.source
     outputs = job.outputs(model.num_spks, options.format)
     spare(source, outputs)
+    for path in outputs:
+        if written & identities(path):
+            raise UserError(
+                f"{job.source} would be separated into {path}, which is a voice of "
+                "another recording by now (a link, or a disk that takes A for a): take "
+                "another output folder."
+            )
     facts = separate_to_files(
         model,
         from_file(source),
@@ -209,9 +224,20 @@ def separate_one(
         job.target.with_name(f"{job.target.name}_report.json") if report else None,
         reading=quiet_streams,
     )
+    written |= identities(*outputs)
     for line in explain(facts):
         say(f"spgm: {line}")
     return facts["sample_rate"]
+
+
+def identities(*paths: Path) -> set[tuple[int, int]]:
+    """By what the system knows those files that are there, whatever they are called."""
+    found = set()
+    for path in paths:
+        with suppress(OSError):
+            facts = os.lstat(path)
+            found.add((facts.st_dev, facts.st_ino))
+    return found
 
 
 @contextmanager

@@ -164,6 +164,19 @@ def test_two_inputs_for_one_output_are_refused(run, model, tmp_path):
     assert names(out) == voices("x/a", "y/a")
 
 
+def test_one_file_of_two_names_keeps_its_first_voices(run, model, tmp_path):
+    """Where the folder b is a, as B is b on disks that know no case."""
+    source, out = tmp_path / "in", tmp_path / "out"
+    record(source / "a" / "x.wav")
+    record(source / "b" / "x.wav", seconds=0.2)
+    (out / "a").mkdir(parents=True)
+    (out / "b").symlink_to("a")
+    code, stdout, stderr = run("separate", source, "--output", out, "--model", model)
+    assert code == 2 and "1 failed" in stdout[0] and len(stderr) == 1
+    assert "b/x.wav would be separated into" in stderr[0]
+    assert soundfile.info(out / "a" / "x_spk1.wav").frames == 800
+
+
 def test_output_beside_or_below_the_input(run, model, tmp_path):
     record(tmp_path / "a.wav")
     for _ in range(2):  # the second run does not separate the voices of the first
