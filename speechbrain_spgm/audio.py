@@ -49,6 +49,7 @@ LARGEST_KERNEL = 10**7  # values in torchaudio's table of filters, one per phase
 # torchaudio's take 6 / 0.99, scipy's 10.
 REACH = 12
 VORBIS_PAGE = 2**20  # frames, which a page of Ogg has at most: 255 times 4096
+RESERVOIR = 2**16  # frames before one of MP3, which may hold bits of it
 HIGHEST_VORBIS = 200_000  # Hz; above it libvorbis ends the process
 LARGEST_RIFF = 2**32 - 2**16  # bytes of audio in a WAV file with sizes of 32 bits
 # libsndfile's errors are RuntimeErrors, FFmpeg's OSErrors and ValueErrors; struct's are
@@ -301,7 +302,7 @@ def _blocks(file: BinaryIO, mixer: _Mixer) -> Iterator[tuple[np.ndarray, int]]:
             # In Ogg libsndfile misses its place near the end.
             exact = sound.seekable() and sound.format != "OGG"
             if i == 0 and exact and 0 < begin < sound.frames and part.frames is None:
-                length = mixer.position = sound.seek(begin)
+                length = mixer.position = _enter(sound, begin)
             for block in _sound_blocks(sound):
                 length += len(block)
                 yield block, sound.samplerate
@@ -319,8 +320,21 @@ def _open_sound(file: str | bytes | View) -> soundfile.SoundFile:
     return sound
 
 
+def _enter(sound: soundfile.SoundFile, start: int) -> int:
+    """Goes to a frame, or to one before from where on that is decoded well: which."""
+    if not sound.seekable():
+        return 0
+    far = start - RESERVOIR if sound.format == "MP3" else start
+    if sound.subtype == "VORBIS":  # in its last page libsndfile misses its place
+        far = sound.frames - VORBIS_PAGE
+    place = sound.seek(max(0, min(start, far)))
+    sound.seekable = lambda: False  # else each read seeks, after which MP3 is spoilt
+    return place
+
+
 def _sound_blocks(sound: soundfile.SoundFile) -> Iterator[np.ndarray]:
     """Blocks of an open file; the last ends where it cannot be decoded further."""
+    sound.seekable = lambda: False  # as above
     size = FLAC_BLOCK if sound.format == "FLAC" else BLOCK
     size = size * 8 // max(8, sound.channels)  # a damaged header may claim 1024
     while True:
@@ -681,11 +695,7 @@ def read_frames(file: AudioFile, start: int = 0, frames: int = -1) -> np.ndarray
 
 def _part(sound: soundfile.SoundFile, start: int, stop: int) -> np.ndarray:
     """The frames of an open file from start to stop, [T] of its first channel."""
-    place = 0
-    if sound.seekable():
-        # In the last page of Ogg Vorbis libsndfile misses its place.
-        far = sound.frames - VORBIS_PAGE if sound.subtype == "VORBIS" else start
-        place = sound.seek(max(0, min(start, far)))
+    place = _enter(sound, start)
     for begin in range(place, start, BLOCK):
         sound.read(min(BLOCK, start - begin), "float32")
     return sound.read(stop - start, "float32", always_2d=True)[:, 0]
@@ -736,14 +746,15 @@ def check_form(form: Format, rate: int, path: str | Path) -> None:
     kind = {"subtype": form.subtype, "format": FORMATS[form.name][0]}
     fits = form.subtype != "VORBIS" or rate <= HIGHEST_VORBIS
     if fits:
-        try:
-            soundfile.SoundFile(io.BytesIO(), "w", rate, 1, **kind).close()
+        try:  # FLAC tells at the first sample
+            with soundfile.SoundFile(io.BytesIO(), "w", rate, 1, **kind) as file:
+                file.write(np.zeros(1))
         except soundfile.LibsndfileError:
             fits = False
     if not fits:
         raise AudioFileError(
             f"{path} cannot be written: the format {form.name} has no rate of {rate} "
-            "Hz: take wav or flac."
+            "Hz: take wav."
         )
 
 

@@ -102,7 +102,8 @@ def find_parts(file: BinaryIO, thorough: bool = True) -> list[Part]:
     if signature and thorough:
         spans = list(pairwise([0, *_further_starts(file, signature, size), size]))
     parts: list[Part] = []
-    if head[:3] == b"ID3" or head[:1] == b"\xff":
+    behind = _behind_titles(file, 0)
+    if (behind or head[:1] == b"\xff") and not re.match(OTHERS, _at(file, behind, 4)):
         parts = list(_mpeg_parts(file, size))
     elif layout:
         parts = list(_chunked_parts(file, size, layout))
@@ -158,7 +159,7 @@ LAYOUTS = (
     _Layout(rb"riff\x2e\x91\xcf\x11", 40, 16, "<Q", 24, 8, b"data" + W64_TAIL),
     _Layout(rb"\.snd\0\0..", 0, 4, ">I", 0, 1, b""),
 )
-TAGS = rb"TAG|APETAGEX|ID3|LYRICS|\0*$"  # what may follow the audio, and is none
+TAGS = rb"TAG|APETAGEX|ID3|LYRICS"  # what may follow the audio, and is none
 
 
 def _chunked_parts(file: BinaryIO, size: int, layout: _Layout) -> Iterator[Part]:
@@ -180,12 +181,13 @@ def _chunked_parts(file: BinaryIO, size: int, layout: _Layout) -> Iterator[Part]
         if claimed > size:
             end = stop
         elif after == claimed < stop:  # what follows is no chunk
-            tags = re.match(TAGS, _at(file, after, 2**16), re.S)
-            end = claimed if tags else stop
+            tags = re.match(TAGS, _at(file, after, 8))
+            filled = tags or next(_search(file, rb"[^\0]", after, stop), None) is None
+            end = claimed if filled else stop
         if end == claimed:
             yield Part(((start, stop),))
         else:
-            lost = 0 if _stands_for_unknown(audio.size) else max(0, claimed - end)
+            lost = 0 if stands_for_unknown(audio.size) else max(0, claimed - end)
             yield Part(_resized(start, end, audio), lost, end - audio.data)
 
 
@@ -251,7 +253,7 @@ def _after_chunks(file: BinaryIO, end: int, size: int, layout: _Layout) -> int:
     return at
 
 
-def _stands_for_unknown(size: int) -> bool:
+def stands_for_unknown(size: int) -> bool:
     """Whether it is the largest number, or nearly so, as writers of streams put."""
     return size < 0 or any(
         top - 2**16 <= size <= top + 256 for top in (2**31, 2**32, 2**63, 2**64)
@@ -341,6 +343,8 @@ class _Frame(NamedTuple):
 
 
 MOST_OF_A_FRAME = 1441  # bytes
+# What titles precede as well, and AAC: by chance there are frames in them, too.
+OTHERS = rb"\xff[\xf0\xf1\xf8\xf9]|fLaC|OggS|RIFF|FORM|wvpk|TTA1|MAC "
 BITRATES = {  # kbit/s, by (MPEG 1?, layer)
     (True, 1): range(32, 449, 32),
     (True, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
@@ -406,9 +410,8 @@ def _mpeg_frames(file: BinaryIO, size: int) -> Iterator[tuple[int, _Frame, bytes
     at, kind = 0, None  # the kind of the frame that ends here
     while at < size:
         head = _at(file, at, 64)
-        if head.startswith(b"ID3") and len(head) > 10:  # of a byte 7 bits count
-            at += 10 + int("".join(f"{byte & 127:07b}" for byte in head[6:10]), 2)
-            kind = None
+        if (behind := _behind_titles(file, at)) > at:
+            at, kind = behind, None
             continue
         frame = _frame(head)
         if frame and at + frame.length <= size and frame.kind != kind:
@@ -423,6 +426,14 @@ def _mpeg_frames(file: BinaryIO, size: int) -> Iterator[tuple[int, _Frame, bytes
             at = next(
                 _search(file, rb"\xff[\xe2-\xff]|ID3[\x02-\x04]", at + 1, size), size
             )
+
+
+def _behind_titles(file: BinaryIO, at: int) -> int:
+    """Where the titles end that begin here, if any do."""
+    while (head := _at(file, at, 11)).startswith(b"ID3") and len(head) > 10:
+        # Of a byte 7 bits count.
+        at += 10 + int("".join(f"{byte & 127:07b}" for byte in head[6:10]), 2)
+    return at
 
 
 def _tagged_frames(head: bytes, tag: int) -> int | None:

@@ -58,6 +58,7 @@ def replacing(path: Path) -> Iterator[Path]:
     >>> path.read_text(), len(list(path.parent.iterdir()))
     ('whole', 1)
     """
+    refuse_special(path)
     temporary = temporary_name(path.parent)
     try:
         temporary.touch()  # with the rights that the user gives to new files,
@@ -67,6 +68,12 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def refuse_special(path: Path) -> None:
+    """Refuses what no file may take the place of, such as /dev/null."""
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        raise UserError(f"{path} is a device or a pipe: give the name of a file.")
 
 
 @contextmanager

@@ -17,10 +17,9 @@ import numpy as np
 
 from speechbrain_spgm.audio import check_channel, check_rate, to_float, to_pcm16
 from speechbrain_spgm.choices import CODES
+from speechbrain_spgm.containers import stands_for_unknown
 from speechbrain_spgm.errors import MissingPackage, UserError, require
 
-# Sizes from here on stand in the headers of streams that have no end yet.
-ENDLESS = 2**31 - 2**16
 MOST_CHANNELS = 64
 LONGEST_HEADER = 2**20  # bytes before the samples
 LOUDEST = 1e29  # beyond, a resampler might pass what a stream takes
@@ -70,7 +69,7 @@ def read_header(read: Callable[[int], bytes], name: str) -> tuple[PCM, int | Non
             f"{name} does not begin with the header of a WAV file: say what it holds, "
             "such as --format s16le --rate 16000, or convert it (ffmpeg -i - -f wav -)."
         )
-    kind, skipped = None, 0
+    kind, skipped, wide = None, 0, 0
     while True:
         head = read(8)
         if len(head) < 8:
@@ -84,9 +83,12 @@ def read_header(read: Callable[[int], bytes], name: str) -> tuple[PCM, int | Non
         chunk = read(size + size % 2)
         if label == b"fmt ":
             kind = _kind(chunk, name)
+        if label == b"ds64":  # RF64 has the size here
+            wide = int.from_bytes(chunk[8:16], "little")
     if kind is None:
         raise UserError(f"{name} does not say what its samples are: convert it.")
-    return kind, size if 0 < size < ENDLESS else None
+    size = wide if size == 2**32 - 1 else size
+    return kind, None if not size or stands_for_unknown(size) else size
 
 
 def _kind(chunk: bytes, name: str) -> PCM:

@@ -200,6 +200,16 @@ def test_what_follows_the_audio_is_no_audio():
             assert heard(data + tail + data) == (2 * T, 0)
 
 
+@pytest.mark.parametrize("claim", [0, 2000])
+def test_silence_behind_a_wrong_size_is_no_padding(claim):
+    """A recorder that died, after seconds of silence."""
+    samples = np.r_[np.full(1000 * (claim > 0), 0.1), np.zeros(40_000), 0.5]
+    soundfile.write(file := io.BytesIO(), samples, RATE, "PCM_16", format="WAV")
+    data = bytearray(file.getvalue())
+    struct.pack_into("<I", data, data.index(b"data") + 4, claim)
+    assert heard(bytes(data)) == (len(samples), 0)
+
+
 def test_a_flac_file_that_claims_less_than_it_holds():
     data = bytearray(by_libsndfile("FLAC", "PCM_16"))
     numbers = int.from_bytes(data[18:26], "big")
@@ -217,6 +227,30 @@ def test_mp3_frames_among_titles():
     less = bytearray(data)
     less[at + 8 : at + 12] = (5).to_bytes(4, "big")
     assert heard(bytes(less))[0] >= T and heard(bytes(less))[1] == 0
+
+
+def test_mp3_frames_by_chance_are_no_recording():
+    """In AAC, and in FLAC behind titles; here as data that a decoder passes over."""
+    frames = 3 * (bytes.fromhex("fff314c0") + bytes(20))
+    data, at = by_ffmpeg("adts", "aac", 16000), 0
+    whole = heard(data)
+    for _ in range(5):
+        start, at = at, at + ((data[at + 3] & 3) << 11 | data[at + 4] << 3)
+        at += data[start + 5] >> 5
+    size = at - start + 2 + len(frames)
+    head = bytearray(data[start : start + 7])
+    head[3:6] = (
+        head[3] & 252 | size >> 11,
+        size >> 3 & 255,
+        size << 5 & 224 | head[5] & 31,
+    )
+    element = bytes([0x81, len(frames)]) + frames
+    data = data[:start] + bytes(head) + element + data[start + 7 :]
+    assert heard(data) == whole
+    padding = b"\x01" + len(frames).to_bytes(3, "big") + frames  # a block of FLAC
+    flac = by_libsndfile("FLAC", "PCM_16")
+    flac = b"ID3\x04\0\0\0\0\0\x04" + bytes(4) + flac[:42] + padding + flac[42:]
+    assert heard(flac) == (T, 0)
 
 
 @pytest.mark.parametrize(
@@ -442,6 +476,13 @@ def test_rates_at_which_ogg_ends_the_process(rate):
         audio.check_form(form, rate, "x.ogg")
 
 
+def test_rates_at_which_flac_fails_at_the_first_sample():
+    form = audio.find_format("flac")
+    audio.check_form(form, 96_000, "x.flac")
+    with pytest.raises(AudioFileError, match="x.flac cannot .* 96001 Hz: take wav.$"):
+        audio.check_form(form, 96_001, "x.flac")
+
+
 def test_long_voices_are_written_in_parts(tmp_path, monkeypatch):
     """Two million samples at once end the process in libvorbis."""
     sizes, write = [], soundfile.SoundFile.write
@@ -546,7 +587,7 @@ def test_no_noise_is_taken_for_sound():
             audio.read_audio(text)
 
 
-def samples_of(data: bytes, *cut: float) -> np.ndarray:
+def samples_of(data: audio.Source, *cut: float) -> np.ndarray:
     blocks: list[np.ndarray] = []
     stream_audio(data, blocks.append, cut=audio.Cut(*cut) if cut else None)
     return np.concatenate(blocks)
@@ -593,6 +634,27 @@ def test_a_part_of_joined_files_is_cut_out_of_the_whole():
         stop = None if duration is None else start + round(duration * RATE)
         part = samples_of(data + data, offset, duration)
         np.testing.assert_allclose(part, whole[start:stop], atol=1e-6)
+
+
+def test_mp3_frames_have_the_bits_that_frames_before_them_hold(tmp_path, monkeypatch):
+    """In quiet, frames are small and later ones fill them: all need those before."""
+    rng, path = np.random.default_rng(0), tmp_path / "a.mp3"
+    envelope = np.repeat(rng.uniform(size=30) < 0.5, 1600)
+    noise = 0.3 * rng.standard_normal(48_000) * envelope
+    small = {"bitrate_mode": "VARIABLE", "compression_level": 0.9}
+    soundfile.write(path, noise, 16_000, **small)
+    whole = soundfile.read(path, dtype="float32")[0]
+    monkeypatch.setattr(audio, "BLOCK", 4000)
+    monkeypatch.setattr(audio, "RESERVOIR", 20_000, raising=False)
+    found = audio.read_audio(path).samples.numpy()
+    np.testing.assert_allclose(found, whole, atol=1e-6)
+    file = audio.open_audio(path)
+    for start in range(22_000, 46_000, 1777):
+        wanted = whole[start : start + 1600]
+        found = audio.read_frames(file, start, 1600)
+        np.testing.assert_allclose(found, wanted, atol=1e-6)
+        found = samples_of(path, start / 16_000, 0.1)
+        np.testing.assert_allclose(found, wanted, atol=1e-6)
 
 
 def test_what_lies_before_a_part_is_not_decoded(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """What strangers wrote, on a terminal."""
 
+import io
 import unicodedata
 
 import pytest
@@ -7,6 +8,7 @@ from torch._utils import ExceptionWrapper
 
 from speechbrain_spgm.audio import AudioFileError
 from speechbrain_spgm.errors import UserError, shown
+from speechbrain_spgm.inference.progress import Bar
 
 BAD = [chr(code) for code in (*range(32), *range(127, 160))]
 BAD += list("\u00ad\u061c\u200b\u200e\u200f\u2028\u2029\u202a\u202e\u2066\u2069\ufeff")
@@ -47,3 +49,11 @@ def test_long_text_loses_its_middle(length):
     assert shown(text, None) == shown(text, len(text)) == text
     message = str(UserError("the file " + "x" * 100_000 + " is wrong: mend it."))
     assert len(message) <= 4000 and message.endswith(" is wrong: mend it.")
+
+
+def test_a_bar_shows_names_without_control_characters(monkeypatch):
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True, raising=False)
+    with Bar(True, desc="chunks of \x1b[2J\na.wav", total=2, file=terminal) as bar:
+        bar.refresh()
+    assert "chunks of \\x1b[2J\\na.wav: " in terminal.getvalue()

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ import soundfile
 from benchmarks.faults import Child
 from speechbrain_spgm import files
 from speechbrain_spgm.cli import main
+from speechbrain_spgm.errors import UserError
 from speechbrain_spgm.files import (
     TEMPORARY,
     replacing,
@@ -189,3 +191,13 @@ def test_after_a_kill_the_next_run_cleans_up(tmp_path, published, name):
         assert not left(out)
         shutil.rmtree(out)
         mark.unlink()
+
+
+def test_no_file_takes_the_place_of_a_device(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with (
+        pytest.raises(UserError, match="pipe is a device or a pipe: give the name of"),
+        replacing(tmp_path / "pipe"),
+    ):
+        pass
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)

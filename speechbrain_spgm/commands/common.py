@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from speechbrain_spgm.choices import PRECISIONS, STATISTICS
 from speechbrain_spgm.errors import UserError, shown
@@ -157,6 +157,13 @@ def make_folder(folder: Path) -> None:
             f"the output folder {folder} cannot be made ({error.strerror}): "
             "take another one."
         ) from None
+
+
+def standard_input() -> BinaryIO:
+    """What comes in, as bytes."""
+    if not hasattr(sys.stdin, "buffer"):  # a notebook's has none
+        raise UserError("standard input is closed: send sound into it.")
+    return sys.stdin.buffer
 
 
 def say(line: str) -> None:

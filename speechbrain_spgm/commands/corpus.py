@@ -201,13 +201,15 @@ def run_without_references(arguments: argparse.Namespace, shared: Iterable[str])
     from speechbrain_spgm.metrics.reference_free import REFERENCE_FREE
     from speechbrain_spgm.metrics.scores import cells_of, summarise
 
+    names = names_in(arguments.scores)
+    if not names:
+        raise UserError("scores is empty: name one, such as agreement.")
     model = load_model(arguments)
     with ExitStack() as stack:
         folder = arguments.output or stack.enter_context(temporary_folder())
         manifest, unread = open_manifest(arguments.manifest, folder)
         chosen = {name: vars(arguments)[name] for name in shared}
         options = Options.of({**chosen, "format": "flac", "progress": True})
-        names = names_in(arguments.scores)
         outcome = separate_corpus(model, manifest, folder, options, scores=names)
         scores = read_scores(folder / "out.jsonl", names)
     for failure in list(outcome.failures.values())[:SAID]:

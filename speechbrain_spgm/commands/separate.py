@@ -19,6 +19,7 @@ from speechbrain_spgm.commands.common import (
     make_folder,
     refuse_given,
     say,
+    standard_input,
 )
 from speechbrain_spgm.commands.corpus import (
     OF_CORPUS,
@@ -158,10 +159,11 @@ def run(arguments: argparse.Namespace) -> int:
     make_folder(output)
 
     failed, lowered = 0, 0
+    written: set[tuple[int, int]] = set()
     with tqdm(jobs, desc="separating", unit="file", disable=None) as bar:
         for job in bar:
             try:
-                rate = separate_one(model, job, options, arguments.report)
+                rate = separate_one(model, job, options, arguments.report, written)
                 higher = rate > model.sample_rate
                 lowered += higher and options.full_band is False
             except UserError as error:
@@ -184,25 +186,58 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def separate_one(
-    model: SPGMSeparation, job: Job, options: Options, report: bool
+    model: SPGMSeparation,
+    job: Job,
+    options: Options,
+    report: bool,
+    written: set[tuple[int, int]],
 ) -> int:
-    """Separates one file, writes all its voices or none; returns its sample rate."""
-    from speechbrain_spgm.inference.files import explain, from_file, separate_to_files
+    """Separates one file, writes all its voices or none; returns its sample rate.
+
+    ``written`` gets the identities of the files.
+    """
+    from speechbrain_spgm.inference.files import (
+        explain,
+        from_file,
+        separate_to_files,
+        spare,
+    )
 
     make_folder(job.target.parent)
     stdin = job.source == STDIN
+    source = standard_input() if stdin else job.source
+    outputs = job.outputs(model.num_spks, options.format)
+    spare(source, outputs)
+    for path in outputs:
+        if written & identities(path):
+            raise UserError(
+                f"{job.source} would be separated into {path}, which is a voice of "
+                "another recording by now (a link, or a disk that takes A for a): take "
+                "another output folder."
+            )
     facts = separate_to_files(
         model,
-        from_file(sys.stdin.buffer if stdin else job.source),
+        from_file(source),
         "standard input" if stdin else str(job.source),
-        job.outputs(model.num_spks, options.format),
+        outputs,
         options,
         job.target.with_name(f"{job.target.name}_report.json") if report else None,
         reading=quiet_streams,
     )
+    written |= identities(*outputs)
     for line in explain(facts):
         say(f"spgm: {line}")
     return facts["sample_rate"]
+
+
+def identities(*paths: Path) -> set[tuple[int, int]]:
+    """By what the system knows those files that are there, whatever they are called."""
+    found = set()
+    for path in paths:
+        with suppress(OSError):
+            facts = os.lstat(path)
+            found.add((facts.st_dev, facts.st_ino))
+    return found
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from speechbrain_spgm.commands.common import (
     make_folder,
     refuse_given,
     say,
+    standard_input,
 )
 from speechbrain_spgm.console import Ending, lead_nowhere
 from speechbrain_spgm.errors import UserError, count
@@ -195,9 +196,7 @@ def open_source(arguments: argparse.Namespace) -> Source:
     kind = None
     if arguments.format != "wav":
         kind = PCM(arguments.format, arguments.rate, arguments.channels)
-    if sys.stdin is None:
-        raise UserError("standard input is closed: send sound into it.")
-    return Pipe(sys.stdin.buffer, kind, channel=channel)
+    return Pipe(standard_input(), kind, channel=channel)
 
 
 def separate(stream: SPGMStream, source: Source, write: Write, ending: Ending) -> Meter:
@@ -291,11 +290,13 @@ def outputs(arguments: argparse.Namespace, spks: int) -> list[Path]:
 def to_files(arguments: argparse.Namespace, rate: int, spks: int) -> Iterator[Write]:
     """One WAV file per voice, which has its name when the block ends."""
     from speechbrain_spgm.audio import LARGEST_RIFF, voice_files
-    from speechbrain_spgm.inference.files import make_room
+    from speechbrain_spgm.inference.files import make_room, spare
 
     make_folder(Path(arguments.output))
     places = outputs(arguments, spks)
-    make_room(places, "give another --name")  # before the talk
+    make_room(places, "give another --name")  # before the talk, not after it
+    if arguments.microphone is None:
+        spare(standard_input(), places)
     left = LARGEST_RIFF // 4  # samples
     with voice_files(places, rate, frames=0) as files:
 

@@ -34,8 +34,13 @@ from speechbrain_spgm.audio import (
     write_samples,
     write_voices,
 )
-from speechbrain_spgm.errors import UserError
-from speechbrain_spgm.files import check_writable, replacing, temporary_folder
+from speechbrain_spgm.errors import UserError, writing
+from speechbrain_spgm.files import (
+    check_writable,
+    refuse_special,
+    replacing,
+    temporary_folder,
+)
 from speechbrain_spgm.inference.long.spool import Spool
 from speechbrain_spgm.inference.long.stitching import Seam, Stitcher
 from speechbrain_spgm.inference.memory import (
@@ -178,6 +183,7 @@ def make_room(places: Sequence[Path], remedy: str = "give another name") -> None
         known.add(real)
         if os.path.isdir(place):
             raise AudioFileError(f"{place} is a folder: give the name of a file.")
+        refuse_special(place)
     for place in {place.parent: place for place in reversed(places)}.values():
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -187,13 +193,21 @@ def make_room(places: Sequence[Path], remedy: str = "give another name") -> None
                 f"{place} cannot be written: {error.strerror}."
             ) from None
     for place in places:
-        try:
-            with suppress(FileNotFoundError):
-                os.lstat(place)  # knows names that are too long
-        except OSError as error:
-            raise AudioFileError(
-                f"{place} cannot be written ({error.strerror}): {remedy}."
-            ) from None
+        with writing(place, remedy), suppress(FileNotFoundError):
+            os.lstat(place)  # knows names that are too long
+
+
+def spare(recording: Source, places: Sequence[Path]) -> None:
+    """Refuses to write over the recording that is read, a file or an open one."""
+    try:
+        path = isinstance(recording, str | Path)
+        own = os.stat(recording if path else recording.fileno())
+    except (AttributeError, OSError, ValueError):  # not on the disk, or not there
+        return
+    for place in places:
+        with suppress(OSError):
+            if os.path.samestat(own, os.stat(place)):
+                raise UserError(f"{place} is the recording itself: name another file.")
 
 
 def _separate_exactly(model: Separable, source: _Source, options: Options) -> Tensor:

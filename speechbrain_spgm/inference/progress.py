@@ -7,6 +7,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from speechbrain_spgm.errors import shown
+
 Progress = bool | Callable[[int, int], object]
 
 
@@ -23,11 +25,12 @@ class Bar(tqdm):
     2 2
     """
 
-    def __init__(self, progress: Progress, **settings: Any) -> None:
+    def __init__(self, progress: Progress, desc: str = "", **settings: Any) -> None:
         self.tell = progress if callable(progress) else None
         self.done = 0
         drawn = progress is True
-        super().__init__(leave=False, disable=None if drawn else True, **settings)
+        settings |= {"desc": shown(desc, 100), "leave": False}  # it names files
+        super().__init__(disable=None if drawn else True, **settings)
 
     def update(self, n: float | None = 1) -> bool | None:
         """Goes on by n steps."""

@@ -6,7 +6,6 @@ Axes: B utterances, T samples, spks sources.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
@@ -40,6 +39,7 @@ from speechbrain_spgm.inference.files import (
     from_samples,
     separate_to_files,
     separate_to_tensor,
+    spare,
 )
 from speechbrain_spgm.inference.level import (
     Centre,
@@ -676,8 +676,7 @@ class SPGMSeparation(SepformerSeparation):
         chosen = chosen.checked(self, next(iter(paths), ""))
         report = None if report is None else Path(report)
         with local_audio(path) as local:
-            if isinstance(local, Path):
-                spare(local, [*paths, *([report] if report else [])])
+            spare(local, [*paths, *([report] if report else [])])
             return separate_to_files(
                 self, from_file(local), name_of(path), paths, chosen, report
             )
@@ -750,13 +749,6 @@ class SPGMSeparation(SepformerSeparation):
         )
         for start, stop in pieces_of(len(est), rate):
             est[start:stop] += (band.split(start, stop) * centre.peak).float()
-
-
-def spare(recording: Path, places: Sequence[Path]) -> None:
-    """Refuses to write over the recording that is read."""
-    for place in places:
-        if os.path.realpath(place) == os.path.realpath(recording):
-            raise UserError(f"{place} is the recording itself: name another file.")
 
 
 def find_published(

@@ -473,6 +473,9 @@ def test_scores_stand_in_the_rows(model, published, recordings, capsys):
     for more in (["--limit", "5"], ["--metrics", "sdr"], ["--jobs", "2"]):
         assert main(["evaluate", "--no-references", *map(str, words), *more]) == 2
         assert f"{more[0]} needs references: leave it out." in capsys.readouterr().err
+    none = ["--no-references", *map(str, words), "--scores", " ,"]
+    assert main(["evaluate", *none]) == 2
+    assert "scores is empty: name one" in capsys.readouterr().err
     write(recordings / "bad.jsonl", [{"audio_filepath": "gone.wav"}])
     bad = ["--manifest", recordings / "bad.jsonl", "--model", published]
     assert main(["evaluate", "--no-references", *map(str, bad)]) == 2

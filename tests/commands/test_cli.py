@@ -2,6 +2,7 @@
 
 import argparse
 import ctypes
+import io
 import json
 import os
 import shutil
@@ -161,6 +162,19 @@ def test_two_inputs_for_one_output_are_refused(run, model, tmp_path):
     assert line.startswith(f"spgm: {first} and {second} would both be separated into")
     assert run("separate", tmp_path, "--output", out, "--model", model)[0] == 0
     assert names(out) == voices("x/a", "y/a")
+
+
+def test_one_file_of_two_names_keeps_its_first_voices(run, model, tmp_path):
+    """Where the folder b is a, as B is b on disks that know no case."""
+    source, out = tmp_path / "in", tmp_path / "out"
+    record(source / "a" / "x.wav")
+    record(source / "b" / "x.wav", seconds=0.2)
+    (out / "a").mkdir(parents=True)
+    (out / "b").symlink_to("a")
+    code, stdout, stderr = run("separate", source, "--output", out, "--model", model)
+    assert code == 2 and "1 failed" in stdout[0] and len(stderr) == 1
+    assert "b/x.wav would be separated into" in stderr[0]
+    assert soundfile.info(out / "a" / "x_spk1.wav").frames == 800
 
 
 def test_output_beside_or_below_the_input(run, model, tmp_path):
@@ -323,6 +337,23 @@ def test_standard_input(run, model, tmp_path, monkeypatch, piped):
     for i in (1, 2, 3):
         expected = (out / f"a_spk{i}.wav").read_bytes()
         assert (out / f"stdin_spk{i}.wav").read_bytes() == expected
+
+
+def test_standard_input_that_cannot_be_taken(run, model, tmp_path, monkeypatch):
+    """None, a notebook's, or what a voice would be written to."""
+    voice = record(tmp_path / "stdin_spk1.wav")
+    before = voice.read_bytes()
+    with voice.open() as own:
+        for stdin, words in (
+            (None, "spgm: standard input is closed"),
+            (io.StringIO("a"), "spgm: standard input is closed"),
+            (own, "stdin_spk1.wav is the recording itself"),
+        ):
+            monkeypatch.setattr(sys, "stdin", stdin)
+            options = ("--output", tmp_path, "--model", model)
+            code, _, stderr = run("separate", "-", *options)
+            assert code == 2 and words in stderr[0] and len(stderr) == 1
+    assert voice.read_bytes() == before and names(tmp_path) == [voice.name]
 
 
 def test_a_file_called_as_standard_input(run, model, tmp_path, monkeypatch):

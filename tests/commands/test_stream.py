@@ -58,7 +58,7 @@ def noise(n: int) -> np.ndarray:
 
 def wav(samples: np.ndarray, rate: int = RATE, **options: str) -> bytes:
     file = io.BytesIO()
-    soundfile.write(file, samples, rate, format="WAV", **options)
+    soundfile.write(file, samples, rate, **{"format": "WAV", **options})
     return file.getvalue()
 
 
@@ -113,6 +113,18 @@ def test_a_file_that_cannot_be_is_told_before_the_talk(run, tmp_path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["stream_spk2.wav"]
 
 
+def test_a_voice_that_is_the_input_stays(model, tmp_path, monkeypatch, capsys) -> None:
+    voice = tmp_path / "stream_spk1.wav"
+    voice.write_bytes(wav(noise(800)))
+    with voice.open() as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        code = cli.main(["stream", "--model", model, "--output", str(tmp_path)])
+    assert code == 2 and "spk1.wav is the recording itself" in capsys.readouterr().err
+    assert voice.read_bytes() == wav(noise(800)) and os.listdir(tmp_path) == [
+        voice.name
+    ]
+
+
 @pytest.mark.parametrize(
     ("code", "dtype", "subtype"),
     [
@@ -140,6 +152,18 @@ def test_wav_streams_with_and_without_an_end(code, dtype, subtype, size) -> None
     wanted = soundfile.read(io.BytesIO(wav(samples, 44100, subtype=subtype)))[0]
     np.testing.assert_allclose(found, wanted.mean(1), atol=1e-7)
     assert source.missing == 0
+
+
+def test_wide_sizes_have_an_end() -> None:
+    """RF64's, and those above 2 GiB; what stands behind the samples is no sound."""
+    behind = b"LIST\4\0\0\0abcd"
+    data = wav(noise(1000), format="RF64") + behind
+    source = Pipe(io.BufferedReader(io.BytesIO(data)))
+    assert sum(map(len, source.blocks())) == 1000 and source.missing == 0
+    data = wav(noise(1000), subtype="PCM_16").replace(
+        b"data" + struct.pack("<I", 2000), b"data" + struct.pack("<I", 3 * 10**9)
+    )
+    assert Pipe(io.BytesIO(data)).left == 3 * 10**9
 
 
 @pytest.mark.parametrize("size", [None, 0, 0xFFFFFFFF])

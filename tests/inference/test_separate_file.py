@@ -157,9 +157,18 @@ def test_outputs_that_cannot_be_are_named_before_anything_is_read(model, tmp_pat
     ):
         with pytest.raises(AudioFileError, match="d.wav is a folder: give the name of"):
             model.separate_to_files("absent.wav", outputs, **options)
-    with pytest.raises(AudioFileError, match="name too long.: give another name"):
-        model.separate_to_files("absent.wav", [voice, tmp_path / ("n" * 300)])
+    os.mkfifo(tmp_path / "pipe.wav")
+    for place, words in (
+        ("pipe.wav", "pipe.wav is a device or a pipe: give the name of a file"),
+        ("n" * 300, r"n cannot be written \(File name too long\): give another name"),
+    ):
+        with pytest.raises(UserError, match=words):
+            model.separate_to_files("absent.wav", [voice, tmp_path / place])
     soundfile.write(tmp_path / "a.wav", noise(500), 8000)
+    with (tmp_path / "a.wav").open("rb") as file:
+        outputs = [voice, tmp_path / "a.wav"]
+        with pytest.raises(UserError, match="a.wav is the recording itself: name anot"):
+            model.separate_to_files(file, outputs)
     (tmp_path / "link.wav").symlink_to("a.wav")
     for source, outputs, options in (
         ("a.wav", ["a.wav", "w.wav"], {}),
