@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from speechbrain.dataio.preprocess import AudioNormalizer
 from speechbrain.inference.separation import SepformerSeparation
+from speechbrain.lobes.models.dual_path import Dual_Path_Model
 from speechbrain.utils.distributed import infer_device
 from speechbrain.utils.fetching import FetchConfig, FetchSource, LocalStrategy
 from speechbrain.utils.run_opts import RunOptions
@@ -888,15 +889,16 @@ def packed(masknet: nn.Module) -> nn.Module:
         if masknet.int8 is None:
             return masknet
         return SPGMMaskNet.from_dual_path(masknet, masknet.rows_per_step)
-    blocks = [part for part in masknet.modules() if isinstance(part, SPGMBlock)]
-    if not blocks:
+    if not any(isinstance(part, SPGMBlock) for part in masknet.modules()):
         return masknet
     try:
         return SPGMMaskNet.from_dual_path(masknet)
     except ValueError as reason:
         logger.warning("%s The model runs unpacked, which is slower.", reason)
-    for block in blocks:
-        block.chunk_size = block.chunk_size or masknet.K
+    for part in masknet.modules():
+        for block in part.modules() if isinstance(part, Dual_Path_Model) else ():
+            if isinstance(block, SPGMBlock):
+                block.chunk_size = block.chunk_size or part.K
     return masknet
 
 
