@@ -277,12 +277,18 @@ class SPGMSeparation(SepformerSeparation):
                         precision=precision,
                         **kwargs,
                     )
-            hparams = load_safely(find, hparams_file, overrides, overrides_must_match)
-            files = load_weights(hparams, source_name(source), find)
+            files: dict[str, Path] = {}
+
+            def noted(name: str) -> Path:
+                files[name] = find(name)
+                return files[name]
+
+            hparams = load_safely(noted, hparams_file, overrides, overrides_must_match)
+            load_weights(hparams, source_name(source), noted)
             config = card_config(find)
             if savedir is not None:
                 way = LocalStrategy.COPY if is_url(source) else local_strategy
-                keep([find(hparams_file), *files], savedir, way)
+                keep(files, savedir, way)
         if download_only:
             return None
         check_hparams(hparams, hparams_file)
