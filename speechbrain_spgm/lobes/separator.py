@@ -8,7 +8,7 @@ from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
-from speechbrain.lobes.models.dual_path import Dual_Path_Model
+from speechbrain.lobes.models.dual_path import DPTNetBlock, Dual_Path_Model
 from speechbrain.lobes.models.resepformer import ResourceEfficientSeparationPipeline
 from speechbrain.lobes.models.transformer.Transformer import PositionalEncoding
 from torch import Tensor, nn
@@ -21,6 +21,8 @@ from speechbrain_spgm.lobes.statistics import Statistics
 # Up to so many frames the encoder, masks and decoder are SpeechBrain's own operations
 # on whole tensors: the same bits as its separate_batch. Longer ones come in tiles.
 DECODED_AT_ONCE = 5000
+# RE-SepFormer's memory and DPTNet's attention run through all chunks of a batch.
+MIXING = (ResourceEfficientSeparationPipeline, DPTNetBlock)
 
 
 def separate(
@@ -194,10 +196,8 @@ def _estimate_masks(
             f"{type(masknet).__name__} has averages over the whole recording only: "
             "other statistics need an SPGMMaskNet."
         )
-    # RE-SepFormer's memory of averages runs through all chunks of a batch.
     together = len(frames) == 1 or not any(
-        isinstance(part, ResourceEfficientSeparationPipeline) and part.mem_type == "av"
-        for part in masknet.modules()
+        isinstance(part, MIXING) for part in masknet.modules()
     )
     if together and all(count == L for count in frames):
         return masknet(mix_w)

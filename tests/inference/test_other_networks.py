@@ -7,6 +7,7 @@ import soundfile
 import torch
 from speechbrain.lobes.models.dual_path import (
     Decoder,
+    DPTNetBlock,
     Dual_Path_Model,
     Encoder,
     SBTransformerBlock,
@@ -65,10 +66,14 @@ def test_resepformer_on_the_command_line(
         assert est.shape == (1, 24000, model.num_spks)
 
 
-def test_utterances_of_a_resepformer_do_not_hear_each_other(tmp_path: Path) -> None:
+@pytest.mark.parametrize("network", ["RE-SepFormer", "DPTNet"])
+def test_utterances_do_not_hear_each_other(tmp_path: Path, network: str) -> None:
     text = (YAMLS / "resepformer.yaml").read_text().replace("layer: 1", "layer: 2")
     (tmp_path / "deep.yaml").write_text(text)
     hparams = load_safely(tmp_path.joinpath, "deep.yaml")
+    if network == "DPTNet":
+        block = DPTNetBlock(32, 2, 16)
+        hparams["modules"]["masknet"] = Dual_Path_Model(32, 32, block, block, K=20)
     model = SPGMSeparation(hparams["modules"], {}, {"device": "cpu"})
     mix = torch.randn(2, 900)
     alone = model.separate_batch(mix[:1])
