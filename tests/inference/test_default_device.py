@@ -86,7 +86,11 @@ def test_another_default_type(published, precision):
     def results() -> list[torch.Tensor]:
         stream = model.stream(0.2)
         parts = [stream.push(mix[0, :10]), stream.push(mix[0]), stream.finish()]
-        return [*parts, stream.finish(), model.separate_batch(mix)]
+        parts += [stream.finish(), model.separate_batch(mix)]
+        long = mix[0].repeat(3)[:17_000]
+        for options in ({"mode": "exact"}, {"mode": "stitched", "window": 1.0}):
+            parts.append(model.separate_audio(long, 16_000, full_band=True, **options))
+        return parts
 
     expected = results()
     quantised._saturates.cache_clear()
