@@ -135,4 +135,4 @@ def fit(module: nn.Module, path: Path) -> None:
     """
     state = read_ckpt(path, module.state_dict())
     check_values({k: v for k, v in state.items() if v.is_floating_point()}, path)
-    module.load_state_dict(state)
+    module.float().load_state_dict(state)  # built as torch's default type has it
