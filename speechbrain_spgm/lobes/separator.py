@@ -152,7 +152,7 @@ def longest_mixture(encoder: nn.Module, masknet: nn.Module) -> float:
     ends = [
         part.max_len
         for block in net.dual_mdl
-        for name, part in block.named_modules()
+        for name, part in block.named_modules(remove_duplicate=False)
         if name.startswith("inter_mdl") and isinstance(part, PositionalEncoding)
     ]
     if not ends:

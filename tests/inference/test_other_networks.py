@@ -17,6 +17,7 @@ from torch import nn
 from speechbrain_spgm.cli import main
 from speechbrain_spgm.errors import UserError
 from speechbrain_spgm.inference import SPGMSeparation
+from speechbrain_spgm.inference.memory import estimate_bytes
 from speechbrain_spgm.lobes.separator import count_voices, longest_mixture
 from speechbrain_spgm.models.safe_yaml import load_safely
 
@@ -97,6 +98,20 @@ def test_a_sepformer_ends_where_its_positions_do() -> None:
     assert model.separate_audio(mix[0], 1000, **options).shape == (1, longest + 1, 2)
     with pytest.raises(UserError, match="ends after .* use the stitched mode"):
         model.separate_audio(mix[0], 1000, mode="exact", **options)
+
+
+def test_the_estimate_covers_the_attention_of_a_sepformer() -> None:
+    def model(heads: int) -> SPGMSeparation:
+        block = SBTransformerBlock(1, 16, heads, 16)
+        masknet = Dual_Path_Model(16, 16, block, block, K=50)
+        parts = {"encoder": Encoder(16, 16), "masknet": masknet}
+        parts["decoder"] = Decoder(16, 1, 16, stride=8, bias=False)
+        return SPGMSeparation(parts, {"sample_rate": 8000}, {"device": "cpu"})
+
+    # 15 s took 588 MiB; a minute has 2400 chunks, and twice the pairs for each head.
+    assert 588 * 2**20 < estimate_bytes(model(4), 15 * 8000, 8000) < 2**30
+    one, two = (estimate_bytes(model(heads), 60 * 8000, 8000) for heads in (1, 2))
+    assert two - one >= 2 * 50 * 2400**2 * 4
 
 
 def test_who_says_how_many_voices() -> None:
