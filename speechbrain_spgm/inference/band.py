@@ -96,7 +96,7 @@ class UpperBand:
     def _energies(self, voices: Reader) -> Tensor:
         """Energies in the top of the band, ``[F, spks]``; frame f is around f * hop."""
         length, count = HOPS * self.hop, -(-self.T // self.hop) + 1
-        window = torch.hann_window(length, device="cpu")
+        window = torch.hann_window(length, dtype=torch.float32, device="cpu")
         edges = (LOW * self.model_rate / 2, HIGH * self.model_rate / 2)
         low, high = (round(edge * length / self.rate) for edge in edges)
         step = max(1, PIECE * self.rate // self.hop)
@@ -118,7 +118,8 @@ class UpperBand:
 def find_shares(energies: Tensor) -> Tensor:
     """The share of each voice in every frame, from ``[F, spks]``; sums are one."""
     reach = round(SMOOTHING / HOP)
-    kernel = torch.hann_window(2 * reach + 1, periodic=False, device="cpu")
+    like = {"dtype": energies.dtype, "device": "cpu"}
+    kernel = torch.hann_window(2 * reach + 1, periodic=False, **like)
     smooth = F.conv1d(energies.T.unsqueeze(1), kernel.view(1, 1, -1), padding=reach)
     smooth = smooth[:, 0].T.double()
     most = smooth.amax(1, keepdim=True)

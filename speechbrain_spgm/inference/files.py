@@ -52,6 +52,7 @@ from speechbrain_spgm.inference.memory import (
 from speechbrain_spgm.inference.options import Options
 from speechbrain_spgm.inference.progress import Bar
 from speechbrain_spgm.inference.separable import Separable
+from speechbrain_spgm.lobes.separator import longest_mixture
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +75,15 @@ def choose_mode(model: Separable, samples: int, rate: int, options: Options) -> 
     limit = options.max_memory
     if limit is None:
         limit = int(SAFE_SHARE * free_bytes(model.device))
+    longest = longest_mixture(model.mods.encoder, model.mods.masknet)
+    # Further views are delayed by less than a second.
+    seconds = samples / rate + ((options.views or 1) > 1)
+    reached = math.ceil(seconds * model.sample_rate) <= longest
+    if options.mode == "exact" and not reached:
+        raise UserError(
+            f"the model's positional encoding ends after {longest} samples: use the "
+            "stitched mode."
+        )
     short = samples <= options.window * rate
     if options.mode == "exact" and estimate > limit:
         raise UserError(
@@ -82,7 +92,7 @@ def choose_mode(model: Separable, samples: int, rate: int, options: Options) -> 
         )
     exact = options.mode == "exact" or short
     if options.mode == "auto":
-        exact |= estimate <= limit
+        exact |= reached and estimate <= limit
     return Way("exact" if exact else "stitched", estimate, limit)
 
 

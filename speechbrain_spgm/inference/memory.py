@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from speechbrain.lobes.models.dual_path import Dual_Path_Model
+from torch import nn
 
 from speechbrain_spgm.audio import LARGEST_KERNEL, periods
 from speechbrain_spgm.errors import UserError
@@ -101,6 +102,7 @@ def estimate_bytes(model: Separable, samples: int, rate: int, views: int = 1) ->
         held = 2 * state  # the state and what the intra model makes of it
     else:
         held = PLAIN_STATES * state + PLAIN_MASKS * spks * N * L * size
+        held += _attention(masknet, L) * size
     separating = held + (2 + spks) * T * size  # mixture, padded; voices
     if views > 1:  # a delayed mixture, the voices of the first view and their sum
         separating += (1 + 2 * spks) * T * size
@@ -114,6 +116,23 @@ def estimate_bytes(model: Separable, samples: int, rate: int, views: int = 1) ->
     banding = S * spks * 4 + min(S, PIECE * rate) * (24 + 12 * spks)
     most = max(separating, resampling, levelling, banding * (rate > model.sample_rate))
     return (S + T) * 4 + most + table + WORKER * count_workers() + KEPT
+
+
+def _attention(masknet: nn.Module, L: int) -> int:
+    """Values of the attention weights that another network holds at once.
+
+    SpeechBrain's transformers hold the scores, their softmax and its mean over heads.
+    """
+    K = getattr(masknet, "K", getattr(masknet, "segment_size", None))
+    if type(K) is not int or K < 1 or isinstance(masknet, SPGMMaskNet):
+        return 0
+    S = count_chunks(L, K) if isinstance(masknet, Dual_Path_Model) else L // K + 1
+    most, others = 0, {"inter_mdl": K * S * S, "mem_model": S * S}  # SepFormers'
+    for name, part in masknet.named_modules(remove_duplicate=False):
+        if isinstance(part, nn.MultiheadAttention):
+            pairs = next((others[key] for key in others if key in name), S * K * K)
+            most = max(most, pairs * (2 * part.num_heads + 1))
+    return most
 
 
 def free_bytes(device: torch.device | str = "cpu") -> int:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from speechbrain_spgm.console import errors_only
 from speechbrain_spgm.files import replacing, scratch
-from speechbrain_spgm.inference.separation import SPGMSeparation
+from speechbrain_spgm.inference.separation import SPGMSeparation, packed
 from speechbrain_spgm.lobes import intra
 from speechbrain_spgm.lobes.masknet import SPGMMaskNet
 from speechbrain_spgm.models.published import CARD, ModelError
@@ -128,6 +128,8 @@ def export_onnx(model: SPGMSeparation, path: str | Path) -> dict[float, float]:
             f"{type(masknet).__name__}."
         )
     model = deepcopy(model)  # the caller's stays what and where it is
+    model.precision = "fp32"  # as the file computes
+    model.mods["masknet"] = packed(model.mods.masknet)
     mods = model.mods.float().cpu().eval()
     plain = PlainSeparator(mods.encoder, mods.masknet, mods.decoder).eval()
     program = trace(plain, model.sample_rate)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from speechbrain.dataio.preprocess import AudioNormalizer
 from speechbrain.inference.separation import SepformerSeparation
+from speechbrain.lobes.models.dual_path import Dual_Path_Model
 from speechbrain.utils.distributed import infer_device
 from speechbrain.utils.fetching import FetchConfig, FetchSource, LocalStrategy
 from speechbrain.utils.run_opts import RunOptions
@@ -276,12 +277,18 @@ class SPGMSeparation(SepformerSeparation):
                         precision=precision,
                         **kwargs,
                     )
-            hparams = load_safely(find, hparams_file, overrides, overrides_must_match)
-            files = load_weights(hparams, source_name(source), find)
+            files: dict[str, Path] = {}
+
+            def noted(name: str) -> Path:
+                files[name] = find(name)
+                return files[name]
+
+            hparams = load_safely(noted, hparams_file, overrides, overrides_must_match)
+            load_weights(hparams, source_name(source), noted)
             config = card_config(find)
             if savedir is not None:
                 way = LocalStrategy.COPY if is_url(source) else local_strategy
-                keep([find(hparams_file), *files], savedir, way)
+                keep(files, savedir, way)
         if download_only:
             return None
         check_hparams(hparams, hparams_file)
@@ -880,15 +887,16 @@ def packed(masknet: nn.Module) -> nn.Module:
         if masknet.int8 is None:
             return masknet
         return SPGMMaskNet.from_dual_path(masknet, masknet.rows_per_step)
-    blocks = [part for part in masknet.modules() if isinstance(part, SPGMBlock)]
-    if not blocks:
+    if not any(isinstance(part, SPGMBlock) for part in masknet.modules()):
         return masknet
     try:
         return SPGMMaskNet.from_dual_path(masknet)
     except ValueError as reason:
         logger.warning("%s The model runs unpacked, which is slower.", reason)
-    for block in blocks:
-        block.chunk_size = block.chunk_size or masknet.K
+    for part in masknet.modules():
+        for block in part.modules() if isinstance(part, Dual_Path_Model) else ():
+            if isinstance(block, SPGMBlock):
+                block.chunk_size = block.chunk_size or part.K
     return masknet
 
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from speechbrain.lobes.models.dual_path import (
+    DPTNetBlock,
     Dual_Computation_Block,
     Dual_Path_Model,
     GlobalLayerNorm,
@@ -430,7 +431,7 @@ def _check_block(block: Dual_Computation_Block, K: int) -> None:
     if not isinstance(block.intra_mdl, nn.Module):
         return
     for module in block.intra_mdl.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, (nn.modules.batchnorm._BatchNorm, DPTNetBlock)):
             raise ValueError(
                 "SPGMMaskNet needs an intra_model whose rows are independent, but "
                 f"{type(block.intra_mdl).__name__} has a {type(module).__name__}."

@@ -3,12 +3,17 @@
 Axes: B utterances, T samples, L encoder frames, N filters, spks sources.
 """
 
+import math
 from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
+from speechbrain.lobes.models.dual_path import DPTNetBlock, Dual_Path_Model
+from speechbrain.lobes.models.resepformer import ResourceEfficientSeparationPipeline
+from speechbrain.lobes.models.transformer.Transformer import PositionalEncoding
 from torch import Tensor, nn
 
+from speechbrain_spgm.errors import UserError
 from speechbrain_spgm.lobes import engine
 from speechbrain_spgm.lobes.masknet import SPGMMaskNet
 from speechbrain_spgm.lobes.statistics import Statistics
@@ -17,6 +22,8 @@ from speechbrain_spgm.lobes.statistics import Statistics
 # on whole tensors: the same bits as its separate_batch. Longer ones come in tiles.
 DECODED_AT_ONCE = 5000
 NO_MPS = "Apple's mps has no double precision, in which the network takes its averages"
+# RE-SepFormer's memory and DPTNet's attention run through all chunks of a batch.
+MIXING = (ResourceEfficientSeparationPipeline, DPTNetBlock)
 
 
 def separate(
@@ -38,7 +45,8 @@ def separate(
     masknet : torch.nn.Module
         :class:`~speechbrain_spgm.lobes.masknet.SPGMMaskNet`, or any network from
         ``[B, N, L]`` to ``[spks, B, N, L]``; one that takes no frame counts gets one
-        utterance at a time where the lengths differ.
+        utterance at a time where the lengths differ, and so does one whose utterances
+        would hear each other.
     decoder : torch.nn.Module
         SpeechBrain's ``Decoder``, ``[B, N, L]`` to ``[B, T]``.
     mix : torch.Tensor
@@ -76,6 +84,12 @@ def separate(
     kernel, stride = conv.kernel_size[0], conv.stride[0]
     samples = [T] * B if lengths is None else lengths.tolist()
     frames = [count_frames(n, kernel, stride) for n in samples]
+    longest = longest_mixture(encoder, masknet)
+    if max(samples) > longest:
+        raise UserError(
+            f"mix has {max(samples)} samples, but the network's positional encoding "
+            f"ends after {longest}: separate it in parts, as the stitched mode does."
+        )
     if (
         autocast is None
         and isinstance(masknet, SPGMMaskNet)
@@ -125,6 +139,31 @@ def count_frames(samples: int, kernel: int, stride: int) -> int:
     return max(0, samples - kernel) // stride + 1
 
 
+def longest_mixture(encoder: nn.Module, masknet: nn.Module) -> float:
+    """Samples that a network can take: a SepFormer numbers its chunks up to some end.
+
+    Example
+    -------
+    >>> longest_mixture(nn.Identity(), nn.Identity())
+    inf
+    """
+    net = getattr(masknet, "module", masknet)
+    if isinstance(net, SPGMMaskNet) or not isinstance(net, Dual_Path_Model):
+        return math.inf
+    ends = [
+        part.max_len
+        for block in net.dual_mdl
+        for name, part in block.named_modules(remove_duplicate=False)
+        if name.startswith("inter_mdl") and isinstance(part, PositionalEncoding)
+    ]
+    if not ends:
+        return math.inf
+    conv = getattr(encoder, "module", encoder).conv1d
+    # The most frames of which count_chunks makes no more chunks.
+    frames = min(ends) // 2 * net.K - net.K // 2 - 1
+    return frames * conv.stride[0] + conv.kernel_size[0] - 1
+
+
 def count_voices(masknet: nn.Module, stated: int | None = None) -> int:
     """How many voices a mask network separates; ``stated``, if it does not say.
 
@@ -158,7 +197,10 @@ def _estimate_masks(
             f"{type(masknet).__name__} has averages over the whole recording only: "
             "other statistics need an SPGMMaskNet."
         )
-    if all(count == L for count in frames):
+    together = len(frames) == 1 or not any(
+        isinstance(part, MIXING) for part in masknet.modules()
+    )
+    if together and all(count == L for count in frames):
         return masknet(mix_w)
     alone = [masknet(mix_w[b : b + 1, :, :n]) for b, n in enumerate(frames)]
     padded = [F.pad(mask, (0, L - mask.shape[-1])) for mask in alone]

@@ -230,7 +230,9 @@ def _config(
     kept = {
         field: value
         for field, value in known.items()
-        if field not in FIELDS or value == config[field] or _unused(field, config)
+        if field not in FIELDS
+        or FIELDS[field].rule.holds(value)
+        and (value == config[field] or _unused(field, config))
     }
     return {**config, **kept} if set(FIELDS) - set(kept) else dict(kept)
 

@@ -26,8 +26,10 @@ from speechbrain_spgm.files import replacing
 from speechbrain_spgm.lobes.masknet import SPGMMaskNet
 from speechbrain_spgm.models.config import (
     CONFIG_FILE,
+    FIELDS,
     build,
     check_config,
+    config_of,
     show,
     with_defaults,
     write_json,
@@ -289,6 +291,16 @@ def save_published(
     model = _blueprint(config, len(shapes), weights)
     _check_shapes(shapes, model.state_dict(), weights)
     check_values(state, weights)
+    said, found = (
+        config_of(*some.values(), config["sample_rate"], str(folder))
+        for some in (model, parts)
+    )
+    for field in FIELDS:
+        if said[field] != found[field] and not field.endswith("_dropout"):
+            raise ModelError(
+                f"{field} is {show(said[field])} in the config of {folder}, but "
+                f"{show(found[field])} in the network: correct the config."
+            )
     if card is not None:
         config = {**config, CARD: card}
     try:

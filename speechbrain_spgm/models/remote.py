@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import copy_context
 from functools import cache, partial
@@ -437,13 +437,13 @@ def source_name(source: str | Path | FetchSource) -> str:
 
 
 def keep(
-    files: Iterable[Path], savedir: str | Path, local_strategy: LocalStrategy
+    files: Mapping[str, Path], savedir: str | Path, local_strategy: LocalStrategy
 ) -> None:
     """Links or copies files into a folder, as SpeechBrain's ``savedir`` wants it."""
-    folder = Path(savedir)
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in files:
-        link_with_strategy(file, folder / file.name, local_strategy)
+    for name, file in files.items():
+        target = Path(savedir) / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        link_with_strategy(file, target, local_strategy)
 
 
 @contextmanager
@@ -477,7 +477,7 @@ def local_audio(
             else:
                 local = HubFiles(place)(name, LARGEST_RECORDING)
                 if savedir is not None:
-                    keep([local], savedir, LocalStrategy.COPY)
+                    keep({local.name: local}, savedir, LocalStrategy.COPY)
                     local = Path(savedir) / local.name
         except ModelError as error:
             raise AudioFileError(

@@ -73,17 +73,15 @@ def loadables(hparams: Mapping[str, Any], source: str) -> dict[str, nn.Module]:
 
 def load_weights(
     hparams: Mapping[str, Any], source: str, find: Callable[[str], Path]
-) -> list[Path]:
-    """Loads the weights of all modules of a built yaml; returns the files.
+) -> None:
+    """Loads the weights of all modules of a built yaml.
 
     Refused is a file that holds anything but tensors of exactly these names, and a
     module that gets none.
     """
-    files, wanted = [], loadables(hparams, source)
+    wanted = loadables(hparams, source)
     for name, module in wanted.items():
-        path = find(f"{name}.ckpt")
-        fit(module, path)
-        files.append(path)
+        fit(module, find(f"{name}.ckpt"))
     modules = hparams.get("modules")
     if not isinstance(modules, Mapping):
         raise ModelError(f"The yaml of {source} has no modules: it is no separator.")
@@ -94,7 +92,6 @@ def load_weights(
                 f"The pretrainer of {source} loads no weights for {name}: "
                 "name it there under loadables."
             )
-    return files
 
 
 def card_config(find: Callable[[str], Path]) -> dict[str, Any]:
@@ -139,4 +136,4 @@ def fit(module: nn.Module, path: Path) -> None:
     """
     state = read_ckpt(path, module.state_dict())
     check_values({k: v for k, v in state.items() if v.is_floating_point()}, path)
-    module.load_state_dict(state)
+    module.float().load_state_dict(state)  # built as torch's default type has it

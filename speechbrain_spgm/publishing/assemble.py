@@ -39,6 +39,7 @@ from speechbrain_spgm.models.published import (
     ModelError,
     save_published,
 )
+from speechbrain_spgm.models.speechbrain import PARTS
 from speechbrain_spgm.publishing.card import Terms, licence_of, listed, write_card
 from speechbrain_spgm.publishing.privacy import check_folder
 from speechbrain_spgm.publishing.source import (
@@ -264,7 +265,8 @@ def _remarks(source: Source, terms: Terms) -> Iterator[str]:
 
 
 def _write_model(source: Source, terms: Terms, target: Path) -> None:
-    results, modules = source.results, dict(source.model.mods)
+    results = source.results
+    modules = {part: source.model.mods[part] for part in PARTS}
     si_sdri = next(metric for metric in results.measured if metric.name == "SI-SDRi")
     card = {key: value for key, value in source.card.items() if key != "license"}
     card["licence"] = terms.licence

@@ -40,6 +40,7 @@ from speechbrain_spgm.models.sources import (
     is_run,
     shipped_models,
 )
+from speechbrain_spgm.models.speechbrain import PARTS
 from speechbrain_spgm.publishing.privacy import clean_command
 
 PICTURES = ("training_curves.png", "curves.png", "curve.png")
@@ -185,14 +186,15 @@ def load_home(folder: Path) -> tuple[SPGMSeparation, dict[str, Any], dict[str, A
         config = {"model_type": "spgm", "config_name": name}
         config |= {field: given[field] for field in FIELDS}
     else:
-        masknet = model.mods.masknet
+        parts = {part: model.mods[part] for part in PARTS}
+        masknet = parts["masknet"]
         blocks = [part for part in masknet.modules() if isinstance(part, SPGMBlock)]
         if not blocks or not isinstance(masknet, Dual_Path_Model):
             raise ModelError(
                 f"The model in {folder} is no SPGM separator: only these can be "
                 "published in both layouts."
             )
-        config = config_of(**model.mods, sample_rate=model.sample_rate, name=name)
+        config = config_of(**parts, sample_rate=model.sample_rate, name=name)
     return model, config, dict(card_of(given))
 
 

@@ -78,7 +78,7 @@ def test_batches(meta):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
-def test_another_default_type(published, precision):
+def test_another_default_type(published, speechbrain, precision):
     generator = torch.Generator().manual_seed(1)
     mix = 0.1 * torch.randn(1, 9000, generator=generator)
     model = SPGMSeparation.from_pretrained(published, device="cpu", precision=precision)
@@ -86,7 +86,13 @@ def test_another_default_type(published, precision):
     def results() -> list[torch.Tensor]:
         stream = model.stream(0.2)
         parts = [stream.push(mix[0, :10]), stream.push(mix[0]), stream.finish()]
-        return [*parts, stream.finish(), model.separate_batch(mix)]
+        parts += [stream.finish(), model.separate_batch(mix)]
+        again = SPGMSeparation.from_hparams(speechbrain, run_opts=CPU)
+        parts.append(again.separate_batch(mix))
+        long = mix[0].repeat(3)[:17_000]
+        for options in ({"mode": "exact"}, {"mode": "stitched", "window": 1.0}):
+            parts.append(model.separate_audio(long, 16_000, full_band=True, **options))
+        return parts
 
     expected = results()
     quantised._saturates.cache_clear()

@@ -103,13 +103,14 @@ class Program:
 
 
 @needs_onnx
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 def test_the_callers_model_stays_as_it_is(published, tmp_path, monkeypatch, precision):
     model = SPGMSeparation.from_pretrained(published, device="cpu", precision=precision)
     model.mods.double().train()
     compared = []
 
     def compare(path, model):
+        assert model.precision == "fp32" and model.mods.masknet.int8 is None
         compared.extend(model.mods.parameters())
         return {1.0: 0.0}
 

@@ -5,11 +5,20 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
+from speechbrain.lobes.models.dual_path import (
+    Decoder,
+    DPTNetBlock,
+    Dual_Path_Model,
+    Encoder,
+    SBTransformerBlock,
+)
 from torch import nn
 
 from speechbrain_spgm.cli import main
+from speechbrain_spgm.errors import UserError
 from speechbrain_spgm.inference import SPGMSeparation
-from speechbrain_spgm.lobes.separator import count_voices
+from speechbrain_spgm.inference.memory import estimate_bytes
+from speechbrain_spgm.lobes.separator import count_voices, longest_mixture
 from speechbrain_spgm.models.safe_yaml import load_safely
 
 YAMLS = Path(__file__).resolve().parents[1] / "yamls"
@@ -56,6 +65,53 @@ def test_resepformer_on_the_command_line(
         options = {} if window is None else {"mode": "stitched", "window": window}
         est = model.separate_file(tmp_path / "a.wav", **options)
         assert est.shape == (1, 24000, model.num_spks)
+
+
+@pytest.mark.parametrize("network", ["RE-SepFormer", "DPTNet"])
+def test_utterances_do_not_hear_each_other(tmp_path: Path, network: str) -> None:
+    text = (YAMLS / "resepformer.yaml").read_text().replace("layer: 1", "layer: 2")
+    (tmp_path / "deep.yaml").write_text(text)
+    hparams = load_safely(tmp_path.joinpath, "deep.yaml")
+    if network == "DPTNet":
+        block = DPTNetBlock(32, 2, 16)
+        hparams["modules"]["masknet"] = Dual_Path_Model(32, 32, block, block, K=20)
+    model = SPGMSeparation(hparams["modules"], {}, {"device": "cpu"})
+    mix = torch.randn(2, 900)
+    alone = model.separate_batch(mix[:1])
+    torch.testing.assert_close(model.separate_batch(mix)[:1], alone)
+
+
+def test_a_sepformer_ends_where_its_positions_do() -> None:
+    def transformer() -> SBTransformerBlock:
+        return SBTransformerBlock(1, 8, 2, 16, use_positional_encoding=True)
+
+    masknet = Dual_Path_Model(8, 8, transformer(), transformer(), K=4)
+    parts = {"encoder": Encoder(4, 8), "masknet": masknet}
+    parts["decoder"] = Decoder(8, 1, 4, stride=2, bias=False)
+    model = SPGMSeparation(parts, {"sample_rate": 1000}, {"device": "cpu"})
+    longest = longest_mixture(model.mods.encoder, model.mods.masknet)
+    mix = torch.randn(1, longest + 1)
+    assert model.separate_batch(mix[:, :-1]).shape == (1, longest, 2)
+    with pytest.raises(UserError, match=f"mix has {longest + 1} samples"):
+        model.separate_batch(mix)
+    options = {"window": 6.0, "views": 1}
+    assert model.separate_audio(mix[0], 1000, **options).shape == (1, longest + 1, 2)
+    with pytest.raises(UserError, match="ends after .* use the stitched mode"):
+        model.separate_audio(mix[0], 1000, mode="exact", **options)
+
+
+def test_the_estimate_covers_the_attention_of_a_sepformer() -> None:
+    def model(heads: int) -> SPGMSeparation:
+        block = SBTransformerBlock(1, 16, heads, 16)
+        masknet = Dual_Path_Model(16, 16, block, block, K=50)
+        parts = {"encoder": Encoder(16, 16), "masknet": masknet}
+        parts["decoder"] = Decoder(16, 1, 16, stride=8, bias=False)
+        return SPGMSeparation(parts, {"sample_rate": 8000}, {"device": "cpu"})
+
+    # 15 s took 588 MiB; a minute has 2400 chunks, and twice the pairs for each head.
+    assert 588 * 2**20 < estimate_bytes(model(4), 15 * 8000, 8000) < 2**30
+    one, two = (estimate_bytes(model(heads), 60 * 8000, 8000) for heads in (1, 2))
+    assert two - one >= 2 * 50 * 2400**2 * 4
 
 
 def test_who_says_how_many_voices() -> None:

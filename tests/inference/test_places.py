@@ -66,6 +66,17 @@ def test_a_savedir_is_a_model(
     assert main(["info", str(kept), "--device", "cpu"]) == 0
 
 
+def test_a_savedir_has_what_the_yaml_includes(speechbrain, model, tmp_path):
+    source = Path(shutil.copytree(speechbrain, tmp_path / "source"))
+    yaml = source / "hyperparams.yaml"
+    yaml.write_text(f"{yaml.read_text()}sizes: !include:sizes.yaml\n")
+    (source / "sizes.yaml").write_text("width: 3\n")
+    kept = tmp_path / "kept"
+    SPGMSeparation.from_hparams(source, savedir=kept, run_opts=CPU)
+    again = SPGMSeparation.from_hparams(kept, run_opts=CPU)
+    assert torch.equal(voices(again), voices(model))
+
+
 @pytest.mark.parametrize(
     ("name", "target"),
     [

@@ -235,9 +235,11 @@ def test_a_sepformer_stays_what_it_is(tmp_path):
     assert torch.allclose(alone[0], expected, atol=1e-6)
 
 
-def test_spgm_that_cannot_be_packed_still_keeps_utterances_apart(caplog):
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_spgm_that_cannot_be_packed_still_keeps_utterances_apart(caplog, wrapped):
     torch.manual_seed(3)
     masknet = Dual_Path_Model(16, 16, transformer(), SPGMBlock(16, "att"), 2, "cln", 25)
+    masknet = torch.nn.Sequential(masknet) if wrapped else masknet
     modules = {
         "encoder": Encoder(16, 16),
         "masknet": masknet,

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from speechbrain.lobes.models.dual_path import (
+    DPTNetBlock,
     Dual_Computation_Block,
     Dual_Path_Model,
     IdentityBlock,
@@ -194,6 +195,7 @@ def _custom() -> Dual_Path_Model:
         (lambda: dual_path(K=1), "K >= 2"),
         (lambda: dual_path(use_global_pos_enc=True, max_length=N), "global_pos_enc"),
         (lambda: dual_path(nn.BatchNorm1d(12)), "rows are independent.*BatchNorm1d"),
+        (lambda: dual_path(DPTNetBlock(N, 2, 8)), "independent, but DPTNetBlock"),
         (_custom_block, "_CustomBlock has a forward of its own"),
         (_custom, "_Custom has a forward of its own"),
     ],

@@ -101,6 +101,7 @@ def test_there_and_back_again(config, tmp_path, capsys, change):
 @pytest.mark.parametrize("masknet", [DUAL_PATH, PACKED])
 def test_a_recipes_folder_becomes_published(tmp_path, masknet):
     source = speechbrain_folder(tmp_path / "trained", masknet, SPGM)
+    (source / "config.json").write_text('{"sample_rate": 8000.0}')  # no whole number
     assert convert(source, tmp_path / "new" / "b", "published") == 0
     config = json.loads((tmp_path / "new" / "b" / "config.json").read_text())
     assert config["config_name"] == "trained" and config["masknet_numspks"] == 3

@@ -289,6 +289,8 @@ def test_a_failed_save_keeps_what_was_there(copy, config):
         save_published(copy, *build(config), config | {"encoder_out_nchannels": 32})
     with pytest.raises(ModelError, match="card of .* is no JSON"):
         save_published(copy, *build(config), config, card={"licence": object()})
+    with pytest.raises(ModelError, match="chunksize is 48 in the config .* but 24 in"):
+        save_published(copy, *build(config), config | {"masknet_chunksize": 48})
     assert {file.name: file.read_bytes() for file in copy.iterdir()} == before
 
 

@@ -589,6 +589,16 @@ def test_the_views_of_the_results_are_told_again(run, tmp_path):
     assert json.loads((again.folder / "test_summary.json").read_text())["views"] == 4
 
 
+def test_a_module_that_separates_nothing_is_left_out(run, tmp_path):
+    convert(FolderFiles(run / "model"), "run", tmp_path / "model", "speechbrain")
+    shutil.copyfile(run / "test_summary.json", tmp_path / "model/test_summary.json")
+    yaml = tmp_path / "model/hyperparams.yaml"
+    text = yaml.read_text().replace("modules:\n", "modules:\n    other: !ref <o>\n")
+    yaml.write_text(f"o: !new:torch.nn.Identity\n{text}")
+    files = assemble(tmp_path / "model", tmp_path / "files", REPO).files()
+    assert {"model.safetensors", "masknet.ckpt"} <= files.keys()
+
+
 def test_the_authors_words_are_kept(run, tmp_path):
     text = "---\nlicense: mit\n---\n# Mine\n\n```bash\n# as it is\n```\n"
     (run / "model" / "README.md").write_text(text)

@@ -84,7 +84,7 @@ def timbre(est: Tensor, loudness: float) -> Timbre:
         padded,
         FFT,
         hop_length=FFT // 2,
-        window=torch.hann_window(FFT, device="cpu"),
+        window=torch.hann_window(FFT, dtype=torch.float32, device="cpu"),
         center=False,
         return_complex=True,
     )

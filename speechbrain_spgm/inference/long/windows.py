@@ -60,8 +60,9 @@ class Windows(NamedTuple):
         At every sample of the recording the weights of all windows add up to 1.
         """
         start, stop = self.used(window)
-        weights = torch.ones(stop - start, device="cpu")
-        rise = (torch.arange(self.fade, device="cpu") + 0.5) / self.fade
+        kind = {"dtype": torch.float32, "device": "cpu"}
+        weights = torch.ones(stop - start, **kind)
+        rise = (torch.arange(self.fade, **kind) + 0.5) / self.fade
         if window > 0:
             weights[: self.fade] = rise
         if window < len(self.starts) - 1:
