@@ -9,6 +9,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,7 @@ class SeparationBrain(sb.Brain):
         ``lr_annealing`` (see ``schedule.anneal``), ``activation_checkpointing``,
         ``ema_decay`` (validates and tests a moving average of the weights),
         ``average_checkpoints`` (tests the mean of that many best checkpoints),
+        ``start_share`` (tests a mean in which the first weights have this share),
         ``metrics`` (what a test measures, see ``scores.METRICS``),
         ``num_examples`` (separated mixtures written after each epoch).
     run_opts : RunOptions or dict, optional
@@ -122,6 +124,8 @@ class SeparationBrain(sb.Brain):
         self.ema = None
         if self._option("ema_decay") is not None:
             self.ema = moving_average(self.networks, self._option("ema_decay"))
+        share = self._option("start_share", 0)
+        self.start = deepcopy(self.networks.state_dict()) if share else {}
         if self._option("activation_checkpointing"):
             checkpoint_activations(self.networks["masknet"])
         if self._option("lr_annealing") is not None:
@@ -558,6 +562,10 @@ class SeparationBrain(sb.Brain):
             logger.info(f"Testing the average of {number} checkpoint(s)")
         if self._has_average:
             self.networks.load_state_dict(self.ema.module.state_dict())
+        found = self.networks.state_dict()
+        for name, weight in self.start.items():
+            if weight.is_floating_point():
+                found[name].lerp_(weight.to(found[name]), self._option("start_share"))
 
     def _tested_recoverables(self) -> dict[str, torch.nn.Module]:
         """What holds the weights to test, by the names in the checkpoints."""

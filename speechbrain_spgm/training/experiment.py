@@ -150,6 +150,11 @@ def build(path: str | Path, text: str) -> dict[str, Any]:
         initialise(modules, hparams.get("filterbank", "random"))
         if hparams.get("start_from") is not None:
             start_from(modules, hparams["start_from"])
+        elif hparams.get("start_share"):
+            raise UserError(
+                f"start_share is {hparams['start_share']}, but there is no start_from "
+                "whose weights they could be: give both, or neither."
+            )
     return hparams
 
 

@@ -157,6 +157,7 @@ RULES = {
     "nonfinite_patience": whole(0),
     "ema_decay": either(number("between 0 and 1", lambda x: 0 < x < 1), NULL),
     "average_checkpoints": whole(1),
+    "start_share": SHARE,
     **dict.fromkeys(["N", "num_blocks", "num_layers", "d_ffn", "nhead"], SIZE),
     "K": whole(2, 100_000),
     "kernel_size": whole(2, 100_000),

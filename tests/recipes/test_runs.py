@@ -420,6 +420,7 @@ WRONG = {
     "--augmentations={shift: 2}": 'augmentations is {"shift": 2}',
     "--jit": "leave --jit out",
     "--start_from=tests/gone": "start_from is tests/gone: ",
+    "--start_share=0.5": "start_share is 0.5, but there is no start_from",
     "--speaker_power=0.3": "but dynamic_mixing is false: leave speaker_power out",
     "--cache_audio=True": "cache_audio is true, but dynamic_mixing is false",
     "--noise_share=0.5": "but dynamic_mixing is false: leave noise_share out",

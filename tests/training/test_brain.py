@@ -326,6 +326,21 @@ def test_a_run_that_made_all_its_steps_begins_no_epoch(tmp_path):
     assert [row["epoch"] for row in brain.progress.history] == [1, 2]
 
 
+@pytest.mark.parametrize("ema_decay", [None, 0.9])
+def test_a_share_of_the_first_weights_is_tested(tmp_path, ema_decay):
+    hparams = {"start_share": 0.25, "ema_decay": ema_decay}
+    brain = make_brain(tmp_path / "run", epochs=1, hparams=hparams)
+    start = parameters(brain)
+    fit(brain)
+    trained = parameters(brain)
+    if ema_decay:
+        trained = {n: p.clone() for n, p in brain.ema.module.named_parameters()}
+    brain.evaluate(Tones(seed=2), max_key="si_sdri", progressbar=False)
+    wanted = {n: 0.25 * start[n] + 0.75 * trained[n] for n in start}
+    assert_same(parameters(brain), wanted, rtol=0, atol=1e-6)
+    assert any((start[n] - trained[n]).abs().max() > 1e-3 for n in start)
+
+
 def test_easy_batches_make_no_step(tmp_path):
     brain = make_brain(tmp_path / "run", epochs=1, hparams={"loss_threshold": 1000})
     start = parameters(brain)
