@@ -84,14 +84,18 @@ def stream(**options: float | None) -> Separate:
 WHOLE = {"whole": batch("whole")}
 TWICE = {
     "whole, two views": batch("whole", views=2),
-    "stream, 1 s warm-up, two views": stream(warm_up=1.0, views=2),
+    "stream, 1 s warm-up, two views": stream(warm_up=1.0, views=2, look_back=0),
+    "stream that looks back on 8 s, two views": stream(views=2, look_back=8.0),
 }
 WARM = {
     f"running, {seconds:g} s warm-up": batch("running", warm_up=seconds)
     for seconds in (0, 0.5, 1, 2)
 }
 WINDOW = {"window 8 s": batch("window")}
-STREAM = {"stream, 1 s warm-up": stream(warm_up=1.0)}
+STREAM = {
+    "stream, 1 s warm-up": stream(warm_up=1.0, look_back=0),
+    "stream that looks back on 8 s": stream(warm_up=1.0, look_back=8.0),
+}
 HORIZONS = {
     f"running, 1 s warm-up, horizon {seconds} s": batch("running", horizon=seconds)
     for seconds in (5, 10, 20)
@@ -103,7 +107,7 @@ WAYS = {
     "8 s": WHOLE | WARM | WINDOW | STREAM | TWICE,
     "24 to 30 s": WHOLE | WARM | WINDOW | STREAM | TWICE,
     "replaced": WHOLE | LONG | HORIZONS | WINDOW,
-    "talk": WHOLE | LONG | WINDOW,
+    "talk": WHOLE | LONG | WINDOW | STREAM,
 }
 
 

@@ -7,6 +7,7 @@ STATISTICS = ("whole", "running", "window")  # what averages are over
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 MODES = ("auto", "exact", "stitched")  # how a recording is separated
 STREAM_VIEWS = (1, 2)
+LOOK_BACK = 8.0  # seconds of a stream
 LAYOUTS = ("published", "speechbrain")  # of a model
 LENGTHS = ("min", "max")  # of a mixture: that of its shortest or longest source
 FORMATS = {  # by ending: libsndfile's name, and the subtype by default

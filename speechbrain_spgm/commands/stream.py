@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from speechbrain_spgm.choices import CODES, STREAM_VIEWS
+from speechbrain_spgm.choices import CODES, LOOK_BACK, STREAM_VIEWS
 from speechbrain_spgm.commands.common import (
     add_channel_option,
     add_model_options,
@@ -67,6 +67,15 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         metavar="SECONDS",
         help="after how long the past counts a third, so that talkers may come and go; "
         "by default nothing is forgotten",
+    )
+    command.add_argument(
+        "--look-back",
+        type=float,
+        default=LOOK_BACK,
+        metavar="SECONDS",
+        help="up to when the talk so far is separated anew whenever it has become "
+        f"twice as long, lest a voice changes its file: by default {LOOK_BACK:g}, at "
+        "most 60; 0 for a machine that hardly keeps up",
     )
     command.add_argument(
         "--views",
@@ -141,7 +150,9 @@ def run(arguments: argparse.Namespace) -> int:
     voice = arguments.voice
     if voice is not None and voice > model.num_spks:
         raise UserError(f"voice is {voice}, but the model has {model.num_spks}.")
-    stream = model.stream(arguments.warm_up, arguments.horizon, arguments.views)
+    stream = model.stream(
+        arguments.warm_up, arguments.horizon, arguments.views, arguments.look_back
+    )
     source, ending = open_source(arguments), Ending()
     with ending.listening():
         sink = to_files if arguments.raw is None else to_stdout

@@ -30,7 +30,7 @@ from speechbrain_spgm.audio import (
     name_of,
     to_tensor,
 )
-from speechbrain_spgm.choices import PRECISIONS
+from speechbrain_spgm.choices import LOOK_BACK, PRECISIONS
 from speechbrain_spgm.errors import UserError
 from speechbrain_spgm.files import scratch
 from speechbrain_spgm.inference.augment import check_views, separate_augmented, views_of
@@ -510,6 +510,7 @@ class SPGMSeparation(SepformerSeparation):
         warm_up: float = 1.0,
         horizon: float | None = None,
         views: int = 1,
+        look_back: float = LOOK_BACK,
     ) -> SPGMStream:
         """Begins to separate a talk that comes piece by piece, as from a microphone.
 
@@ -522,6 +523,9 @@ class SPGMSeparation(SepformerSeparation):
             By default nothing is forgotten.
         views : int
             1, or 2: better voices for twice the computing, and no more delay.
+        look_back : float
+            Seconds, 0 to 60, up to which the talk so far is separated anew whenever it
+            has become twice as long, so that no voice changes its output. 0: never.
 
         Returns
         -------
@@ -544,6 +548,7 @@ class SPGMSeparation(SepformerSeparation):
             horizon,
             HALVES.get(self.precision),
             views,
+            look_back,
         )
 
     @property

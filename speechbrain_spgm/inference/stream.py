@@ -28,6 +28,18 @@ Where a row is 30 dB above that mean, all before was silence and is forgotten. T
 fades in silence, 3 dB a minute, so that who goes away from the microphone counts again.
 In the warm-up the mean is that over its rows.
 
+Averages over the first seconds are not those over minutes, and a voice may change its
+output on the way from the ones to the others. So the talk so far is *looked back* on:
+whenever it is 2, 4, 8, ... times as long as the warm-up, it is separated anew, as if
+all of it were the warm-up; the new voices are put in the order in which they have most
+in common with those given so far, and go on from there. The first row's are faded in.
+Where all before was silence, this begins anew with it::
+
+    rows     |-warm-up-|---------|-------------------|------- ... look_back
+    averages '---------' from 1. |                   |
+             '-------------------' from 2. on        |
+             '---------------------------------------' from 3. on
+
 With two *views* the mixture is separated upside down as well, and the voices are the
 mean of both. The second view's are put in the order in which all rows so far have them
 most in common with the first's.
@@ -51,7 +63,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from speechbrain_spgm.audio import to_tensor
-from speechbrain_spgm.choices import STREAM_VIEWS
+from speechbrain_spgm.choices import LOOK_BACK, STREAM_VIEWS
 from speechbrain_spgm.errors import UserError
 from speechbrain_spgm.inference.level import mixture_gains
 from speechbrain_spgm.lobes import engine
@@ -61,7 +73,7 @@ from speechbrain_spgm.lobes.separator import count_frames
 from speechbrain_spgm.lobes.statistics import Averages, Heard, Running, keep_of
 from speechbrain_spgm.models.published import ModelError
 
-LONGEST_WARM_UP = 60  # seconds, which are all held in memory
+LONGEST = 60  # seconds of a warm-up or a look back, which are all held in memory
 MEAN_HORIZON = 10.0  # seconds in which an offset may drift
 ROWS_AT_ONCE = 16  # bounds the memory of a long push
 SILENCE = 1e-3  # of the mean power of what counts
@@ -81,6 +93,12 @@ class StreamState:
     last: Tensor  # the last row, [K, N]
     overlap: Tensor  # what frames that are done add to samples behind them, [spks, n]
     gains: Tensor  # of the last row, [spks], float64
+    order: list[int]  # the network's output that each voice is
+    samples: Tensor  # from a row on, as they were pushed, to look back on, [n], float64
+    voices: Tensor  # what was made of these so far, [n, spks], float64
+    begin: int = 0  # the row, an even one
+    origin: int = 0  # the sample with which they begin
+    skipped: int = 0  # samples pushed before all that is counted here
     taken: int = 0  # samples pushed
     row: int = 0  # rows computed
     power: float = 0.0  # sum of the powers of the rows that count
@@ -95,8 +113,9 @@ class SPGMStream:
     """Separates one talk, piece by piece; begun by ``SPGMSeparation.stream``.
 
     However the samples are cut into pieces, the same voices come out, as many samples
-    as went in, always in the same order. Memory and time per second stay the same. A
-    stream belongs to one thread at a time; a model may have many streams.
+    as went in, always in the same order. Memory and time per second stay the same, as
+    soon as nothing is looked back on any more. A stream belongs to one thread at a
+    time; a model may have many streams.
 
     ``stream.state`` is all that changes. A copy of the stream, by ``copy.deepcopy``,
     goes on from there with the same model.
@@ -113,6 +132,10 @@ class SPGMStream:
     horizon : float, optional
         Seconds after which the past counts a third (1/e): voices may then come and go.
         By default nothing is forgotten.
+    look_back : float
+        Seconds, 0 to 60, up to which the talk so far is separated anew whenever it has
+        become twice as long; 0: never. Then a push takes as long as the talk so far
+        takes to separate, and all look backs together as twice the last.
     autocast : torch.dtype, optional
         Precision of matrix products, as in ``lobes.separator.separate``.
     views : int
@@ -146,8 +169,11 @@ class SPGMStream:
         horizon: float | None = None,
         autocast: torch.dtype | None = None,
         views: int = 1,
+        look_back: float = LOOK_BACK,
     ) -> None:
-        check_seconds(warm_up, horizon)
+        check_seconds("warm_up", warm_up)
+        check_seconds("look_back", look_back)
+        check_horizon(horizon)
         if type(views) is not int or views not in STREAM_VIEWS:
             known = " or ".join(map(str, STREAM_VIEWS))
             raise UserError(f"views is {views!r}, but a stream has {known}.")
@@ -170,20 +196,34 @@ class SPGMStream:
         self.sample_rate, self.autocast = sample_rate, autocast
         self.kernel, self.stride = encoder.conv1d.kernel_size[0], decoder.stride[0]
         self.K, self.P = masknet.K, masknet.K // 2
-        self.warm_up = 1
-        while self._stop(self.warm_up) * self.stride <= warm_up * sample_rate:
-            self.warm_up += 1
+        self.views, self.horizon = views, horizon
+        self.warm_up = max(1, self._rows_in(warm_up))
+        self.renewals = []  # how many rows there are when all are looked back on
+        while self.warm_up << len(self.renewals) + 1 <= self._rows_in(look_back):
+            self.renewals.append(self.warm_up << len(self.renewals) + 1)
         self.hop = row_seconds(self.K, self.stride, sample_rate)
         self.fading = 10 ** (-FADING / 10 * self.hop / 60)
-        self.state = self._begin(horizon)
-        if views > 1:
-            self.state.mirror = self._begin(horizon)
-            self.state.common = self._averages(horizon)
+        self.state = self._begin()
+
+    def _rows_in(self, seconds: float) -> int:
+        """How many rows end within the first seconds."""
+        rows = 0
+        while self._stop(rows) * self.stride <= seconds * self.sample_rate:
+            rows += 1
+        return rows
 
     def _averages(self, horizon: float | None) -> Averages:
         return Averages(Running(self.warm_up, keep_of(self.hop, horizon)))
 
-    def _begin(self, horizon: float | None) -> StreamState:
+    def _begin(self) -> StreamState:
+        state = self._begin_view()
+        if self.views > 1:
+            state.mirror = self._begin_view()
+            state.common = self._averages(self.horizon)
+        return state
+
+    def _begin_view(self) -> StreamState:
+        horizon = self.horizon
         weight = self.masknet.conv1d.weight
         N, filters, _ = weight.shape
 
@@ -197,6 +237,9 @@ class SPGMStream:
             last=weight.new_zeros(self.K, N),
             overlap=weight.new_zeros(spks, max(0, rest)),
             gains=torch.zeros(spks, dtype=torch.float64, device=weight.device),
+            order=[*range(spks)],
+            samples=torch.zeros(0, dtype=torch.float64, device=weight.device),
+            voices=torch.zeros(0, spks, dtype=torch.float64, device=weight.device),
         )
 
     @property
@@ -248,23 +291,15 @@ class SPGMStream:
         wrong = ~(samples.abs() <= LOUDEST)
         if wrong.any():
             first = int(wrong.nonzero()[0])
+            place = state.skipped + state.taken + first
             raise UserError(
-                f"sample {state.taken + first} of the stream is {samples[first]:g}, "
-                "which is no sound: replace it by 0."
+                f"sample {place} of the stream is {samples[first]:g}, which is no "
+                "sound: replace it by 0."
             )
         state.broken = True  # until the end: an exception leaves it so
-        for view, stream in enumerate(self._views()):
-            own = stream.state
-            own.waiting = torch.cat([own.waiting, -samples if view else samples])
-            own.taken += len(samples)
-        row = state.row
-        while self._end(row) <= state.taken:
-            row += 1
-        row = row if row >= self.warm_up else 0  # held back
-        voices = self._to_user(
-            self._mean([stream._advance(row, None) for stream in self._views()])
-        )
-        state.broken = False
+        self._take(samples)
+        voices = self._to_user(self._advance())
+        self.state.broken = False
         return voices
 
     @torch.no_grad()
@@ -286,18 +321,12 @@ class SPGMStream:
         if state.finished or not state.taken:
             state.finished = True
             return self._to_user([])
-        L = count_frames(state.taken, self.kernel, self.stride)
-        given = max(0, self._done(state.row)) * self.stride
+        left = state.taken - max(0, self._done(state.row)) * self.stride
         state.broken = True
-        views = []
-        for stream in self._views():
-            views.append(stream._advance(count_chunks(L, self.K), L))
-            own = stream.state
-            views[-1].append((own.overlap.double() * own.gains.unsqueeze(-1)).t())
-        voices = torch.cat(self._mean(views))[: state.taken - given]
-        rest = state.taken - given - len(voices)  # in no frame
+        voices = torch.cat(self._advance(last=True))[:left]
+        rest = left - len(voices)  # in no frame
         voices = self._to_user([F.pad(voices, (0, 0, 0, rest))])
-        state.finished, state.broken = True, False
+        self.state.finished, self.state.broken = True, False
         return voices
 
     def _check(self) -> None:
@@ -331,7 +360,7 @@ class SPGMStream:
         flat = torch.stack(products).flatten(1)
         products = common.mean(flat, [len(flat)]).view(len(flat), *products[0].shape)
         common.rewind()
-        orders = [linear_sum_assignment(p.cpu(), maximize=True)[1] for p in products]
+        orders = [order_of(product) for product in products]
         return [
             (first - part[:, order]) / 2
             for first, part, order in zip(*views, orders, strict=True)
@@ -351,14 +380,102 @@ class SPGMStream:
         stop = self._stop(row, L)
         return 0 if row < 0 else (stop - 1) * self.stride + self.kernel
 
-    def _advance(self, stop: int, L: int | None) -> list[Tensor]:
-        """Computes the rows before ``stop``; what that adds to the voices."""
+    def _take(self, samples: Tensor) -> None:
+        """Samples ``[n]`` that come behind those taken so far."""
+        self.state.samples = torch.cat([self.state.samples, samples])
+        for view, stream in enumerate(self._views()):
+            own = stream.state
+            own.waiting = torch.cat([own.waiting, -samples if view else samples])
+            own.taken += len(samples)
+
+    def _frames(self, last: bool) -> int | None:
+        """How many frames there are, once that is known."""
+        if not last:
+            return None
+        return count_frames(self.state.taken, self.kernel, self.stride)
+
+    def _ready(self, last: bool) -> int:
+        """The row behind those that can be computed."""
+        L, row = self._frames(last), self.state.row
+        if L is not None:
+            return count_chunks(L, self.K)
+        while self._end(row) <= self.state.taken:
+            row += 1
+        return row if row >= self.warm_up else 0  # held back
+
+    def _renewal(self) -> int | None:
+        """The row, if any, before which the talk so far is looked back on next."""
+        state = self.state
+        rows = (state.begin + rows for rows in self.renewals)
+        return next((row for row in rows if row >= state.row), None)
+
+    def _advance(self, last: bool = False) -> list[Tensor]:
+        """Computes what can be; what that adds to the voices, ``[n, spks]`` each."""
         parts = []
-        while self.state.row < stop:
-            most = ROWS_AT_ONCE if self.state.row else self.warm_up
-            rows = range(self.state.row, min(stop, self.state.row + most))
-            parts += self._compute(rows, L)
+        while (row := self.state.row) < (stop := self._ready(last)):
+            renewal = self._renewal()
+            if row == renewal:
+                new = self._renew(last)
+            else:
+                stop = min(stop, row + self._most(), renewal or stop)
+                new = self._voices_to(stop, last)
+            self._remember(new)
+            parts += new
         return parts
+
+    def _most(self) -> int:
+        """How many rows may be computed at once."""
+        if not self.state.row:
+            return self.warm_up
+        # PyTorch's own kernels give many rows other bits than each alone.
+        alone = self.autocast or not engine.suits(self.masknet, self.state.last)
+        # So few that a look back on what begins anew among them is not missed.
+        return 1 if alone else min(ROWS_AT_ONCE, 2 * self.warm_up - 1)
+
+    def _voices_to(self, stop: int, last: bool) -> list[Tensor]:
+        """The voices that the rows before ``stop`` add."""
+        state, L, views = self.state, self._frames(last), []
+        rows = range(state.row, stop)
+        for stream in self._views():
+            views.append(stream._compute(rows, L))
+            own = stream.state
+            if L is not None and stop == count_chunks(L, self.K):
+                views[-1].append((own.overlap.double() * own.gains.unsqueeze(-1)).t())
+        parts = [part[:, state.order] for part in self._mean(views)]
+        for row, heard in zip(rows, state.averages.heard, strict=True):
+            if heard is Heard.ANEW:
+                state.begin = row - row % 2
+        return parts
+
+    def _remember(self, parts: Sequence[Tensor]) -> None:
+        """Keeps what the next look back needs, and no more."""
+        state = self.state
+        begin = state.begin
+        if self._renewal() is None:  # unless talk begins anew with the next row
+            begin = (state.row - 1) // 2 * 2
+        origin = begin // 2 * self.K * self.stride
+        state.voices = torch.cat([state.voices, *parts])
+        if origin > state.origin:
+            state.samples = state.samples[origin - state.origin :].clone()
+            state.voices = state.voices[origin - state.origin :].clone()
+            state.origin = origin
+
+    def _renew(self, last: bool) -> list[Tensor]:
+        """Looks back, and computes the next row; the voices that it adds."""
+        old, rows = self.state, self.state.row - self.state.begin
+        new = copy.copy(self)
+        new.warm_up = rows
+        new.state = new._begin()
+        new._take(old.samples)
+        new.state.broken, new.state.skipped = True, old.skipped + old.origin
+        voices = torch.cat(new._voices_to(rows, last))
+        new.state.order = order_of(old.voices.t() @ voices)
+        before = self._voices_to(old.row + 1, last)
+        after = new._voices_to(rows + 1, last)
+        self.state, new.state.voices = new.state, old.voices
+        n = len(after[0])
+        ramp = (torch.arange(n, device=voices.device).to(voices) + 1) / max(1, n)
+        return [torch.lerp(before[0], after[0], ramp.unsqueeze(-1)), *after[1:]]
 
     def _compute(self, rows: range, L: int | None) -> list[Tensor]:
         """Some rows, of L frames if known; the voices that they add, ``[n, spks]``."""
@@ -491,16 +608,33 @@ class SPGMStream:
         return parts
 
 
-def check_seconds(warm_up: object, horizon: object) -> None:
-    """Refuses a warm-up or a horizon that cannot be."""
+def order_of(products: Tensor) -> list[int]:
+    """For each voice the other that it has most in common with, ``[spks, spks]``.
 
-    def is_number(value: object) -> bool:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    Example
+    -------
+    >>> order_of(torch.tensor([[0.1, 3.0], [2.0, 0.2]]))
+    [1, 0]
+    """
+    products = products.nan_to_num().cpu()
+    return linear_sum_assignment(products, maximize=True)[1].tolist()
 
-    if not is_number(warm_up) or not 0 <= warm_up <= LONGEST_WARM_UP:
+
+def is_number(value: object) -> bool:
+    """Whether it is one, and neither a truth value."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def check_seconds(name: str, value: object) -> None:
+    """Refuses a warm-up or a look back that cannot be."""
+    if not is_number(value) or not 0 <= value <= LONGEST:
         raise UserError(
-            f"warm_up is {warm_up!r}, but must be from 0 to {LONGEST_WARM_UP} seconds."
+            f"{name} is {value!r}, but must be from 0 to {LONGEST} seconds."
         )
+
+
+def check_horizon(horizon: object) -> None:
+    """Refuses a horizon that cannot be."""
     if horizon is not None and (not is_number(horizon) or not 0 < horizon < math.inf):
         raise UserError(
             f"horizon is {horizon!r}, but must be a number of seconds above 0, or None "

@@ -221,6 +221,7 @@ def test_what_is_no_sound_becomes_silence_and_is_counted(run) -> None:
         (["--output", "a", "--threads", "9" * 30], "threads is 99"),
         (["--output", "a", "--warm-up", "99"], "warm_up is 99.0"),
         (["--output", "a", "--horizon", "0"], "horizon is 0.0"),
+        (["--output", "a", "--look-back", "-1"], "look_back is -1.0"),
         (["--output", "a", "--channel", "2"], "has 1 channel, but channel 2"),
     ],
 )

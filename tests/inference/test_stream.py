@@ -4,9 +4,10 @@ import copy
 import math
 import pickle
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from itertools import pairwise
+from itertools import pairwise, permutations, product
 from pathlib import Path
 
 import numpy as np
@@ -175,6 +176,84 @@ def by_the_rule(
     return F.pad(voices, (0, 0, 0, T - len(voices)))
 
 
+def best(products: Tensor) -> list[int]:
+    """The order in which most is in common."""
+    orders = permutations(range(len(products)))
+    return list(max(orders, key=lambda order: products[range(len(order)), order].sum()))
+
+
+def looking_back(
+    model: SPGMSeparation,
+    mix: Tensor,
+    warm_up: float,
+    horizon: float | None,
+    order_of: Callable[[Tensor], list[int]],
+) -> Tensor:
+    """Parts of streams with ever longer warm-ups, each in the order of those before."""
+    K, stride = model.mods.masknet.K, model.mods.decoder.stride[0]
+    L = count_frames(len(mix), model.mods.encoder.conv1d.kernel_size[0], stride)
+    chunks = [chunk_frames(row, K, 10**9) for row in range(999)]
+    starts, stops, _ = zip(*chunks, strict=True)
+    given = by_the_rule(model, mix, warm_up, horizon)
+    rows = 2 * max(1, sum(stop * stride <= warm_up * RATE for stop in stops))
+    while rows < 2 * ((K // 2 + L) // K + 1):
+        seconds = stops[rows - 1] * stride / RATE
+        new = by_the_rule(model, mix, seconds + 1e-9, horizon)
+        start, stop = (min(L, max(0, starts[r])) * stride for r in (rows, rows + 1))
+        new = new[:, order_of(given[:start].t() @ new[:start])]
+        ramp = (torch.arange(stop - start).double() + 1).unsqueeze(1) / (stop - start)
+        fade = torch.lerp(given[start:stop], new[start:stop], ramp)
+        given, rows = torch.cat([given[:start], fade, new[stop:]]), 2 * rows
+    return given
+
+
+@pytest.mark.parametrize("order_of", [best, lambda _: [1, 2, 0]])
+@pytest.mark.parametrize(("warm_up", "horizon"), [(0.03, None), (0.1, 0.3)])
+@torch.no_grad()
+def test_a_stream_looks_back(
+    warm_up: float,
+    horizon: float | None,
+    order_of: Callable[[Tensor], list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whenever it is twice as long; no voice changes its output, whoever tells that."""
+    model = separator(**VARIANTS["control, three"])
+    found = []
+    monkeypatch.setattr(
+        "speechbrain_spgm.inference.stream.order_of",
+        lambda products: found.append(products) or order_of(products),
+    )
+    for T, size in ((6001, 100), (3000, 999), (700, 1)):
+        mix, wanted = talk(T), []
+        for products in (found, wanted):
+            products.clear()
+        by_rule = looking_back(
+            *(model, mix, warm_up, horizon),
+            lambda products, wanted=wanted: (
+                wanted.append(products) or order_of(products)
+            ),
+        )
+        voices = in_pieces(model.stream(warm_up, horizon), mix, [size]).double()
+        peak = float(by_rule.abs().max())
+        torch.testing.assert_close(voices, by_rule, rtol=0, atol=2e-5 * peak)
+        for ours, theirs in zip(found, wanted, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4 * peak)
+
+
+def test_a_look_back_begins_where_silence_ends(model: SPGMSeparation) -> None:
+    mix = torch.cat([1e-4 * talk(5000), talk(5000)])
+    for sizes in ([100], [10000]):
+        stream = model.stream(0.05)
+        found = in_pieces(stream, mix, sizes)
+        begun = stream.state.skipped
+        assert 4000 < begun <= 5000
+        again = in_pieces(model.stream(0.05), mix[begun:], [3000])
+        gaps = [found[-2500:] - end for end in (again[-2500:], again[-2500:].flip(1))]
+        assert min(gap.abs().max() for gap in gaps) < 1e-6 * found.abs().max()
+    without = in_pieces(model.stream(0.05, look_back=0), mix, [100])
+    assert (found[-2500:] - without[-2500:]).abs().max() > 1e-3 * found.abs().max()
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(("warm_up", "horizon"), [(0, None), (0.12, None), (0.1, 0.3)])
 @torch.no_grad()
@@ -187,7 +266,7 @@ def test_a_stream_is_what_the_rule_gives(
         mix[1500:2800] *= 1e-4  # does not count
         mix[:1000] *= 1e-3 if T > 1000 else 1  # is forgotten, or not in the warm-up
         wanted = by_the_rule(model, mix, warm_up, horizon)
-        found = in_pieces(model.stream(warm_up, horizon), mix, [100])
+        found = in_pieces(model.stream(warm_up, horizon, look_back=0), mix, [100])
         assert found.shape == (T, model.num_spks)
         peak = float(wanted.abs().max())
         torch.testing.assert_close(found.double(), wanted, rtol=0, atol=2e-5 * peak)
@@ -199,7 +278,7 @@ def test_two_views_are_their_mean(warm_up: float, horizon: float | None) -> None
     model = separator()
     K, stride = model.mods.masknet.K, model.mods.decoder.stride[0]
     for T in (15, 700, 6001):
-        mix, stream = talk(T), model.stream(warm_up, horizon, views=2)
+        mix, stream = talk(T), model.stream(warm_up, horizon, 2, look_back=0)
         first = by_the_rule(model, mix, warm_up, horizon)
         second = -by_the_rule(model, -mix, warm_up, horizon)
         L = count_frames(T, model.mods.encoder.conv1d.kernel_size[0], stride)
@@ -297,7 +376,7 @@ def test_a_copy_goes_on_from_there(model: SPGMSeparation) -> None:
 
 
 def test_memory_stays_the_same(model: SPGMSeparation) -> None:
-    stream, sizes = model.stream(0.1), []
+    stream, sizes = model.stream(0.1, look_back=0.4), []
     for _ in range(30):
         stream.push(talk(800))
         sizes.append(len(pickle.dumps(stream.state)))
@@ -338,7 +417,8 @@ def test_how_long_a_pause_is_plays_no_part(horizon: float | None) -> None:
     found = []
     for hops in (10, 200):  # from chunk to chunk, 96 samples
         mix = torch.cat([before, torch.zeros(hops * 96), after])
-        found.append(in_pieces(model.stream(0.1, horizon), mix, [1000])[-4000:])
+        stream = model.stream(0.1, horizon, look_back=0.4)  # over before the pause
+        found.append(in_pieces(stream, mix, [1000])[-4000:])
     short, long = found
     assert (short - long).abs().max() < 0.03 * short.abs().max()
 
@@ -381,9 +461,9 @@ def test_wrong_input_is_one_sentence_and_changes_nothing(model: SPGMSeparation) 
         stream.push(mix)
     assert len(stream.finish()) == len(model.stream().finish()) == 0
 
-    for options in ({"warm_up": -1}, {"warm_up": True}, {"warm_up": 61}):
-        with pytest.raises(UserError, match="warm_up is .* from 0 to 60"):
-            model.stream(**options)
+    for name, value in product(("warm_up", "look_back"), (-1, True, 61, "2")):
+        with pytest.raises(UserError, match=f"{name} is .* from 0 to 60"):
+            model.stream(**{name: value})
     for horizon in (0, math.nan, math.inf, "2"):
         with pytest.raises(UserError, match="horizon is .* seconds above 0"):
             model.stream(horizon=horizon)
