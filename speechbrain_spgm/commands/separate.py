@@ -138,6 +138,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     if "" in (*arguments.inputs, arguments.output):
         raise UserError("a path is empty: name a file or a folder, . for this one.")
+    if arguments.mode == "exact":
+        refuse_given(arguments, ["window"], "has no effect in the exact mode")
+    if arguments.mode == "stitched":
+        refuse_given(arguments, ["max_memory"], "has no effect in the stitched mode")
     if arguments.manifest is not None:
         return run_corpus(arguments)
     refuse_given(arguments, OF_CORPUS, "goes with --manifest")

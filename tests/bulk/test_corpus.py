@@ -171,6 +171,14 @@ def test_fields_never_take_the_place_of_others(model, recordings):
         (["--manifest", "x" * 300], "does not exist"),
         (["."], ""),
         ([".", "--shard", "3/200"], "--shard goes with --manifest"),
+        (
+            [".", "--mode", "exact", "--window", "5"],
+            "--window has no effect in the exact",
+        ),
+        (
+            ["--manifest", ".", "--mode", "stitched", "--max-memory", "4G"],
+            "--max-memory has no effect in the stitched",
+        ),
         ([".", "--scores", "agreement"], "--scores goes with --manifest"),
         ([".", "--no-resume"], "--no-resume goes with --manifest"),
         ([".", "--engine", "ray"], "--engine goes with --manifest"),
