@@ -285,7 +285,7 @@ class SPGMSeparation(SepformerSeparation):
 
             hparams = load_safely(noted, hparams_file, overrides, overrides_must_match)
             load_weights(hparams, source_name(source), noted)
-            config = card_config(find)
+            config = card_config(noted)
             if savedir is not None:
                 way = LocalStrategy.COPY if is_url(source) else local_strategy
                 keep(files, savedir, way)

@@ -58,11 +58,13 @@ def test_a_savedir_is_a_model(
 ):
     place = str(speechbrain) if source == "folder" else REPO
     kept = tmp_path / "pretrained_models" / "kept"
-    loader.from_hparams(place, savedir=kept, run_opts=CPU, local_strategy=way)
+    given = loader.from_hparams(place, savedir=kept, run_opts=CPU, local_strategy=way)
     linked = [file.is_symlink() for file in kept.iterdir()]
     assert len(linked) >= 4 and (way == LocalStrategy.COPY or any(linked))
     again = SPGMSeparation.from_hparams(kept, run_opts=CPU)
     assert torch.equal(voices(again), voices(model))
+    if loader is SPGMSeparation:  # the card, too, which says how many views it asks for
+        assert given.hparams.config and again.hparams.config == given.hparams.config
     assert main(["info", str(kept), "--device", "cpu"]) == 0
 
 

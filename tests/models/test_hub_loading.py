@@ -129,6 +129,7 @@ def test_a_model_on_the_web(hub, repository, files, model, tmp_path, monkeypatch
     saved = SPGMSeparation.from_hparams(address, savedir="kept", run_opts=CPU)
     assert same(saved, model)
     names = {"hyperparams.yaml", "encoder.ckpt", "masknet.ckpt", "decoder.ckpt"}
+    names.add("config.json")  # which says how many views the model asks for
     assert set(os.listdir("kept")) == names
     assert not any(os.path.islink(f"kept/{name}") for name in names)
     with pytest.raises(ModelError, match="could not be downloaded: check the address"):
