@@ -13,6 +13,9 @@ from speechbrain.utils.checkpoints import (
     register_checkpoint_hooks,
 )
 
+from speechbrain_spgm.errors import UserError
+from speechbrain_spgm.training.ranks import world_size
+
 
 @register_checkpoint_hooks
 class Progress:
@@ -70,11 +73,18 @@ class Progress:
     @mark_as_saver
     def save(self, path: Path) -> None:
         """Writes all counts, exactly."""
-        Path(path).write_text(json.dumps(vars(self)), encoding="utf-8")
+        state = {**vars(self), "ranks": world_size()}
+        Path(path).write_text(json.dumps(state), encoding="utf-8")
 
     @mark_as_loader
     def load(self, path: Path, end_of_epoch: bool) -> None:
-        """Reads what ``save`` wrote."""
-        del end_of_epoch
+        """Reads what ``save`` wrote; within an epoch by as many ranks only."""
         state: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+        ranks = state.pop("ranks", world_size())
+        if not end_of_epoch and ranks != world_size():
+            raise UserError(
+                f"{Path(path).parent} was saved in the middle of an epoch with world "
+                f"size {ranks}, and each process goes on where it was: take as many, "
+                f"not {world_size()}, or move the folder away and lose the epoch."
+            )
         vars(self).update(state)

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import sys
+from contextlib import nullcontext
 from statistics import fmean
 
 import pytest
@@ -21,6 +22,7 @@ from speechbrain_spgm.metrics import pictures
 from speechbrain_spgm.metrics.pictures import save
 from speechbrain_spgm.metrics.si_sdr import pit_si_sdr_loss
 from speechbrain_spgm.training import brain as brain_module
+from speechbrain_spgm.training import progress
 from speechbrain_spgm.training.brain import SeparationBrain
 from tests.training.ranks import touch
 from tests.training.tiny import RATE, Tones, fit, make_brain
@@ -185,6 +187,20 @@ def test_weights_from_within_an_epoch_are_not_tested(tmp_path):
     brain = make_brain(tmp_path / "run", test_only=True)
     with pytest.raises(UserError, match="of a whole epoch: train first"):
         brain.evaluate(Tones(seed=3), max_key="si_sdri")
+
+
+def test_the_middle_of_an_epoch_is_continued_by_as_many_ranks(tmp_path, monkeypatch):
+    """Each has seen its own part; a whole epoch is continued by any number."""
+    for end, continues in ((False, False), (True, True)):
+        brain = make_brain(tmp_path / str(end))
+        brain.checkpointer.save_checkpoint(end_of_epoch=end)
+        with monkeypatch.context() as patch:
+            patch.setattr(progress, "world_size", lambda: 2)
+            again = make_brain(tmp_path / str(end))
+            said = "epoch with world size 1, .*: take as many, not 2"
+            with nullcontext() if continues else pytest.raises(UserError, match=said):
+                again.checkpointer.recover_if_possible()
+        assert make_brain(tmp_path / str(end)).checkpointer.recover_if_possible()
 
 
 def test_a_wrong_scheduler_costs_no_epoch(tmp_path):
