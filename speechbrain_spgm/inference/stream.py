@@ -411,14 +411,15 @@ class SPGMStream:
 
     def _advance(self, last: bool = False) -> list[Tensor]:
         """Computes what can be; what that adds to the voices, ``[n, spks]`` each."""
-        parts = []
-        while (row := self.state.row) < (stop := self._ready(last)):
+        parts, stop = [], self._ready(last)
+        while (row := self.state.row) < stop:
             renewal = self._renewal()
             if row == renewal:
                 new = self._renew(last)
+                stop = self._ready(last)
             else:
-                stop = min(stop, row + self._most(), renewal or stop)
-                new = self._voices_to(stop, last)
+                most = min(row + self._most(), renewal or stop)
+                new = self._voices_to(min(stop, most), last)
             self._remember(new)
             parts += new
         return parts
@@ -456,8 +457,8 @@ class SPGMStream:
         origin = begin // 2 * self.K * self.stride
         state.voices = torch.cat([state.voices, *parts])
         if origin > state.origin:
-            state.samples = state.samples[origin - state.origin :].clone()
-            state.voices = state.voices[origin - state.origin :].clone()
+            state.samples = state.samples[origin - state.origin :]
+            state.voices = state.voices[origin - state.origin :]
             state.origin = origin
 
     def _renew(self, last: bool) -> list[Tensor]:
