@@ -96,6 +96,7 @@ STREAM = {
     "stream, 1 s warm-up": stream(warm_up=1.0, look_back=0),
     "stream that looks back on 8 s": stream(warm_up=1.0, look_back=8.0),
 }
+FAR = {"stream that looks back on 32 s": stream(warm_up=1.0, look_back=32.0)}
 HORIZONS = {
     f"running, 1 s warm-up, horizon {seconds} s": batch("running", horizon=seconds)
     for seconds in (5, 10, 20)
@@ -107,7 +108,7 @@ WAYS = {
     "8 s": WHOLE | WARM | WINDOW | STREAM | TWICE,
     "24 to 30 s": WHOLE | WARM | WINDOW | STREAM | TWICE,
     "replaced": WHOLE | LONG | HORIZONS | WINDOW,
-    "talk": WHOLE | LONG | WINDOW | STREAM,
+    "talk": WHOLE | LONG | WINDOW | STREAM | FAR,
 }
 
 
