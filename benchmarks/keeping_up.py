@@ -56,7 +56,6 @@ def measure(model: str, network: str, cores: int, views: int, seconds: float) ->
     while not len(stream.push(0.1 * torch.randn(step))):
         pass  # the warm-up
     busy, looking, longest, settled = 0.0, 0.0, 0.0, None
-    begun_with = stream.warm_up * step
     processor = time.process_time()
     count = round(seconds * RATE / step)
     for i in range(count):
@@ -65,7 +64,7 @@ def measure(model: str, network: str, cores: int, views: int, seconds: float) ->
         stream.push(sound)
         spent = time.perf_counter() - begun
         busy += spent
-        if begun_with + i * step <= (LOOK_BACK + 1) * RATE:
+        if stream.state.taken <= (LOOK_BACK + 1) * RATE:
             looking = max(looking, spent)
         else:
             longest = max(longest, spent)

@@ -474,9 +474,7 @@ class SPGMStream:
         before = self._voices_to(old.row + 1, last)
         after = new._voices_to(rows + 1, last)
         self.state, new.state.voices = new.state, old.voices
-        n = len(after[0])
-        ramp = (torch.arange(n, device=voices.device).to(voices) + 1) / max(1, n)
-        return [torch.lerp(before[0], after[0], ramp.unsqueeze(-1)), *after[1:]]
+        return [torch.lerp(before[0], after[0], ramp_of(after[0])), *after[1:]]
 
     def _compute(self, rows: range, L: int | None) -> list[Tensor]:
         """Some rows, of L frames if known; the voices that they add, ``[n, spks]``."""
@@ -602,11 +600,22 @@ class SPGMStream:
         for part, product in zip(voices, products, strict=True):
             gains = mixture_gains(product[:-spks].view(spks, spks), product[-spks:])
             before = state.gains.where(state.gains != 0, gains)
-            n = part.shape[1]
-            ramp = (torch.arange(n, device=part.device).to(part) + 1) / max(1, n)
-            parts.append((part * torch.lerp(before, gains, ramp.unsqueeze(-1)).t()).t())
+            part = part.t()
+            parts.append(part * torch.lerp(before, gains, ramp_of(part)))
             state.gains = gains
         return parts
+
+
+def ramp_of(part: Tensor) -> Tensor:
+    """From above 0 to 1 along the samples of voices ``[n, spks]``, ``[n, 1]``.
+
+    Example
+    -------
+    >>> ramp_of(torch.zeros(2, 3)).tolist()
+    [[0.5], [1.0]]
+    """
+    n = len(part)
+    return (torch.arange(n, device=part.device).to(part).view(n, 1) + 1) / max(1, n)
 
 
 def order_of(products: Tensor) -> list[int]:
@@ -622,7 +631,7 @@ def order_of(products: Tensor) -> list[int]:
 
 
 def is_number(value: object) -> bool:
-    """Whether it is one, and neither a truth value."""
+    """Whether it is one, and no truth value."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 

@@ -120,7 +120,7 @@ def test_what_is_lowered_is_raised_again(model: SPGMSeparation) -> None:
 
 @pytest.mark.parametrize("mode", ["exact", "stitched"])
 def test_knocks_do_not_rule_a_recording(shared, tmp_path, monkeypatch, mode) -> None:
-    """Without a limiter they cost what is between them more than 2 dB."""
+    """Without a limiter they cost what is between them more than 3 dB."""
     voices = shared / "voices"
     lists = voices / "LibriMix-metadata" / "libri2mix_test-clean.csv"
     mixtures = MixtureList(lists, voices / "LibriSpeech", num_spks=2, sample_rate=RATE)
@@ -141,7 +141,7 @@ def test_knocks_do_not_rule_a_recording(shared, tmp_path, monkeypatch, mode) -> 
             loss = pit_si_sdr_loss(est[quiet][None], sources[quiet][None]).loss
             scores.append(-float(loss))
         gains.append(scores[0] - scores[1])
-    assert sum(gains) / len(gains) > 2
+    assert sum(gains) / len(gains) > 3
 
 
 @pytest.mark.parametrize("normalize", [None, "peak"])
