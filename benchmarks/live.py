@@ -74,7 +74,7 @@ def stream(**options: float | None) -> Separate:
     """Piece by piece."""
 
     def separate(model: SPGMSeparation, mix: Tensor) -> Tensor:
-        live = model.stream(**options)
+        live = model.stream(**{"views": 1, **options})
         parts = [live.push(part) for part in mix.split(round(PUSH * model.sample_rate))]
         return torch.cat([*parts, live.finish()])
 

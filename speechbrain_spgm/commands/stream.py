@@ -81,9 +81,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--views",
         type=int,
         choices=STREAM_VIEWS,
-        default=1,
         help="2: the mean of the mixture's voices and of those of the mixture upside "
-        "down, which are better for twice the computing",
+        "down, which are better for twice the computing; by default what the model's "
+        "card asks for (the shipped one's: 2)",
     )
     command.add_argument(
         "--threads", type=int, metavar="N", help="cores to compute with; by default all"

@@ -30,7 +30,7 @@ from speechbrain_spgm.audio import (
     name_of,
     to_tensor,
 )
-from speechbrain_spgm.choices import LOOK_BACK, PRECISIONS
+from speechbrain_spgm.choices import LOOK_BACK, PRECISIONS, STREAM_VIEWS
 from speechbrain_spgm.errors import UserError
 from speechbrain_spgm.files import scratch
 from speechbrain_spgm.inference.augment import check_views, separate_augmented, views_of
@@ -509,7 +509,7 @@ class SPGMSeparation(SepformerSeparation):
         self,
         warm_up: float = 1.0,
         horizon: float | None = None,
-        views: int = 1,
+        views: int | None = None,
         look_back: float = LOOK_BACK,
     ) -> SPGMStream:
         """Begins to separate a talk that comes piece by piece, as from a microphone.
@@ -521,8 +521,9 @@ class SPGMSeparation(SepformerSeparation):
         horizon : float, optional
             Seconds after which the past counts a third: voices may then come and go.
             By default nothing is forgotten.
-        views : int
-            1, or 2: better voices for twice the computing, and no more delay.
+        views : int, optional
+            1, or 2: better voices for twice the computing, and no more delay. By
+            default what the model's card asks for, at most 2.
         look_back : float
             Seconds, 0 to 60, up to which the talk so far is separated anew whenever it
             has become twice as long, so that no voice changes its output. 0: never.
@@ -539,6 +540,8 @@ class SPGMSeparation(SepformerSeparation):
         ModelError
             If the model is no SPGM network, or in training mode.
         """
+        if views is None:
+            views = min(self.views, max(STREAM_VIEWS))
         return SPGMStream(
             self.mods.encoder,
             self.mods.masknet,

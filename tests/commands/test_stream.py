@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,6 +23,7 @@ from speechbrain_spgm.inference import SPGMSeparation, save_published
 from speechbrain_spgm.models.config import build
 from speechbrain_spgm.pcm import PCM, Microphone, Pipe
 from tests.conftest import CONFIG
+from tests.inference.test_augment import with_views
 
 RATE = 8000
 
@@ -74,6 +76,15 @@ def test_files_hold_what_the_stream_gives(run, model, tmp_path) -> None:
         assert rate == RATE
         np.testing.assert_allclose(voice, wanted[:, k], atol=1e-6)
     assert len(list(tmp_path.iterdir())) == 2  # and nothing temporary
+
+
+def test_the_card_says_how_many_views(run, model, tmp_path) -> None:
+    two, mix = with_views(Path(model), tmp_path / "two", 2), noise(20_000)
+    read = [
+        run(wav(mix), "--raw", "f32le", *options)[1]
+        for options in ([], ["--views", 2], ["--model", two], ["--views", 1])
+    ]
+    assert read[0] == read[3] != read[1] == read[2]
 
 
 @pytest.mark.parametrize("rate", [16000, 44100, 8000, 11025])

@@ -94,6 +94,16 @@ def test_the_card_speaks_for_recordings_not_for_batches(
         assert json.loads((tmp_path / "a_report.json").read_text())["views"] == views
 
 
+@pytest.mark.parametrize(("card", "views"), [(1, 1), (2, 2), (4, 2)])
+def test_a_stream_follows_the_card_as_far_as_it_can(
+    published: Path, tmp_path: Path, card: int, views: int
+) -> None:
+    """More than two views would wait for one another."""
+    folder = with_views(published, tmp_path / "model", card)
+    model = SPGMSeparation.from_pretrained(folder, device="cpu")
+    assert [model.stream(views=n).views for n in (None, 1, 2)] == [views, 1, 2]
+
+
 @pytest.mark.parametrize("views", [0, -1, 9, 10**9, 2.0, True, "2", None])
 def test_wrong_numbers_are_one_sentence(
     model: SPGMSeparation, published: Path, tmp_path: Path, views: object, capsys
