@@ -33,6 +33,7 @@ def add_device_options(command: argparse.ArgumentParser) -> None:
     """Where a model runs, and whether its code does."""
     command.add_argument(
         "--device",
+        type=some_device,
         metavar="NAME",
         help="cpu, cuda, ...; by default a CUDA GPU if there is one, else the CPU",
     )
@@ -99,6 +100,13 @@ def some_path(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("a path is empty: name a file or a folder")
     return Path(text)
+
+
+def some_device(text: str) -> str:
+    """The type of an argument that must name a device."""
+    if not text:
+        raise argparse.ArgumentTypeError("a device is empty: name one, such as cpu")
+    return text
 
 
 def add_channel_option(command: argparse.ArgumentParser) -> None:

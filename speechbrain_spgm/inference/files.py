@@ -76,9 +76,13 @@ def choose_mode(model: Separable, samples: int, rate: int, options: Options) -> 
     if limit is None:
         limit = int(SAFE_SHARE * free_bytes(model.device))
     longest = longest_mixture(model.mods.encoder, model.mods.masknet)
-    # Further views are delayed by less than a second.
-    seconds = samples / rate + ((options.views or 1) > 1)
-    reached = math.ceil(seconds * model.sample_rate) <= longest
+
+    def reaches(seconds: float) -> bool:
+        """Whether so much can be separated as one."""
+        seconds += (options.views or 1) > 1  # further views are delayed by less
+        return math.ceil(seconds * model.sample_rate) <= longest
+
+    reached = reaches(samples / rate)
     if options.mode == "exact" and not reached:
         raise UserError(
             f"the model's positional encoding ends after {longest} samples: use the "
@@ -90,9 +94,14 @@ def choose_mode(model: Separable, samples: int, rate: int, options: Options) -> 
             f"the exact mode would take {format_bytes(estimate)}, but may take "
             f"{format_bytes(limit)}: use the stitched mode or raise max-memory."
         )
-    exact = options.mode == "exact" or short
+    exact = options.mode == "exact" or (short and reached)
     if options.mode == "auto":
         exact |= reached and estimate <= limit
+    if not exact and not reaches(options.window):
+        raise UserError(
+            f"window is {options.window:g} s, but the model's positional encoding ends "
+            f"after {longest / model.sample_rate:.0f} s: give a shorter one."
+        )
     return Way("exact" if exact else "stitched", estimate, limit)
 
 

@@ -297,6 +297,7 @@ def test_paths_that_are_none(run, model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for arguments, words in (
         (["", "--output", "out"], "a path is empty"),
+        ([source, "--output", "out", "--device", ""], "a device is empty"),
         ([source, "--output", ""], "a path is empty"),
         (["pipe.wav", "--output", "out"], "pipe.wav is a device or a pipe, not a file"),
         (["/dev/null", "--output", "out"], "/dev/null is a device or a pipe"),

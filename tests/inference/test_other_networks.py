@@ -98,6 +98,8 @@ def test_a_sepformer_ends_where_its_positions_do() -> None:
     assert model.separate_audio(mix[0], 1000, **options).shape == (1, longest + 1, 2)
     with pytest.raises(UserError, match="ends after .* use the stitched mode"):
         model.separate_audio(mix[0], 1000, mode="exact", **options)
+    with pytest.raises(UserError, match="window is 12 s, but .* ends after 10 s"):
+        model.separate_audio(mix[0], 1000, window=12, views=1)
 
 
 def test_the_estimate_covers_the_attention_of_a_sepformer() -> None:
