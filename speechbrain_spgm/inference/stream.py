@@ -41,8 +41,9 @@ Where all before was silence, this begins anew with it::
              '---------------------------------------' from 3. on
 
 With two *views* the mixture is separated upside down as well, and the voices are the
-mean of both. The second view's are put in the order in which all rows so far have them
-most in common with the first's.
+mean of both, in which a view counts the more the less its voices have in common, in all
+rows so far (``augment``). The second view's are put in the order in which all rows so
+far have them most in common with the first's.
 
 Axes: n, T samples, N filters, K frames in a chunk, P = K // 2, R rows (chunks), spks
 sources.
@@ -65,6 +66,7 @@ from torch import Tensor, nn
 from speechbrain_spgm.audio import to_tensor
 from speechbrain_spgm.choices import LOOK_BACK, STREAM_VIEWS
 from speechbrain_spgm.errors import UserError
+from speechbrain_spgm.inference.augment import TRUST, doubt_of
 from speechbrain_spgm.inference.level import mixture_gains
 from speechbrain_spgm.lobes import engine
 from speechbrain_spgm.lobes.chunking import chunk_frames, count_chunks, row_seconds
@@ -107,6 +109,7 @@ class StreamState:
     broken: bool = False  # a push or the finish has not come to its end
     mirror: StreamState | None = None  # the same of the second view
     common: Averages | None = None  # of the products of the voices of both
+    share: float | None = None  # that the second view has in the voices
 
 
 class SPGMStream:
@@ -351,20 +354,30 @@ class SPGMStream:
         mirror.state = self.state.mirror
         return [self, mirror]
 
-    def _mean(self, views: list[list[Tensor]]) -> list[Tensor]:
-        """What both views make of each row, as one, ``[n, spks]``."""
+    def _mean(self, views: list[list[Tensor]], rows: int) -> list[Tensor]:
+        """What both views make of some rows, and of what follows, ``[n, spks]``."""
         if len(views) == 1 or not views[0]:
             return views[0]
-        common = self.state.common
-        products = [-first.t() @ part for first, part in zip(*views, strict=True)]
-        flat = torch.stack(products).flatten(1)
-        products = common.mean(flat, [len(flat)]).view(len(flat), *products[0].shape)
-        common.rewind()
-        orders = [order_of(product) for product in products]
-        return [
-            (first - part[:, order]) / 2
-            for first, part, order in zip(*views, orders, strict=True)
-        ]
+        state = self.state
+        products = torch.stack(
+            [
+                torch.stack([-first.t() @ part, first.t() @ first, part.t() @ part])
+                for first, part in zip(*views, strict=True)
+            ]
+        )
+        products[rows:] = 0  # what comes behind the last row has its order and shares
+        flat = products.flatten(1)
+        products = state.common.mean(flat, [len(flat)]).view_as(products)
+        state.common.rewind()
+        parts = []
+        for first, part, (both, *own) in zip(*views, products, strict=True):
+            doubt, other = (float(doubt_of(product)) for product in own)
+            share = 1 / (1 + math.exp(TRUST * (other - doubt)))
+            before = share if state.share is None else state.share
+            shares = before + (share - before) * ramp_of(first)
+            parts.append(torch.lerp(first, -part[:, order_of(both)], shares))
+            state.share = share
+        return parts
 
     def _done(self, row: int) -> int:
         """How many frames are final before a row is computed; it begins with them."""
@@ -442,7 +455,7 @@ class SPGMStream:
             own = stream.state
             if L is not None and stop == count_chunks(L, self.K):
                 views[-1].append((own.overlap.double() * own.gains.unsqueeze(-1)).t())
-        parts = [part[:, state.order] for part in self._mean(views)]
+        parts = [part[:, state.order] for part in self._mean(views, len(rows))]
         for row, heard in zip(rows, state.averages.heard, strict=True):
             if heard is Heard.ANEW:
                 state.begin = row - row % 2

@@ -20,6 +20,7 @@ from torch import Tensor
 from speechbrain_spgm.data import MixtureList
 from speechbrain_spgm.errors import UserError
 from speechbrain_spgm.inference import ModelError, SPGMSeparation
+from speechbrain_spgm.inference.augment import TRUST
 from speechbrain_spgm.inference.level import mixture_gains
 from speechbrain_spgm.inference.stream import MEAN_HORIZON, SPGMStream
 from speechbrain_spgm.lobes import engine
@@ -274,7 +275,9 @@ def test_a_stream_is_what_the_rule_gives(
 
 @pytest.mark.parametrize(("warm_up", "horizon"), [(0, None), (0.12, None), (0.1, 0.3)])
 @torch.no_grad()
-def test_two_views_are_their_mean(warm_up: float, horizon: float | None) -> None:
+def test_two_views_are_their_weighted_mean(
+    warm_up: float, horizon: float | None
+) -> None:
     model = separator()
     K, stride = model.mods.masknet.K, model.mods.decoder.stride[0]
     for T in (15, 700, 6001):
@@ -285,16 +288,28 @@ def test_two_views_are_their_mean(warm_up: float, horizon: float | None) -> None
         rows = range(2 * ((K // 2 + L) // K + 1))
         ends = [min(L, max(0, chunk_frames(r + 1, K, 10**9)[0])) * stride for r in rows]
         parts = [slice(a, b) for a, b in pairwise([0, *ends, T])]
-        products = torch.stack([first[p].t() @ second[p] for p in parts])
-        wanted = []
+        pairs = (first, second), (first, first), (second, second)
+        products = torch.stack(
+            [torch.stack([a[p].t() @ b[p] for a, b in pairs]) for p in parts]
+        )
+        products[-1] = 0
+        wanted, before = [], None
         for r, part in enumerate(parts):
             last = min(max(r, stream.warm_up - 1), len(parts) - 1)
             age = (last - torch.arange(last + 1)) * stream.hop
             weights = torch.exp(-age / (horizon or math.inf)).double()
-            common = torch.tensordot(weights, products[: last + 1], 1)
+            common, *own = torch.tensordot(weights, products[: last + 1], 1)
             swapped = common[0, 1] + common[1, 0] > common[0, 0] + common[1, 1]
             other = second[part].flip(1) if swapped else second[part]
-            wanted.append((first[part] + other) / 2)
+            # |v|^2 + |w|^2 against |v + w|^2
+            doubts = [min(1, float(abs(1 - g.trace() / g.sum()))) for g in own]
+            share = 1 / (1 + math.exp(TRUST * (doubts[1] - doubts[0])))
+            before = share if before is None else before
+            n = len(other)
+            ramp = ((torch.arange(n) + 1) / max(n, 1)).double().unsqueeze(1)
+            shares = before + (share - before) * ramp
+            wanted.append((1 - shares) * first[part] + shares * other)
+            before = share
         wanted = torch.cat(wanted)
         found = in_pieces(stream, mix, [100]).double()
         peak = float(wanted.abs().max())
