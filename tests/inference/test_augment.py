@@ -1,17 +1,19 @@
 """Test-time augmentation: delays undone, voices in one order, others not heard."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 import soundfile
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from speechbrain_spgm.cli import main
 from speechbrain_spgm.errors import UserError
 from speechbrain_spgm.inference import SPGMSeparation
-from speechbrain_spgm.inference.augment import separate_augmented
+from speechbrain_spgm.inference.augment import doubts_of, separate_augmented
 from speechbrain_spgm.inference.memory import estimate_bytes
 from tests.inference.test_separation import padded_batch
 
@@ -58,6 +60,29 @@ def test_delay_polarity_and_order_are_undone(spks: int) -> None:
     assert averages_of[1:] == [0, 1, 2, 3, 4]
     assert torch.equal(seen[2][0][:, 80:], -mix)
     assert torch.equal(seen[3][0][:, 160:], mix)
+
+
+@pytest.mark.parametrize("level", [1.0, -30.0])
+def test_a_view_counts_the_less_the_more_its_voices_have_in_common(
+    level: float,
+) -> None:
+    """At any level of its voices, whatever lies beyond the end."""
+    voices = torch.randn(2, 500, 2) * torch.tensor([1.0, 0.2])
+    voices[1, 300:] = 0
+    mix, lengths = voices.sum(-1), torch.tensor([500, 300])
+    mix[1, 300:] = math.nan
+    mixed = voices.sum(-1, keepdim=True).repeat(1, 1, 2)
+    views = [0.9 * mixed + 0.1 * voices, voices, voices]
+
+    def network(mix: Tensor, lengths: Tensor, view: int) -> Tensor:
+        est = level * views[view] * (-1) ** view
+        return F.pad(est, (0, 0, mix.shape[1] - 500, 0))
+
+    found = separate_augmented(network, mix, lengths, views=3, period=30)
+    assert (found / level - voices).norm() < 1e-3 * voices.norm()
+    doubts = doubts_of(views[0], voices.sum(-1))
+    assert (0.3 < doubts).all() and (doubts < 0.6).all()
+    assert doubts_of(torch.zeros(1, 9, 2), torch.ones(1, 9)) == 1
 
 
 @pytest.mark.parametrize("views", [2, 3])
