@@ -60,7 +60,7 @@ def separate_augmented(
     first = once(mix, lengths, 0)
     if views == 1:
         return first
-    valid = torch.arange(mix.shape[1], device=mix.device) < lengths.view(-1, 1)
+    valid = torch.arange(mix.shape[1], device="cpu") < lengths.cpu().view(-1, 1)
     heard = mix.where(valid.to(mix.device), 0)
     doubt = doubts_of(first, heard)
     total, weights = first, 1.0
@@ -79,8 +79,9 @@ def separate_augmented(
 def doubts_of(est: Tensor, mix: Tensor) -> Tensor:
     """:func:`doubt_of` voices ``[B, T, spks]`` of any level in ``[B, T]``, ``[B]``."""
     est = est.detach().to(torch.promote_types(est.dtype, torch.float32))
-    grams = (est.mT @ est).double().cpu()
-    targets = (est.mT @ mix.detach().to(est).unsqueeze(-1)).squeeze(-1).double().cpu()
+    parts = est, mix.detach().to(est).unsqueeze(-1)
+    products = [(est.mT @ part).double().cpu().nan_to_num(0, 0, 0) for part in parts]
+    grams, targets = products[0], products[1].squeeze(-1)
     gains = torch.stack(
         [mixture_gains(*pair) for pair in zip(grams, targets, strict=True)]
     )
