@@ -33,7 +33,6 @@ def add_device_options(command: argparse.ArgumentParser) -> None:
     """Where a model runs, and whether its code does."""
     command.add_argument(
         "--device",
-        type=some_device,
         metavar="NAME",
         help="cpu, cuda, ...; by default a CUDA GPU if there is one, else the CPU",
     )
@@ -102,13 +101,6 @@ def some_path(text: str) -> Path:
     return Path(text)
 
 
-def some_device(text: str) -> str:
-    """The type of an argument that must name a device."""
-    if not text:
-        raise argparse.ArgumentTypeError("a device is empty: name one, such as cpu")
-    return text
-
-
 def add_channel_option(command: argparse.ArgumentParser) -> None:
     """One channel of several."""
     command.add_argument(
@@ -126,6 +118,8 @@ def load_model(arguments: argparse.Namespace) -> SPGMSeparation:
     from speechbrain_spgm.models.sources import has_speechbrain_layout, is_url, locate
 
     source, device = arguments.model, arguments.device
+    if device == "":
+        raise UserError("a device is empty: name one, such as cpu, or leave it out.")
     precision = getattr(arguments, "precision", None)
     try:
         place = locate(source)

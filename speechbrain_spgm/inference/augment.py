@@ -78,8 +78,8 @@ def separate_augmented(
 
 def doubts_of(est: Tensor, mix: Tensor) -> Tensor:
     """:func:`doubt_of` voices ``[B, T, spks]`` of any level in ``[B, T]``, ``[B]``."""
-    est = est.detach().to(torch.promote_types(est.dtype, torch.float32))
-    parts = est, mix.detach().to(est).unsqueeze(-1)
+    est = est.to(torch.promote_types(est.dtype, torch.float32))
+    parts = est, mix.to(est).unsqueeze(-1)
     products = [(est.mT @ part).double().cpu().nan_to_num(0, 0, 0) for part in parts]
     grams, targets = products[0], products[1].squeeze(-1)
     gains = torch.stack(
