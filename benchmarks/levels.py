@@ -71,7 +71,7 @@ def streamed(model: SPGMSeparation, mix: Tensor, lengths: Tensor) -> list[Tensor
     """Each as it comes."""
     voices = []
     for row, n in zip(mix, lengths, strict=True):
-        stream = model.stream()
+        stream = model.stream(views=1)
         voices.append(torch.cat([stream.push(row[:n]), stream.finish()]))
     return voices
 

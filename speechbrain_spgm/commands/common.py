@@ -63,7 +63,7 @@ def add_separation_options(command: argparse.ArgumentParser) -> None:
         "--views",
         type=int,
         metavar="N",
-        help="test-time augmentation: the mean over N delays and both polarities of a "
+        help="test-time augmentation: a mean over N delays and both polarities of a "
         "mixture, from 1 to 8: more is better and takes N times as long; by default "
         "what the model's card asks for, or 1",
     )

@@ -81,7 +81,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--views",
         type=int,
         choices=STREAM_VIEWS,
-        help="2: the mean of the mixture's voices and of those of the mixture upside "
+        help="2: a mean of the mixture's voices and of those of the mixture upside "
         "down, which are better for twice the computing; by default what the model's "
         "card asks for (the shipped one's: 2)",
     )

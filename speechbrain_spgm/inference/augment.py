@@ -1,4 +1,4 @@
-"""Test-time augmentation: the mean over several views of one mixture.
+"""Test-time augmentation: a weighted mean of several views of one mixture.
 
 A network that is asked again, about the same mixture delayed by a part of a chunk or
 with inverted polarity, makes other errors. Delays are undone, the voices are put in the
